@@ -1,0 +1,33 @@
+"""Magnitude-based weight pruning for any Keras 3 model: small, exact, measured."""
+
+from keras_pruner.allocation import Global, erk, lamp, uniform
+from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
+from keras_pruner.criteria import magnitude
+from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
+from keras_pruner.plan import Plan
+from keras_pruner.pruner import Pruner
+from keras_pruner.schedules import ConstantSparsity, FunctionSchedule, PolynomialDecay, Schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "ConstantSparsity",
+    "FunctionSchedule",
+    "Global",
+    "GradualPruning",
+    "KeepZeros",
+    "Pattern",
+    "Plan",
+    "PolynomialDecay",
+    "Pruner",
+    "Schedule",
+    "Unstructured",
+    "WhenSparse",
+    "erk",
+    "lamp",
+    "magnitude",
+    "uniform",
+]

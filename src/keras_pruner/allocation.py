@@ -1,0 +1,197 @@
+"""How one overall budget is split over the weights: functions from weights to their sparsities.
+
+Laws: the units kept in all differ from the request by less than one for each weight, no weight
+is left without any, and what is pruned already is not counted among what could be kept.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from keras_pruner.selection import kept_count
+from keras_pruner.values import check_sparsity, serializable, value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Share:
+    """One weight among those that share a budget.
+
+    Attributes:
+        path: its name in the model.
+        shape: of the weight.
+        units: how many weights, blocks or channels it has.
+        unit_scores: calling it gives their scores, shape (units,); -inf for the pruned ones.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    units: int
+    unit_scores: Callable[[], np.ndarray]
+
+
+Sparsities = dict[Share, float]
+Allocation = Callable[[Sequence[Share], float], Sparsities]
+
+
+@serializable
+def uniform(shares: Sequence[Share], sparsity: float) -> Sparsities:
+    """The same sparsity for every weight."""
+    return dict.fromkeys(shares, sparsity)
+
+
+@serializable
+def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
+    """Denser where a kernel is small: density in proportion to sum(shape) / prod(shape).
+
+    Erdős-Rényi-kernel (Evci et al. 2020, arXiv:1911.11134). Densities are capped at 1, and what
+    the cap frees goes to the others in proportion.
+    """
+    units = np.array([share.units for share in shares], float)
+    raw = np.array([sum(share.shape) / np.prod(share.shape, dtype=float) for share in shares])
+    density = np.ones(len(shares))
+    budget = units.sum() * (1 - sparsity)
+    open_ = np.ones(len(shares), bool)
+    while open_.any():
+        scale = (budget - units[~open_].sum()) / (units * raw)[open_].sum()
+        density[open_] = scale * raw[open_]
+        full = open_ & (density >= 1)
+        if not full.any():
+            break
+        density[full] = 1
+        open_ &= ~full
+    return {share: float(1 - d) for share, d in zip(shares, density, strict=True)}
+
+
+@serializable
+def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
+    """The weights that matter least to their own layer go first, over the whole model.
+
+    score(u) = s_u^2 / sum of s_v^2 over the same weight's v with s_v^2 >= s_u^2, then one top-k
+    over all (Lee et al. 2021, arXiv:2010.07611). The largest score of every weight is 1, so
+    that none is emptied.
+    """
+    return _largest_overall(shares, sparsity, [_lamp_scores(share) for share in shares], floor=0)
+
+
+@value
+class Global:
+    """One top-k over the scores of all weights, with a floor for each.
+
+    Args:
+        floor: no weight falls below this fraction of the overall density, in [0, 1): without
+            it, plain global magnitude empties whole layers.
+    """
+
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(
+                "`floor` must be a fraction of the overall density, in [0, 1). "
+                f"Received: floor={self.floor!r}."
+            )
+
+    def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
+        """The sparsity of each weight after one top-k over all of them."""
+        scores = [np.sort(share.unit_scores())[::-1] for share in shares]
+        return _largest_overall(shares, sparsity, scores, floor=self.floor)
+
+
+@value
+class Fixed:
+    """A sparsity of its own for every weight, from a mapping.
+
+    Args:
+        sparsities: regex searched in the weight's path -> fraction of zeros at the end, in
+            [0, 1). The first that fits counts.
+    """
+
+    sparsities: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for pattern, sparsity in self.sparsities.items():
+            re.compile(pattern)
+            check_sparsity(f"allocation[{pattern!r}]", sparsity)
+
+    def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
+        """The mapping's sparsities, in proportion to how far the schedule has come.
+
+        Raises:
+            ValueError: if a weight is not in the mapping, or the mapping cannot be brought to
+                the sparsity asked for.
+        """
+        final = {share: self._of(share) for share in shares}
+        units = sum(share.units for share in shares)
+        overall = sum(share.units * final[share] for share in shares) / units
+        if sparsity > overall + len(shares) / units:
+            raise ValueError(
+                f"The mapping given as `allocation` comes to {overall:.4g} over the whole model. "
+                f"Received: sparsity={sparsity:g}. Pass {overall:.4g} as the sparsity, or raise "
+                "the mapping's values."
+            )
+        scale = sparsity / overall if overall else 0.0
+        return {share: min(final[share] * scale, final[share]) for share in shares}
+
+    def _of(self, share: Share) -> float:
+        for pattern, sparsity in self.sparsities.items():
+            if re.search(pattern, share.path):
+                return sparsity
+        raise ValueError(
+            f"`allocation` must name every weight. Received: {list(self.sparsities)}, of which "
+            f"none is found in {share.path!r}."
+        )
+
+
+NAMED: dict[str, Allocation] = {"uniform": uniform, "erk": erk, "global": Global(), "lamp": lamp}
+
+
+def as_allocation(allocation: object) -> Allocation:
+    """An allocation from its name, a mapping regex -> sparsity, or a function."""
+    if isinstance(allocation, str) and allocation in NAMED:
+        return NAMED[allocation]
+    if isinstance(allocation, Mapping):
+        return Fixed(allocation)
+    if callable(allocation):
+        return allocation
+    raise ValueError(
+        f"`allocation` must be one of {sorted(NAMED)}, a mapping regex -> sparsity, or a "
+        f"function (shares, sparsity) -> sparsities. Received: allocation={allocation!r}."
+    )
+
+
+def _lamp_scores(share: Share) -> np.ndarray:
+    """The LAMP scores of one weight in descending order; -inf for what is pruned."""
+    scores = np.sort(share.unit_scores())[::-1].astype(np.float64)
+    live = np.searchsorted(-scores, np.inf)  # the pruned ones, at -inf, stand at the end
+    squares = np.square(scores[:live])
+    # The sum over all of at least this size: of equal ones, the last in the order has them all.
+    sums = np.cumsum(squares)[np.searchsorted(-squares, -squares, side="right") - 1]
+    scores[:live] = np.divide(squares, sums, out=np.zeros(live), where=sums > 0)
+    return scores
+
+
+def _largest_overall(
+    shares: Sequence[Share], sparsity: float, scores: list[np.ndarray], floor: float
+) -> Sparsities:
+    """Keep the highest of all scores, given in descending order for each weight."""
+    units = np.array([share.units for share in shares])
+    budget = kept_count(int(units.sum()), sparsity)
+    least = np.maximum(1, np.ceil(units * floor * (1 - sparsity)).astype(int))
+    rest = [s[n:] for s, n in zip(scores, least, strict=True)]
+    free = max(0, budget - int(least.sum()))
+    pool = np.concatenate(rest)
+    kept = least.copy()
+    if free >= pool.size:
+        kept = units.copy()
+    elif free:
+        threshold = np.partition(pool, pool.size - free)[pool.size - free]
+        above = np.array([np.searchsorted(-s, -threshold, side="left") for s in rest])
+        level = np.array([np.searchsorted(-s, -threshold, side="right") for s in rest]) - above
+        # Of equal scores at the threshold, those of the earlier weights are kept.
+        before = np.concatenate([[0], np.cumsum(level)[:-1]])
+        kept += above + np.clip(free - above.sum() - before, 0, level)
+    return {
+        share: float(1 - k / n) for share, k, n in zip(shares, kept, units, strict=True)
+    }

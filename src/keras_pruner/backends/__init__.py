@@ -1,0 +1,32 @@
+"""The few operations that each backend does its own way; the only place that names one.
+
+Every module here has the same functions:
+
+- `mask_gradient(gradient, mask)`: the gradient with zeros where the mask is False.
+- `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False,
+  inside a compiled step or outside, on every replica, without communication.
+- `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.
+- `variable_scope(model)`: a context in which new variables live where the model's do.
+- `eagerly()`: a context in which values can be read and assigned even while a step is traced.
+- `sync(model)`: make the model's variables hold what training has made of them.
+- `is_readable(value)`: whether a variable's value can be looked at now.
+"""
+
+import importlib
+from types import ModuleType
+
+import keras
+
+
+def current() -> ModuleType:
+    """The module of the backend that Keras runs on.
+
+    Raises:
+        NotImplementedError: for a backend without training.
+    """
+    name = keras.backend.backend()
+    if name not in ("tensorflow", "jax", "torch"):
+        raise NotImplementedError(
+            f"Pruning runs on TensorFlow, JAX and PyTorch. Received: KERAS_BACKEND={name!r}."
+        )
+    return importlib.import_module(f"keras_pruner.backends.{name}_ops")

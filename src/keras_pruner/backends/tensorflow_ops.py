@@ -1,0 +1,70 @@
+"""TensorFlow."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def mask_gradient(gradient: Any, mask: keras.Variable) -> Any:
+    """The gradient with zeros where the mask is False; rows of it for `tf.IndexedSlices`."""
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = tf.gather(mask.value, gradient.indices)
+        values = tf.where(rows, gradient.values, tf.zeros([], gradient.values.dtype))
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return tf.where(mask.value, gradient, tf.zeros([], gradient.dtype))
+
+
+def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Variable]) -> None:
+    """Set the variables to exactly 0.0 where the masks are False.
+
+    `extended.update` writes each replica's copy from that replica's mask: assigning in a replica
+    context instead would make TensorFlow all-reduce the weights.
+    """
+    pairs = [(v.value, m.value) for v, m in zip(variables, masks, strict=True)]
+
+    def zero(variable: tf.Variable, mask: tf.Tensor) -> None:
+        variable.assign(tf.where(mask, variable, tf.zeros([], variable.dtype)))
+
+    def update(strategy: tf.distribute.Strategy, pairs: Any) -> None:
+        for variable, mask in pairs:
+            strategy.extended.update(variable, zero, args=(mask,), group=False)
+
+    replica = tf.distribute.get_replica_context()
+    if replica is None:
+        update(tf.distribute.get_strategy(), pairs)
+    elif tf.distribute.has_strategy():
+        replica.merge_call(update, args=(pairs,))
+    else:
+        for variable, mask in pairs:
+            zero(variable, mask)
+
+
+def to_numpy(variable: keras.Variable) -> np.ndarray:
+    """The value as a NumPy array."""
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+
+
+def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    """The scope of the strategy the model was made in, if any."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def is_readable(value: tf.Variable) -> bool:
+    """Whether a variable has a value: not so in the trace that first makes it."""
+    with tf.init_scope():
+        return bool(value.is_initialized())
+
+
+def eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Leave the function that is being traced."""
+    return tf.init_scope()
+
+
+def sync(model: keras.Model) -> None:
+    """Nothing to do: variables are always up to date."""
+    del model

@@ -1,0 +1,105 @@
+"""Masks for an optimizer of `torch.optim`: the same part as `PrunedOptimizer`, played by hooks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from keras_pruner.backends import torch_ops
+from keras_pruner.optimizer import UNATTENDED, Masked, Progress, load_masks, save_masks
+from keras_pruner.plan import Plan
+from keras_pruner.schedules import Schedule
+
+KEY = "keras_pruner"
+"""Where the pruning state stands in the optimizer's `state_dict`."""
+
+
+class TorchOptimizerMasks:
+    """Leaves every pruned weight at exactly 0.0 after each step of a `torch.optim` optimizer.
+
+    The optimizer stays what it is. Hooks hide the gradients of pruned weights from it and zero
+    the pruned weights after it; its `state_dict` carries the masks and the count, in bits.
+
+    Args:
+        optimizer: the user's optimizer.
+        schedule: as the user gave it.
+        plan: what is pruned; its variables are those of the model.
+    """
+
+    built = True
+    is_readable = True
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, plan: Plan) -> None:
+        self.inner_optimizer = optimizer
+        self.schedule = schedule
+        self.plan = plan
+        self.progress = Progress()
+        self.attended = False
+        self.completed_updates = 0
+        self.masked = tuple(
+            Masked(target, variable, _all_true(variable), (), ())
+            for target, variable in zip(plan.targets, plan.variables, strict=True)
+            if any(variable.value is p for group in optimizer.param_groups for p in group["params"])
+        )
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._load),
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the masks have come to the end of the schedule."""
+        return self.progress.has_ended(self.schedule)
+
+    def zero_pruned(self, *, slots: bool = False) -> None:
+        """Set every pruned weight to 0.0; what the optimizer keeps for it, if asked."""
+        for masked in self.masked:
+            tensors: list[torch.Tensor] = [masked.variable.value]
+            if slots:
+                state = self.inner_optimizer.state[masked.variable.value]
+                tensors += [s for s in state.values() if _like(s, tensors[0])]
+            torch_ops.zero(tensors, masked.mask.value)
+
+    def release(self) -> None:
+        """Take the hooks off the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before_step(self, *_: Any) -> None:
+        if not self.attended:
+            raise RuntimeError(UNATTENDED)
+        for masked in self.masked:
+            gradient = masked.variable.value.grad
+            if gradient is not None:
+                torch_ops.zero([gradient], masked.mask.value)
+
+    def _after_step(self, *_: Any) -> None:
+        self.completed_updates += 1
+        self.zero_pruned()
+
+    def _save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
+        arrays: dict[str, np.ndarray] = {}
+        save_masks(self.masked, self.progress, arrays)
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        return {**state, KEY: {**tensors, "completed_updates": self.completed_updates}}
+
+    def _load(self, _: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+        mine = dict(state.get(KEY, {}))
+        completed = mine.pop("completed_updates", 0)
+        self.progress = load_masks(self.masked, {k: v.numpy() for k, v in mine.items()})
+        self.completed_updates = completed
+        return {key: value for key, value in state.items() if key != KEY}
+
+
+def _all_true(variable: keras.Variable) -> keras.Variable:
+    return keras.Variable(np.ones(variable.shape, bool), dtype="bool", trainable=False)
+
+
+def _like(slot: Any, weight: torch.Tensor) -> bool:
+    return isinstance(slot, torch.Tensor) and slot.shape == weight.shape
+
+

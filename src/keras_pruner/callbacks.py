@@ -1,0 +1,354 @@
+"""Callbacks for `fit`: thin, over the `Pruner`."""
+
+import abc
+import dataclasses
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.allocation import Share, Sparsities
+from keras_pruner.criteria import magnitude
+from keras_pruner.optimizer import Progress, find, install
+from keras_pruner.patterns import Pattern, Unstructured
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.pruner import Pruner, schedule_for
+from keras_pruner.schedules import ConstantSparsity, Schedule
+from keras_pruner.values import serializable
+
+Logs = dict[str, Any] | None
+
+
+class PruningCallback(keras.callbacks.Callback, abc.ABC):
+    """Wraps the model's optimizer when `fit` begins, keeps the masks up to date, unwraps it.
+
+    The wrapping happens in `set_model`, before any callback's `on_train_begin`, so that a
+    checkpoint restored there finds the variables it was saved from. `evaluate` and `predict`
+    call `set_model` too; the first hook that shows there is no training undoes it.
+
+    Args:
+        schedule: when to prune, and how much.
+        rules: what to prune, and how.
+    """
+
+    def __init__(self, schedule: Schedule, rules: Rules) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.rules = rules
+        self._pruner: Pruner | None = None
+        self._undo: Callable[[], None] = lambda: None
+        self._training = False
+        self._first_epoch_seen = False
+        self._ended: tuple[weakref.ref[keras.Model], Progress] | None = None
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner at work, with its plan, step and sparsity."""
+        if self._pruner is None:
+            raise RuntimeError(
+                "There is no pruner before the training: pass this callback to `fit` first."
+            )
+        return self._pruner
+
+    @property
+    def plan(self) -> Plan:
+        """What is pruned, and why everything else is not; prints as a table."""
+        return self.pruner.plan
+
+    def set_model(self, model: keras.Model) -> None:
+        """Take up the pruning that the model's optimizer carries, or wrap it."""
+        super().set_model(model)
+        self._training = self._first_epoch_seen = False
+        if model.optimizer is None:
+            return  # not compiled: `fit` refuses it, and the others need none
+        pruner = Pruner.for_fit(model, self.schedule, self.rules, self._steps_done_on(model))
+        previous, compiled_step = find(model), model.train_function
+        if previous is not None and pruner.can_adopt(previous):
+            pruner.adopt(previous)
+            self._undo = lambda: None
+        else:
+            if previous is not None and previous.built:
+                warnings.warn(
+                    f"{model.name!r} was being pruned by another plan, which ends here; its "
+                    "zeros count as the smallest weights of the new one.",
+                    stacklevel=2,
+                )
+            bare = model.optimizer
+            if previous is not None:
+                bare = previous.inner_optimizer
+            elif isinstance(bare, keras.optimizers.LossScaleOptimizer):
+                bare = bare.inner_optimizer
+            install(model, pruner.wrap(bare))
+
+            def undo() -> None:
+                install(model, bare if previous is None else previous)
+                model.train_function = compiled_step
+
+            self._undo = undo
+        self._pruner = pruner
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Note that this is a training."""
+        self._training = True
+        if find(self.model) is not self.pruner.wrapped:
+            raise ValueError(
+                "Two callbacks prune the same model in one `fit`. Pass one: `GradualPruning` "
+                "keeps zeros by itself."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Before the first epoch, see whether the schedule fits into the training."""
+        if self._first_epoch_seen:
+            return
+        self._first_epoch_seen = True
+        accumulated = self.pruner.wrapped.inner_optimizer.gradient_accumulation_steps or 1
+        batches = self.params["steps"]
+        self._settle(
+            None if batches is None else batches / accumulated,
+            self.params["epochs"] - epoch,
+        )
+        self.pruner.updates_per_call = self.model.steps_per_execution
+        self.pruner.check_reach()
+
+    def _settle(self, updates_per_epoch: float | None, epochs: int) -> None:
+        """Tell the pruner how long the training is."""
+        if updates_per_epoch is not None:
+            self.pruner.updates = int(updates_per_epoch * epochs)
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Update the masks if due."""
+        self.pruner.update()
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        """Validate with the masks that are due; undo everything if this is no training."""
+        if self._training:
+            self.pruner.update()
+        else:
+            self._undo()
+
+    def on_predict_begin(self, logs: Logs = None) -> None:
+        """Undo everything if this is no training."""
+        if not self._training:
+            self._undo()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Update the masks if due, and log the sparsity."""
+        self.pruner.update()
+        if logs is not None:
+            logs["sparsity"] = self.pruner.sparsity
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Say what was reached; give the user's optimizer back if the schedule has ended."""
+        self._training = False
+        pruner = self.pruner
+        pruner.update()
+        self._warn_if_denser()
+        finished, step = pruner.finished, pruner.step
+        if self.params.get("verbose"):
+            end = "" if finished else f" at step {step} of {pruner.schedule.end_step}"
+            print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
+        if finished:
+            # What remains to be known: with the same callback, the next `fit` goes on from here.
+            progress = pruner.wrapped.progress._replace(origin=step, updated_at=-1)
+            self._ended = (weakref.ref(self._model), progress)
+            pruner.release()
+
+    def _steps_done_on(self, model: keras.Model) -> Progress | None:
+        if self._ended is not None and self._ended[0]() is model:
+            return self._ended[1]
+        return None
+
+    def _warn_if_denser(self) -> None:
+        to_numpy = backends.current().to_numpy
+        denser = [
+            masked.target.path
+            for masked in self.pruner.wrapped.masked
+            if np.any(to_numpy(masked.variable)[~to_numpy(masked.mask)])
+        ]
+        if denser:
+            warnings.warn(
+                f"Weights that were pruned are not zero any more in {denser}: something set them "
+                "after the last step, most often a callback that restores the best epoch from "
+                "before the zeros. Wrap that one: "
+                "kp.WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True)).",
+                stacklevel=2,
+            )
+
+
+class GradualPruning(PruningCallback):
+    """Prune a model while `fit` trains it.
+
+    `GradualPruning(0.8)` goes from the model's present sparsity to 0.8 over the first three
+    quarters of the training, fast at first, in a hundred updates, and leaves the rest to recover
+    (Zhu & Gupta 2017, arXiv:1710.01878). The sparsity is logged under "sparsity": list this
+    callback before those that read logs.
+
+    Weights are exactly zero after every step. When the schedule has ended the optimizer is your
+    own again; further training needs `KeepZeros`. If `fit` ends earlier, the next one with the
+    same callback goes on.
+
+    Args:
+        schedule: the final sparsity, a schedule, or a function step -> sparsity. Not needed for
+            a pattern that has its own sparsity, such as `NM(2, 4)`.
+        epochs: (first, last) epoch of the pruning, counted from 0 and from this `fit`, in place
+            of the schedule's steps: (1, 4) prunes from the beginning of the second epoch to the
+            end of the fourth.
+        pattern: the zeros allowed.
+        allocation: how the overall budget is split over the weights: "lamp", "erk", "global",
+            "uniform", a mapping regex -> sparsity, or a function. None: "lamp", or "uniform"
+            where the pattern is neither unstructured nor of blocks.
+        criterion: weights -> scores of the same shape, higher is better.
+        filters: layers to prune: a regex or a list of them, or a function layer -> bool.
+        overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
+
+    Raises:
+        ValueError: for arguments that are wrong or do not go together.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> model.compile("adam", loss="mse")
+        >>> x, y = np.ones((32, 4)), np.ones((32, 8))
+        >>> history = model.fit(x, y, verbose=0, epochs=2, callbacks=[GradualPruning(0.75)])
+        >>> history.history["sparsity"][-1], np.count_nonzero(model.layers[0].kernel)
+        (0.75, 8)
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | float | Callable[[int], float] | None = None,
+        *,
+        epochs: tuple[int, int] | None = None,
+        pattern: Pattern = Unstructured(),  # noqa: B008 - a frozen value
+        allocation: Any = None,
+        criterion: Criterion = magnitude,
+        filters: Filters = None,
+        overrides: Mapping[str, Override] | None = None,
+    ) -> None:
+        rules = Rules(pattern, allocation, criterion, filters, overrides)
+        super().__init__(schedule_for(schedule, pattern), rules)
+        self.epochs = epochs
+        if epochs is None:
+            return
+        if not (len(epochs) == 2 and 0 <= epochs[0] <= epochs[1]):
+            raise ValueError(
+                "`epochs` must be the first and the last epoch of the pruning, like (1, 4). "
+                f"Received: epochs={epochs!r}."
+            )
+        if self.schedule.begin_step != 0 or self.schedule.end_step is not None:
+            raise ValueError(
+                "`epochs` and a schedule with steps of its own say the same thing twice. "
+                f"Received: epochs={epochs!r}, schedule={self.schedule!r}. Leave one out."
+            )
+
+    def _settle(self, updates_per_epoch: float | None, epochs: int) -> None:
+        super()._settle(updates_per_epoch, epochs)
+        if self.epochs is None:
+            return
+        if updates_per_epoch is None:
+            raise ValueError(
+                "`epochs` needs to know how long an epoch is, and this data does not say. "
+                f"Received: epochs={self.epochs!r}. Pass `steps_per_epoch` to `fit`, or give "
+                "the schedule steps: kp.PolynomialDecay(0.8, end_step=2000)."
+            )
+        begin, end = (int(updates_per_epoch * epoch) for epoch in self.epochs)
+        self.pruner.settle(begin_step=begin, end_step=end)
+
+
+class KeepZeros(PruningCallback):
+    """Keep what is zero at zero while `fit` trains the rest.
+
+    For training a pruned model further. A weight that is zero altogether, as fresh ones may be,
+    is not frozen.
+
+    Args:
+        filters: layers to keep sparse: a regex or a list of them, or a function layer -> bool.
+    """
+
+    def __init__(self, *, filters: Filters = None) -> None:
+        super().__init__(ConstantSparsity(0.0), Rules(allocation=as_they_are, filters=filters))
+
+
+@serializable
+def as_they_are(shares: Sequence[Share], sparsity: float) -> Sparsities:
+    """The sparsity that each weight has already; 0 for one that is zero altogether."""
+    del sparsity
+    nonzero = {share: np.count_nonzero(share.unit_scores()) for share in shares}
+    return {share: 1 - n / share.units if n else 0.0 for share, n in nonzero.items()}
+
+
+class WhenSparse(keras.callbacks.Callback):
+    """Run another callback only from the final sparsity on.
+
+    Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
+    would else choose one from before the zeros, when the model was denser and better.
+
+    Args:
+        callback: any Keras callback. Its `on_train_begin` and `on_train_end` always run.
+
+    Raises:
+        ValueError: if nothing prunes the model.
+
+    Example:
+        >>> callback = WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True))
+    """
+
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
+        super().__init__()
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                f"`callback` must be a Keras callback. Received: callback={callback!r}."
+            )
+        self.callback = callback
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the schedule on the model has reached its end."""
+        wrapped = find(self.model)
+        return wrapped is not None and wrapped.finished
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Pass on."""
+        super().set_params(params)
+        self.callback.set_params(params)
+
+    def set_model(self, model: keras.Model) -> None:
+        """Pass on."""
+        super().set_model(model)
+        self.callback.set_model(model)
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Pass on."""
+        if find(self.model) is None:
+            raise ValueError(
+                f"`WhenSparse` waits for a final sparsity, and nothing prunes {self.model.name!r}. "
+                "Add kp.GradualPruning(...) to the callbacks."
+            )
+        self.callback.on_train_begin(logs)
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Pass on."""
+        self.callback.on_train_end(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Pass on from the final sparsity on."""
+        if self.is_sparse:
+            self.callback.on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Pass on from the final sparsity on."""
+        if self.is_sparse:
+            self.callback.on_epoch_end(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Pass on from the final sparsity on."""
+        if self.is_sparse:
+            self.callback.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Pass on from the final sparsity on."""
+        if self.is_sparse:
+            self.callback.on_train_batch_end(batch, logs)

@@ -1,0 +1,19 @@
+"""How much each weight deserves to stay: functions from weights to scores, higher is better."""
+
+import numpy as np
+
+from keras_pruner.values import serializable
+
+
+@serializable
+def magnitude(weights: np.ndarray) -> np.ndarray:
+    """The absolute value of each weight (Han et al. 2015, arXiv:1506.02626).
+
+    Args:
+        weights: of any shape and floating-point type.
+
+    Returns:
+        Scores of the same shape, in float32, or in float64 for float64 weights.
+    """
+    wide = weights.dtype == np.float64
+    return np.abs(weights if wide else np.asarray(weights, np.float32))

@@ -1,0 +1,416 @@
+"""The wrapped optimizer: the user's own, and after each of its steps the masks."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.plan import Plan, Target
+from keras_pruner.schedules import Schedule
+from keras_pruner.values import PACKAGE
+
+UNATTENDED = (
+    "This optimizer was wrapped for pruning, but nobody updates its masks: the training would "
+    "stay dense. Call `pruner.update()` first thing in every step, or train with "
+    "`fit(..., callbacks=[kp.GradualPruning(...)])`. To train without pruning, call "
+    "`pruner.release()`."
+)
+_PARTS_OF_SPARSITY = 10**9
+
+
+class Progress(NamedTuple):
+    """How far a schedule has come, and what was settled when it began: six integers.
+
+    Attributes:
+        origin: updates the optimizer had made when the schedule began; -1 before that.
+        updated_at: the step of the last mask update; -1 before the first.
+        begin_step: of the resolved schedule.
+        end_step: of the resolved schedule; -1 if it has none.
+        frequency: of the resolved schedule; -1 if it has none.
+        initial_sparsity: of the resolved schedule, in billionths; -1 if it has none.
+    """
+
+    origin: int = -1
+    updated_at: int = -1
+    begin_step: int = -1
+    end_step: int = -1
+    frequency: int = -1
+    initial_sparsity: int = -1
+
+    def begun(self, origin: int, schedule: Schedule) -> "Progress":
+        """Note what was settled for a schedule that begins now."""
+        settled = (getattr(schedule, name, None) for name in self._settled())
+        numbers = [-1 if number is None else number for number in settled]
+        numbers[-1] = round(numbers[-1] * _PARTS_OF_SPARSITY) if numbers[-1] >= 0 else -1
+        return Progress(origin, -1, *map(int, numbers))
+
+    def restore(self, schedule: Schedule) -> Schedule:
+        """The schedule as it was settled when it began."""
+        noted = dict(zip(self._settled(), self[2:], strict=True))
+        known: dict[str, Any] = {name: number for name, number in noted.items() if number >= 0}
+        if "initial_sparsity" in known:
+            known["initial_sparsity"] /= _PARTS_OF_SPARSITY
+        if not dataclasses.is_dataclass(schedule):
+            return schedule
+        fields = {field.name for field in dataclasses.fields(schedule)}
+        return dataclasses.replace(schedule, **{k: v for k, v in known.items() if k in fields})
+
+    def has_ended(self, schedule: Schedule) -> bool:
+        """Whether the last mask update was the schedule's last."""
+        end_step = self.restore(schedule).end_step
+        return end_step is not None and 0 <= end_step <= self.updated_at
+
+    @classmethod
+    def _settled(cls) -> tuple[str, ...]:
+        return cls._fields[2:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masked:
+    """A target, its variable, its mask, and what must be zero where the weight is.
+
+    Attributes:
+        averages: the variable's moving average, if the optimizer keeps one.
+        slots: everything else the optimizer keeps for each of the variable's entries.
+    """
+
+    target: Target
+    variable: keras.Variable
+    mask: keras.Variable
+    averages: tuple[keras.Variable, ...]
+    slots: tuple[keras.Variable, ...]
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PrunedOptimizer(keras.optimizers.Optimizer):
+    """An optimizer that leaves every pruned weight at exactly 0.0.
+
+    It hides the gradients of pruned weights from the user's optimizer, lets that make its step,
+    and zeroes the pruned weights, all inside the compiled step. The masks are its variables, so
+    they are saved, restored, replicated and sharded as any optimizer's state. It never changes
+    a mask itself: that is the `Pruner`'s part.
+
+    Args:
+        inner_optimizer: the user's optimizer.
+        schedule: as the user gave it; what training settled of it is in `progress`.
+        find_plan: gives the plan, once the model has variables.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        schedule: Schedule,
+        find_plan: Callable[[], Plan],
+        name: str = "pruned",
+    ) -> None:
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = inner_optimizer
+        self.use_ema = inner_optimizer.use_ema
+        self.schedule = schedule
+        self.masked: tuple[Masked, ...] = ()
+        self.before_first_step: Callable[[], Any] | None = None
+        self.attended = False
+        self._loaded = False
+        self._find_plan = find_plan
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What is pruned; found when first asked for."""
+        if self._plan is None:
+            self._plan = self._find_plan()
+        return self._plan
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The user's optimizer's variables, the masks, and the progress."""
+        if not self.built:
+            return self.inner_optimizer.variables
+        own = [masked.mask for masked in self.masked]
+        return [*self.inner_optimizer.variables, *own, self._progress]
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Make a mask, all True, for each target among `variables`."""
+        if self.built:
+            return
+        variables = list(variables)
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        self._trainable_variables = variables
+        self._progress = self.add_variable(
+            (len(Progress._fields),), "zeros", "int32", "only_first_replica", name="progress"
+        )
+        slots = _slots(self.inner_optimizer, variables)
+        averages = self._model_variables_moving_average if self.use_ema else None
+        position = {id(variable): i for i, variable in enumerate(variables)}
+        masked = []
+        for target, variable in self._bind(variables):
+            index = position.get(id(variable))
+            if index is None:
+                continue  # in the model, but not trained by this optimizer
+            mask = self.add_variable(
+                variable.shape,
+                "ones",
+                "bool",
+                layout=getattr(variable, "_layout", None),
+                name=f"{variable.path.replace('/', '_')}_mask",
+            )
+            average = averages[index] if averages else None
+            mine = () if average is None else (average,)
+            masked.append(Masked(target, variable, mask, mine, tuple(slots[index])))
+        self.masked = tuple(masked)
+        self._masks = {self._var_key(m.variable): m.mask for m in masked}
+        self.built = True
+        self._progress.assign(np.array(Progress(), np.int32))
+
+    def _bind(self, variables: list[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
+        """Each target with its variable: the plan's own, or by position after loading."""
+        plan = self.plan
+        if plan.variables:
+            return list(zip(plan.targets, plan.variables, strict=True))
+        bound = [(t, variables[t.index]) for t in plan.targets if t.index is not None]
+        for target, variable in bound:
+            if tuple(variable.shape) != target.shape:
+                raise ValueError(
+                    f"The pruning state belongs to another model: {target.path} was of shape "
+                    f"{target.shape}, and here is {variable.path} of shape {variable.shape}."
+                )
+        return bound
+
+    # ---------------------------------------------------------------- the training step
+
+    def apply(
+        self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None
+    ) -> None:
+        """Make one step of the user's optimizer that leaves the pruned weights at zero."""
+        if not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(trainable_variables or ())
+        if self.before_first_step is not None:
+            self.before_first_step()
+        self._check_attended()
+        mask_gradient = backends.current().mask_gradient
+        masks = [
+            self._masks.get(self._var_key(variable))
+            for variable in trainable_variables or self._trainable_variables
+        ]
+        live = [
+            gradient if gradient is None or mask is None else mask_gradient(gradient, mask)
+            for gradient, mask in zip(grads, masks, strict=True)
+        ]
+        self.inner_optimizer.apply(live, trainable_variables)
+        self.zero_pruned()
+
+    def zero_pruned(self, *, slots: bool = False) -> None:
+        """Set every pruned weight and its average to 0.0; what else belongs to it, if asked."""
+        variables, masks = [], []
+        for masked in self.masked:
+            companions = masked.averages + (masked.slots if slots else ())
+            variables += [masked.variable, *companions]
+            masks += [masked.mask] * (1 + len(companions))
+        backends.current().zero_pruned(variables, masks)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Let the user's optimizer write its averages into the model, sparse."""
+        self.inner_optimizer.finalize_variable_values(var_list)
+        self.zero_pruned()
+
+    def _check_attended(self) -> None:
+        """Refuse to train on, dense and in silence, when nobody updates the masks."""
+        if self.attended:
+            return
+        if not self._loaded:
+            raise RuntimeError(UNATTENDED)
+        self.attended = True
+        warnings.warn(
+            "This model carries an unfinished pruning schedule that nobody advances: its zeros "
+            "stay, but no more are made. To go on, pass the callback it was trained with to "
+            "`fit`, or call `kp.Pruner(model).update()` in every step; to end it, call "
+            "`kp.Pruner(model).release()`.",
+            stacklevel=2,
+        )
+
+    # What Keras' trainers and callbacks ask an optimizer for, answered by the user's own.
+
+    @property
+    def iterations(self) -> keras.Variable:
+        """Updates of the weights in the lifetime of the user's optimizer."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self) -> Any:
+        """The user's optimizer's; can be set."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def _model_variables_moving_average(self) -> list[keras.Variable]:
+        return self.inner_optimizer._model_variables_moving_average
+
+    def apply_gradients(self, grads_and_vars: Any) -> keras.Variable:
+        """As `apply`, for (gradient, variable) pairs; returns the count of updates."""
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
+    def scale_loss(self, loss: Any) -> Any:
+        """As the user's optimizer scales it."""
+        return self.inner_optimizer.scale_loss(loss)
+
+    # What is saved.
+
+    @property
+    def progress(self) -> Progress:
+        """How far the schedule has come."""
+        return Progress(*map(int, keras.ops.convert_to_numpy(self._progress)))
+
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self._progress.assign(np.array(progress, np.int32))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the masks have come to the end of the schedule."""
+        return self.built and self.progress.has_ended(self.schedule)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the progress can be looked at now."""
+        return backends.current().is_readable(self._progress.value)
+
+    @property
+    def completed_updates(self) -> int:
+        """Updates of the weights in the lifetime of the user's optimizer."""
+        return int(keras.ops.convert_to_numpy(self.iterations))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the masks, one bit a weight; the user's optimizer saves its own variables."""
+        if not self.built:
+            return
+        save_masks(self.masked, self.progress, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` saved.
+
+        Raises:
+            ValueError: if the file has no pruning state, or that of other targets.
+        """
+        self.progress = load_masks(self.masked, store)
+        self._loaded = self.progress.updated_at >= 0
+
+    def get_config(self) -> dict[str, Any]:
+        """The user's optimizer, the schedule as given, and the plan."""
+        plan = self.plan
+        return {
+            "name": self.name,
+            "inner_optimizer": self.inner_optimizer,
+            "schedule": self.schedule,
+            "targets": list(plan.targets),
+            "allocation": plan.allocation,
+            "criterion": plan.criterion,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "PrunedOptimizer":
+        """Make the optimizer again; its targets find their variables by position."""
+        parts = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+        plan = Plan(tuple(parts["targets"]), (), (), parts["allocation"], parts["criterion"])
+        return cls(parts["inner_optimizer"], parts["schedule"], lambda: plan, parts["name"])
+
+
+def save_masks(masked: Sequence[Masked], progress: Progress, store: Any) -> None:
+    """Write masks, one bit a weight, and progress into a mapping from names to arrays."""
+    store["progress"] = np.array(progress, np.int32)
+    for i, each in enumerate(masked):
+        store[str(i)] = np.packbits(backends.current().to_numpy(each.mask))
+
+
+def load_masks(masked: Sequence[Masked], store: Any) -> Progress:
+    """Read what `save_masks` wrote: assign the masks, return the progress.
+
+    Raises:
+        ValueError: if there is no pruning state, or that of other targets; nothing is assigned.
+    """
+    if "progress" not in store:
+        raise ValueError(
+            "The file holds no pruning state: it was saved by a training without pruning. Load "
+            "it before the pruning begins, with the optimizer it was saved with."
+        )
+    expected = {str(i): (-(-_size(each.variable) // 8),) for i, each in enumerate(masked)}
+    found = {key: tuple(store[key].shape) for key in store if key != "progress"}
+    if found != expected:
+        differing = [
+            each.target.path
+            for i, each in enumerate(masked)
+            if found.get(str(i)) != expected[str(i)]
+        ]
+        raise ValueError(
+            f"The file holds the pruning state of another plan: {len(found)} masks, where this "
+            f"one has {len(expected)}; these differ: {differing}. Prune with the arguments it "
+            "was saved with."
+        )
+    for i, each in enumerate(masked):
+        bits = np.unpackbits(np.asarray(store[str(i)]), count=_size(each.variable))
+        each.mask.assign(bits.reshape(each.variable.shape).astype(bool))
+    return Progress(*map(int, np.asarray(store["progress"])))
+
+
+# -------------------------------------------------------------------- in a model
+
+
+def find(model: keras.Model) -> PrunedOptimizer | None:
+    """The wrapped optimizer that a model is compiled with, if it is."""
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer if isinstance(optimizer, PrunedOptimizer) else None
+
+
+def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Make `optimizer` the one that the model trains and is saved with.
+
+    A `LossScaleOptimizer` stays outside. The compile configuration names the same optimizer, or
+    a saved file would lose the state; the compiled step is dropped, for it holds the old one.
+    """
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        model.optimizer.inner_optimizer = optimizer
+    else:
+        model.optimizer = optimizer
+    model._compile_config.config["optimizer"] = optimizer
+    model.train_function = None
+
+
+def _size(variable: keras.Variable) -> int:
+    return math.prod(variable.shape)
+
+
+def _slots(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> list[list[keras.Variable]]:
+    """The optimizer's variables that belong to each of `variables`, entry by entry.
+
+    Keras names a slot after its variable: `{path with underscores}_{slot}`. The longest name
+    that fits is meant, and of variables with the same name each has the next slot in turn.
+    """
+    stems: dict[str, list[int]] = {}
+    for i, variable in enumerate(variables):
+        stems.setdefault(variable.path.replace("/", "_") + "_", []).append(i)
+    by_length = sorted(stems, key=len, reverse=True)
+    slots: list[list[keras.Variable]] = [[] for _ in variables]
+    turns: dict[str, int] = {}
+    for slot in optimizer.variables:
+        stem = next((stem for stem in by_length if slot.name.startswith(stem)), None)
+        if stem is None:
+            continue
+        turn = turns[slot.name] = turns.get(slot.name, -1) + 1
+        owner = stems[stem][turn % len(stems[stem])]
+        if tuple(slot.shape) == tuple(variables[owner].shape):
+            slots[owner].append(slot)
+    return slots

@@ -1,0 +1,284 @@
+"""Which shapes of zeros are allowed; the only place that turns scores into a mask.
+
+A pattern sees scores in the order of Keras kernels, (..., inputs, outputs), and speaks of units:
+weights, blocks or channels, whatever it keeps or removes as one.
+"""
+
+import abc
+import math
+
+import numpy as np
+
+from keras_pruner import selection
+from keras_pruner.values import check_integer, check_sparsity, value
+
+Shape = tuple[int, ...]
+_POOLINGS = {"mean": np.add, "max": np.maximum}
+
+
+class Pattern(abc.ABC):
+    """Which shapes of zeros are allowed. Subclass it for a pattern of your own.
+
+    Laws: exactly max(1, round-half-even(n (1 - s))) of n units are kept at sparsity s; among
+    equal scores the unit of lower index is kept; units scored -inf are kept last.
+    """
+
+    @abc.abstractmethod
+    def units(self, shape: Shape) -> int:
+        """How many units a weight of this shape has.
+
+        Raises:
+            ValueError: if the pattern cannot be laid on a weight of this shape.
+        """
+
+    @abc.abstractmethod
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """One score for each unit, as an array of shape (units,)."""
+
+    @abc.abstractmethod
+    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
+        """The mask of shape `shape` that keeps the units marked in `kept`, of shape (units,)."""
+
+    @property
+    def own_sparsity(self) -> float | None:
+        """The sparsity that the pattern itself fixes; None if it takes any."""
+        return None
+
+    def __call__(self, scores: np.ndarray, sparsity: float) -> np.ndarray:
+        """The mask with the highest scores at `sparsity`.
+
+        Args:
+            scores: of shape (..., inputs, outputs); -inf for what is pruned already.
+            sparsity: fraction of units to remove, in [0, 1).
+
+        Returns:
+            Boolean mask of the shape of `scores`, True = kept.
+        """
+        check_sparsity("sparsity", sparsity)
+        count = selection.kept_count(self.units(scores.shape), sparsity)
+        return self.keep(scores, count)
+
+    def keep(self, scores: np.ndarray, count: int) -> np.ndarray:
+        """The mask with the `count` highest-scored units."""
+        return self.spread(selection.largest(self.unit_scores(scores), count), scores.shape)
+
+
+@value
+class Unstructured(Pattern):
+    """Any weight may be zero.
+
+    Example:
+        >>> Unstructured()(np.array([[4.0, 1.0], [2.0, 3.0]]), 0.5)
+        array([[ True, False],
+               [False,  True]])
+    """
+
+    def units(self, shape: Shape) -> int:
+        """Every weight."""
+        return math.prod(shape)
+
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """The scores themselves."""
+        return scores.reshape(-1)
+
+    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
+        """The units are the weights."""
+        return kept.reshape(shape)
+
+
+@value
+class Block(Pattern):
+    """Zeros come in rectangles of the matrix view (all inputs, outputs).
+
+    `Block((4, 1))`, four consecutive inputs of one output, is what sparse kernels of LiteRT run
+    fast. Where the shape does not divide evenly, the blocks at the far edges are smaller, and
+    score by what they have.
+
+    Args:
+        shape: height (along the inputs) and width (along the outputs) of a block.
+        pooling: "mean" or "max" of the scores in a block.
+    """
+
+    shape: tuple[int, int]
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, (tuple, list)) or len(self.shape) != 2:
+            raise ValueError(
+                "`shape` must be the height and width of a block, like (4, 1). "
+                f"Received: shape={self.shape!r}."
+            )
+        for side in self.shape:
+            check_integer("shape", side, least=1)
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if self.pooling not in _POOLINGS:
+            raise ValueError(
+                f'`pooling` must be "mean" or "max". Received: pooling={self.pooling!r}.'
+            )
+
+    def units(self, shape: Shape) -> int:
+        """The rectangles it takes to cover the matrix view."""
+        return math.prod(self._grid(shape))
+
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """The mean or the maximum over each rectangle; of what is there, at ragged edges."""
+        matrix = scores.reshape(-1, scores.shape[-1])
+        self._grid(scores.shape)
+        pool = _POOLINGS[self.pooling]
+        for axis, side in enumerate(self.shape):
+            if side > 1:
+                starts = np.arange(0, matrix.shape[axis], side)
+                matrix = pool.reduceat(matrix, starts, axis=axis)
+        if self.pooling == "mean":
+            rows, columns = (
+                np.minimum(side, size - np.arange(0, size, side))
+                for side, size in zip(self.shape, self._matrix(scores.shape), strict=True)
+            )
+            matrix = matrix / (rows[:, None] * columns).astype(matrix.dtype)
+        return matrix.reshape(-1)
+
+    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
+        """Every weight goes the way of its rectangle."""
+        mask = kept.reshape(self._grid(shape))
+        for axis, (side, size) in enumerate(zip(self.shape, self._matrix(shape), strict=True)):
+            mask = mask.repeat(side, axis).take(np.arange(size), axis) if side > 1 else mask
+        return mask.reshape(shape)
+
+    def _matrix(self, shape: Shape) -> tuple[int, int]:
+        return math.prod(shape[:-1]), shape[-1]
+
+    def _grid(self, shape: Shape) -> tuple[int, int]:
+        rows, columns = self._matrix(shape)
+        height, width = self.shape
+        if height > rows or width > columns:
+            raise ValueError(
+                f"A block must fit into the ({rows}, {columns}) matrix view of the weight. "
+                f"Received: shape={self.shape}. Use a smaller block, or leave this weight alone "
+                "with overrides={its_name: None}."
+            )
+        return math.ceil(rows / height), math.ceil(columns / width)
+
+
+@value
+class NM(Pattern):
+    """`n` weights kept in every `m` consecutive inputs of an output; 2:4 is `NM(2, 4)`.
+
+    A ragged tail of r inputs keeps min(r, n). The sparsity is the pattern's own, 1 - n/m where
+    the groups are full (Mishra et al. 2021, arXiv:2104.08378).
+
+    Args:
+        n: weights kept in a group.
+        m: weights in a group.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        check_integer("n", self.n, least=1)
+        check_integer("m", self.m, least=2)
+        if self.n >= self.m:
+            raise ValueError(
+                "`n` weights are kept in every `m`, so n must be below m. "
+                f"Received: n={self.n}, m={self.m}."
+            )
+
+    @property
+    def own_sparsity(self) -> float:
+        """1 - n/m."""
+        return 1 - self.n / self.m
+
+    def units(self, shape: Shape) -> int:
+        """Every weight."""
+        if len(shape) < 2 or shape[-2] < self.m:
+            raise ValueError(
+                f"`m` must be at most the number of inputs of the weight, of shape {shape}. "
+                f"Received: m={self.m}. Use a smaller group, or leave this weight alone with "
+                "overrides={its_name: None}."
+            )
+        return math.prod(shape)
+
+    def kept(self, shape: Shape) -> int:
+        """How many weights of a weight of this shape stay."""
+        groups, tail = divmod(shape[-2], self.m)
+        per_output = groups * self.n + min(tail, self.n)
+        return self.units(shape) // shape[-2] * per_output
+
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """The scores themselves."""
+        return scores.reshape(-1)
+
+    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
+        """The units are the weights."""
+        return kept.reshape(shape)
+
+    def __call__(self, scores: np.ndarray, sparsity: float | None = None) -> np.ndarray:
+        """The mask with the `n` highest scores of every group.
+
+        Raises:
+            ValueError: if `sparsity` is given and is not the pattern's own.
+        """
+        if sparsity not in (None, self.own_sparsity):
+            raise ValueError(
+                f"`sparsity` is fixed by {self!r} at {self.own_sparsity:g}. "
+                f"Received: sparsity={sparsity!r}. Leave it out."
+            )
+        return self.keep(scores, self.kept(scores.shape))
+
+    def keep(self, scores: np.ndarray, count: int) -> np.ndarray:
+        """The mask with the `n` highest scores of every group, which are `count` in all."""
+        if count != self.kept(scores.shape):
+            raise ValueError(
+                f"{self!r} keeps {self.kept(scores.shape)} weights of shape {scores.shape}. "
+                f"Received: count={count}."
+            )
+        inputs = scores.shape[-2]
+        rows = np.moveaxis(scores, -2, -1)
+        tail = -inputs % self.m
+        # -inf behind the end: the real members of a ragged group have lower indices and go first.
+        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, tail)], constant_values=-np.inf)
+        groups = rows.reshape(*rows.shape[:-1], -1, self.m)
+        best = np.argsort(-groups, axis=-1, kind="stable")[..., : self.n]
+        mask = np.zeros(groups.shape, bool)
+        np.put_along_axis(mask, best, True, axis=-1)
+        mask = mask.reshape(rows.shape)[..., :inputs]
+        return np.ascontiguousarray(np.moveaxis(mask, -1, -2))
+
+
+@value
+class Channel(Pattern):
+    """Whole channels are zero.
+
+    Args:
+        axis: -1 for output channels, -2 for input channels, of a kernel (..., inputs, outputs).
+        pooling: "mean" or "max" of the scores of a channel.
+    """
+
+    axis: int = -1
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.axis not in (-1, -2):
+            raise ValueError(
+                "`axis` must be -1 (outputs) or -2 (inputs), whatever the rank of the kernel. "
+                f"Received: axis={self.axis!r}."
+            )
+        if self.pooling not in _POOLINGS:
+            raise ValueError(
+                f'`pooling` must be "mean" or "max". Received: pooling={self.pooling!r}.'
+            )
+
+    def units(self, shape: Shape) -> int:
+        """The channels."""
+        return shape[self.axis]
+
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """The mean or the maximum over each channel."""
+        others = tuple(a for a in range(scores.ndim) if a != scores.ndim + self.axis)
+        return scores.mean(others) if self.pooling == "mean" else scores.max(others)
+
+    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
+        """Every weight goes the way of its channel."""
+        along = [1] * len(shape)
+        along[self.axis] = shape[self.axis]
+        return np.broadcast_to(kept.reshape(along), shape).copy()

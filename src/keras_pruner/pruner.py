@@ -1,0 +1,472 @@
+"""Pruner: decides at the schedule's cadence what the optimizer then applies at every step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.allocation import Share
+from keras_pruner.criteria import magnitude
+from keras_pruner.optimizer import Progress, PrunedOptimizer, find, install
+from keras_pruner.patterns import NM, Pattern, Unstructured
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, Target
+from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+from keras_pruner.selection import kept_count
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weight:
+    """A target with its present value and mask, read when asked for.
+
+    Attributes:
+        target: what it is.
+        read: gives the weights.
+        read_mask: gives the present mask, True = kept.
+    """
+
+    target: Target
+    read: Callable[[], np.ndarray]
+    read_mask: Callable[[], np.ndarray]
+
+    def scores(self, criterion: Criterion) -> np.ndarray:
+        """The criterion's scores as a kernel (..., inputs, outputs); -inf for the pruned."""
+        kernel = self.target.to_kernel(self.read())
+        scores = np.asarray(criterion(kernel))
+        if scores.shape != kernel.shape:
+            raise ValueError(
+                "`criterion` must give one score for each weight. Received: scores of shape "
+                f"{scores.shape} for {self.target.path}, of shape {kernel.shape}."
+            )
+        if not scores.max() < np.inf:
+            raise ValueError(
+                f"{self.target.path} holds NaN or infinite values (or `criterion` made some of "
+                "it), so that there is no telling which of its weights matter. Nothing was "
+                "pruned. Load a sound checkpoint, or lower the learning rate."
+            )
+        return np.where(self.target.to_kernel(self.read_mask()), scores, -np.inf)
+
+
+def decide(
+    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
+) -> list[np.ndarray]:
+    """The masks at `sparsity`.
+
+    Weights that share a pattern share a budget. A weight with a sparsity of its own comes to it
+    in the same proportion as the others come to `final_sparsity`; N:M comes at once.
+    """
+    counts = _counts(weights, plan, sparsity, final_sparsity)
+    masks = []
+    for weight in weights:
+        target = weight.target
+        scores = weight.scores(plan.criterion)
+        masks.append(target.from_kernel(target.pattern.keep(scores, counts[weight])))
+    return masks
+
+
+def _counts(
+    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
+) -> dict[Weight, int]:
+    """How many units of each weight stay."""
+    counts: dict[Weight, int] = {}
+    sharing: dict[Pattern, dict[Share, Weight]] = {}
+    for weight in weights:
+        target = weight.target
+        if isinstance(target.pattern, NM):
+            counts[weight] = target.pattern.kept(target.kernel_shape)
+        elif target.sparsity is not None:
+            share = sparsity / final_sparsity if final_sparsity else 1.0
+            counts[weight] = kept_count(target.units, min(1.0, share) * target.sparsity)
+        else:
+            scores = functools.partial(_unit_scores, weight, plan.criterion)
+            share = Share(target.path, target.shape, target.units, scores)
+            sharing.setdefault(target.pattern, {})[share] = weight
+    for shares in sharing.values():
+        sparsities = plan.allocation(list(shares), sparsity)
+        for share, weight in shares.items():
+            if share not in sparsities or not 0 <= sparsities[share] <= 1:
+                raise ValueError(
+                    "`allocation` must give each weight a sparsity in [0, 1]. Received for "
+                    f"{share.path}: {sparsities.get(share)!r}."
+                )
+            counts[weight] = kept_count(share.units, sparsities[share])
+    return counts
+
+
+def _unit_scores(weight: Weight, criterion: Criterion) -> np.ndarray:
+    return weight.target.pattern.unit_scores(weight.scores(criterion))
+
+
+class Pruner:
+    """Prunes a model in a training loop of your own.
+
+    Args:
+        model: any built Keras 3 model. One whose optimizer is being pruned already (loaded, or
+            left by an interrupted `fit`) is taken up where it stands if no schedule is given.
+        schedule: a schedule, a final sparsity, or a function step -> sparsity. Not needed for a
+            pattern that has its own.
+        pattern: the zeros allowed.
+        allocation: how the overall budget is split over the weights: "lamp", "erk", "global",
+            "uniform", a mapping regex -> sparsity, or a function. None: "lamp", or "uniform"
+            where the pattern is neither unstructured nor of blocks.
+        criterion: weights -> scores of the same shape, higher is better.
+        filters: layers to prune: a regex or a list of them, or a function layer -> bool.
+        overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
+        updates: how many updates of the weights the training will make; needed where the
+            schedule leaves its end open.
+
+    Raises:
+        ValueError: for arguments that are wrong or do not go together, and for a model with
+            nothing to prune; before anything is changed.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> pruner = Pruner(model, ConstantSparsity(0.5))
+        >>> optimizer = pruner.wrap(keras.optimizers.SGD())
+        >>> pruner.update()
+        True
+        >>> pruner.sparsity
+        0.5
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        schedule: Schedule | float | Callable[[int], float] | None = None,
+        *,
+        pattern: Pattern = Unstructured(),  # noqa: B008 - a frozen value
+        allocation: Any = None,
+        criterion: Criterion = magnitude,
+        filters: Filters = None,
+        overrides: Mapping[str, Override] | None = None,
+        updates: int | None = None,
+    ) -> None:
+        present = find(model) if schedule is None else None
+        if present is not None and present.built:
+            self._set_up(model, present.schedule, lambda: present.plan, updates)
+            self.adopt(present)
+            return
+        rules = Rules(pattern, allocation, criterion, filters, overrides)
+        schedule = schedule_for(schedule, pattern)
+        plan = rules.plan(model)
+        schedule.resolve(updates, 0.0)
+        self._set_up(model, schedule, lambda: plan, updates)
+
+    @classmethod
+    def for_fit(
+        cls, model: keras.Model, schedule: Schedule, rules: Rules, ended: Progress | None
+    ) -> "Pruner":
+        """A pruner for a compiled model that may not have its weights yet.
+
+        Args:
+            model: the model.
+            schedule: when to prune; `fit` settles what it leaves open.
+            rules: how to find the plan.
+            ended: where the same schedule ended in an earlier `fit`; its origin is the steps.
+        """
+        self = cls.__new__(cls)
+        self._set_up(model, schedule, functools.cache(lambda: rules.plan(model)), None)
+        self._ended = ended
+        return self
+
+    def _set_up(
+        self,
+        model: keras.Model,
+        schedule: Schedule,
+        find_plan: Callable[[], Plan],
+        updates: int | None,
+    ) -> None:
+        self.model = model
+        self.updates = updates
+        self.updates_per_call = 1
+        self._given = schedule
+        self._find_plan = find_plan
+        self._ended: Progress | None = None
+        self._settled: dict[str, int] = {}
+        self._wrapped: Any = None
+        self._outer: Any = None
+        self._resolved: Schedule | None = None
+        self._seen = -1  # the last step that was read from the optimizer
+        self._ahead = 0  # updates there may have been since
+        self._scanned = -1  # no update is due up to this step
+        self._at: float | None = None  # the sparsity the masks were last updated to
+
+    # ------------------------------------------------------------------ use
+
+    @property
+    def plan(self) -> Plan:
+        """What is pruned, and why everything else is not."""
+        return self._find_plan()
+
+    @property
+    def wrapped(self) -> Any:
+        """The wrapped optimizer, which holds the masks."""
+        if self._wrapped is None:
+            raise RuntimeError(
+                "This pruner has no optimizer to apply its masks. Wrap one first: "
+                "`optimizer = pruner.wrap(keras.optimizers.Adam())`."
+            )
+        return self._wrapped
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule; once training has begun, with everything settled."""
+        return self._resolved or self._given
+
+    @property
+    def step(self) -> int:
+        """Updates of the weights completed since the schedule began."""
+        wrapped = self.wrapped
+        origin = wrapped.progress.origin
+        return 0 if origin < 0 else wrapped.completed_updates - origin
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has reached its end."""
+        return self._wrapped is not None and self._wrapped.finished
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros that the masks hold at present, over all targets."""
+        masks = [backends.current().to_numpy(m.mask) for m in self.wrapped.masked]
+        kept = sum(np.count_nonzero(mask) for mask in masks)
+        return 1 - kept / sum(mask.size for mask in masks)
+
+    def wrap(self, optimizer: Any) -> Any:
+        """Wrap the optimizer that trains the model.
+
+        Args:
+            optimizer: a Keras optimizer, or one of `torch.optim`, which is returned itself.
+
+        Returns:
+            The optimizer to train with.
+
+        Raises:
+            ValueError: if it is wrapped already.
+        """
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer.inner_optimizer = self.wrap(optimizer.inner_optimizer)
+            self._outer = optimizer
+            return optimizer
+        if isinstance(optimizer, PrunedOptimizer):
+            raise ValueError(
+                "`optimizer` is wrapped for pruning already, and once is enough. Received: "
+                f"optimizer={optimizer.name!r} around {optimizer.inner_optimizer.name!r}. "
+                "Pass the inner one, or use the wrapped one as it is."
+            )
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            with backends.current().variable_scope(self.model):
+                wrapped = PrunedOptimizer(optimizer, self._given, self._find_plan)
+                if self.model.built:
+                    wrapped.build(self.model.trainable_variables)
+                else:
+                    wrapped.before_first_step = self.update
+            self._wrapped = self._outer = wrapped
+            return wrapped
+        if keras.backend.backend() == "torch":
+            from keras_pruner.backends.torch_optimizer import TorchOptimizerMasks
+
+            self._wrapped = TorchOptimizerMasks(optimizer, self._given, self.plan)
+            return optimizer
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
+            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}."
+        )
+
+    def update(self) -> bool:
+        """Update the masks if the schedule says so; call it first thing in every step.
+
+        Cheap when nothing is due: the count is read from the optimizer only when an update may
+        be. With gradient accumulation a step is one applied update of the weights.
+
+        Returns:
+            Whether masks were updated.
+
+        Raises:
+            ValueError: if a weight is NaN or infinite; nothing is pruned then.
+        """
+        wrapped = self.wrapped
+        wrapped.attended = True
+        if not wrapped.built or not self._may_be_due():
+            return False
+        backends.current().sync(self.model)
+        with backends.current().eagerly():
+            return self._update_if_due(wrapped)
+
+    def stateless_update(
+        self, trainable_variables: Sequence[Any], optimizer_variables: Sequence[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """`update` for a stateless loop on JAX; outside of the jitted step.
+
+        Args:
+            trainable_variables: values of `model.trainable_variables`.
+            optimizer_variables: values of the wrapped optimizer's `variables`.
+
+        Returns:
+            Both, with the masks, the weights and the optimizer's slots brought up to date.
+        """
+        variables = [*self.model.trainable_variables, *self._outer.variables]
+        values = [*trainable_variables, *optimizer_variables]
+        if not all(map(backends.current().is_readable, values)):
+            raise ValueError(
+                "`stateless_update` chooses which weights to prune by looking at them, and these "
+                "are being traced. Call it outside of the jitted step, before it."
+            )
+        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+            changed = self.update()
+        if not changed:
+            return trainable_variables, optimizer_variables
+        values = [scope.get_current_value(variable) for variable in variables]
+        return values[: len(trainable_variables)], values[len(trainable_variables) :]
+
+    def release(self) -> Any:
+        """End the pruning, finished or not; the zeros stay, and nothing holds them any more.
+
+        Returns:
+            The user's own optimizer, which the model is compiled with again if it was.
+        """
+        wrapped = self.wrapped
+        if isinstance(wrapped, PrunedOptimizer):
+            if find(self.model) is wrapped:
+                install(self.model, wrapped.inner_optimizer)
+        else:
+            wrapped.release()
+        self._wrapped = None
+        return wrapped.inner_optimizer
+
+    # ------------------------------------------------------------------ for `fit`
+
+    def can_adopt(self, wrapped: PrunedOptimizer) -> bool:
+        """Whether `wrapped` carries this very pruning, begun before."""
+        same_schedule = wrapped.built and wrapped.schedule == self._given
+        return same_schedule and wrapped.plan.same_as(self.plan)
+
+    def adopt(self, wrapped: PrunedOptimizer) -> None:
+        """Go on with the pruning that `wrapped` carries."""
+        self._wrapped, self._outer = wrapped, self.model.optimizer
+        wrapped.attended = True
+
+    def settle(self, **steps: int) -> None:
+        """Fix fields of the schedule for when it begins."""
+        self._settled = steps
+
+    def check_reach(self) -> None:
+        """Say before the training if it is too short for the schedule.
+
+        Raises:
+            ValueError: if nothing would be pruned at all, or the schedule's end hangs on the
+                length of a training of unknown length.
+        """
+        begun = self.wrapped.built and self.wrapped.progress.origin >= 0
+        schedule = self._schedule_to_begin(0.0)
+        if begun:
+            schedule = self.wrapped.progress.restore(self._given)
+        now = self.step if begun else 0
+        if self.updates is None or schedule.end_step is None:
+            return
+        last = now + self.updates
+        if last < schedule.begin_step:
+            raise ValueError(
+                f"Nothing would be pruned: the schedule begins at step {schedule.begin_step}, and "
+                f"this training ends at step {last}. Received: schedule={self._given!r}. Begin "
+                "earlier, or train for longer."
+            )
+        if last < schedule.end_step:
+            warnings.warn(
+                f"The training is too short for the schedule: it ends at step {last}, at a "
+                f"sparsity of {schedule.sparsity_at(last):.4g}, and the schedule needs "
+                f"{schedule.end_step} steps to reach {schedule.sparsity_at_end:.4g}. Train for "
+                "longer, end the schedule earlier, or call `fit` again with the same callback.",
+                stacklevel=2,
+            )
+
+    # ------------------------------------------------------------------ deciding
+
+    def _may_be_due(self) -> bool:
+        """Whether an update may be due by now, from the number of calls alone."""
+        if self._resolved is None:
+            return self.wrapped.is_readable
+        self._ahead += self.updates_per_call
+        until = self._seen + self._ahead
+        due = any(map(self._is_due, range(self._scanned + 1, until + 1)))
+        self._scanned = until
+        return due
+
+    def _is_due(self, step: int) -> bool:
+        """At an update that asks for another sparsity than the last one did."""
+        schedule = self.schedule
+        return schedule.updates_at(step) and schedule.sparsity_at(step) != self._at
+
+    def _update_if_due(self, wrapped: Any) -> bool:
+        progress = wrapped.progress
+        if progress.origin < 0:
+            progress = self._begin(wrapped)
+        if self._resolved is None:
+            self._resolved = progress.restore(self._given)
+            if progress.updated_at >= 0:
+                self._at = self._resolved.sparsity_at(progress.updated_at)
+        step = wrapped.completed_updates - progress.origin
+        due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
+        self._seen = self._scanned = step
+        self._ahead = 0
+        if due:
+            self._prune(wrapped, self._resolved.sparsity_at(step))
+            wrapped.progress = progress._replace(updated_at=step)
+        return due
+
+    def _begin(self, wrapped: Any) -> Progress:
+        weights = [backends.current().to_numpy(m.variable) for m in wrapped.masked]
+        zeros = sum(w.size - np.count_nonzero(w) for w in weights)
+        sparsity = zeros / max(1, sum(w.size for w in weights))
+        completed = wrapped.completed_updates
+        if self._ended is not None:
+            progress = self._ended._replace(origin=completed - self._ended.origin)
+        else:
+            progress = Progress().begun(completed, self._schedule_to_begin(round(sparsity, 9)))
+        wrapped.progress = progress
+        return progress
+
+    def _schedule_to_begin(self, sparsity: float) -> Schedule:
+        given = self._given
+        if self._settled:
+            given = dataclasses.replace(given, **self._settled)  # type: ignore[type-var]
+        return given.resolve(self.updates, sparsity)
+
+    def _prune(self, wrapped: Any, sparsity: float) -> None:
+        to_numpy = backends.current().to_numpy
+        weights = [
+            Weight(
+                masked.target,
+                functools.partial(to_numpy, masked.variable),
+                functools.partial(to_numpy, masked.mask),
+            )
+            for masked in wrapped.masked
+        ]
+        masks = decide(weights, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
+        for masked, mask in zip(wrapped.masked, masks, strict=True):
+            masked.mask.assign(mask)
+        wrapped.zero_pruned(slots=True)
+        self._at = sparsity
+
+
+def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
+    """The schedule meant by what the user gave, in view of a pattern's own sparsity."""
+    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
+    if schedule is None:
+        if own is None:
+            raise ValueError(
+                "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
+                "Received: schedule=None. For 80% zeros pass 0.8."
+            )
+        return ConstantSparsity(own)
+    schedule = as_schedule(schedule)
+    if own is not None and schedule.sparsity_at_end not in (None, own):
+        final = schedule.sparsity_at_end
+        raise ValueError(
+            f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
+            f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."
+        )
+    return schedule

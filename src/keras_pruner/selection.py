@@ -1,0 +1,32 @@
+"""The exact k-th order statistic of many scores, and the mask of those above it."""
+
+import numpy as np
+
+
+def kept_count(units: int, sparsity: float) -> int:
+    """How many of `units` stay at `sparsity`: max(1, round-half-even(units (1 - sparsity))).
+
+    Example:
+        >>> [kept_count(n, s) for n, s in [(10, 0.35), (3, 0.5), (5, 0.5), (100, 0.9999)]]
+        [6, 2, 2, 1]
+    """
+    return max(1, round(units * (1 - sparsity)))
+
+
+def largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Mark the `count` largest scores; among equal ones those of lower index.
+
+    Args:
+        scores: of shape (n,); -inf for what is gone already.
+        count: how many to mark, from 1 to n.
+
+    Returns:
+        Boolean array of shape (n,), exactly `count` of them True.
+    """
+    if count >= scores.size:
+        return np.ones(scores.shape, bool)
+    threshold = np.partition(scores, scores.size - count)[scores.size - count]
+    mask = scores > threshold
+    missing = count - np.count_nonzero(mask)
+    mask[np.flatnonzero(scores == threshold)[:missing]] = True
+    return mask

@@ -1,0 +1,23 @@
+"""Text tables, as they are printed and written to logs."""
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+
+def render(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], width: int = 100
+) -> str:
+    """Lay out a table as plain text; columns whose heading starts with ">" are right-aligned."""
+    table = Table(title=title, box=SIMPLE, title_justify="left", title_style="", expand=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None, markup=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -1,0 +1,60 @@
+"""What makes a class a value: frozen, equal by its fields, checked, known to Keras' saving."""
+
+import dataclasses
+import numbers
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import keras
+
+PACKAGE = "keras_pruner"
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def value(cls: type[_T]) -> type[_T]:
+    """Make `cls` a frozen dataclass that Keras can serialize; its fields are its config."""
+
+    def get_config(self: Any) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def from_config(cls: type[_T], config: dict[str, Any]) -> _T:
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls.get_config = get_config  # type: ignore[attr-defined]
+    cls.from_config = classmethod(from_config)  # type: ignore[attr-defined]
+    return keras.saving.register_keras_serializable(PACKAGE)(cls)
+
+
+def serializable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a function of this package, so that configs can name it."""
+    return keras.saving.register_keras_serializable(PACKAGE)(function)
+
+
+def check_sparsity(name: str, sparsity: object) -> None:
+    """Raise unless `sparsity` is a fraction in [0, 1).
+
+    Raises:
+        ValueError: naming the argument, the rule, what was received and the fix.
+    """
+    if isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
+        return
+    fix = ""
+    if isinstance(sparsity, numbers.Real) and 1 < sparsity < 100:
+        fix = f" For {sparsity:g}% zeros pass {name}={float(sparsity) / 100:g}."
+    elif isinstance(sparsity, numbers.Real) and sparsity == 1:
+        fix = " A weight that is all zeros computes nothing; for 99% zeros pass 0.99."
+    raise ValueError(
+        f"`{name}` must be the fraction of weights set to zero, in [0, 1). "
+        f"Received: {name}={sparsity!r}.{fix}"
+    )
+
+
+def check_integer(name: str, number: object, *, least: int) -> None:
+    """Raise unless `number` is an integer of at least `least`."""
+    if isinstance(number, numbers.Integral) and not isinstance(number, bool) and number >= least:
+        return
+    raise ValueError(
+        f"`{name}` must be an integer of at least {least}. Received: {name}={number!r}."
+    )
