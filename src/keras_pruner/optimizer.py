@@ -143,7 +143,11 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.build(variables)
         self._trainable_variables = variables
         self._progress = self.add_variable(
-            (len(Progress._fields),), "zeros", "int32", "only_first_replica", name="progress"
+            (len(Progress._fields),),
+            keras.initializers.Constant(-1),  # an assignment would be lost in a trace
+            "int32",
+            "only_first_replica",
+            name="progress",
         )
         slots = _slots(self.inner_optimizer, variables)
         averages = self._model_variables_moving_average if self.use_ema else None
@@ -166,7 +170,6 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self.masked = tuple(masked)
         self._masks = {self._var_key(m.variable): m.mask for m in masked}
         self.built = True
-        self._progress.assign(np.array(Progress(), np.int32))
 
     def _bind(self, variables: list[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
         """Each target with its variable: the plan's own, or by position after loading."""
