@@ -45,9 +45,7 @@ def test_the_cubic_schedule_begins_at_the_sparsity_the_model_has(data):
 
 def test_law_6_masks_update_at_begin_at_the_beat_and_at_the_end(data):
     model, watch = mlp(), sparsity_per_step()
-    schedule = kp.PolynomialDecay(
-        0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3
-    )
+    schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3)
     fit(model, data, kp.GradualPruning(schedule), watch)
     held = [0, 0, *[schedule.sparsity_at(t) for t in (2, 2, 2, 5, 5, 5, 8)]]
     assert watch.noted == pytest.approx([lawful(s) for s in held] + [lawful(0.8)] * 7)
@@ -57,9 +55,7 @@ def test_law_6_with_steps_per_execution_at_the_first_boundary_with_its_sparsity(
     if keras.backend.backend() == "torch":
         pytest.skip("Keras refuses steps_per_execution > 1 on torch")
     model, watch = mlp(steps_per_execution=4), sparsity_per_step()
-    schedule = kp.PolynomialDecay(
-        0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3
-    )
+    schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3)
     fit(model, data, kp.GradualPruning(schedule), watch)
     # Boundaries at 0, 4, 8, 12; due at 2, at 5 and 8, at 9.
     expected = [0.0, schedule.sparsity_at(4), schedule.sparsity_at(8), 0.8]
@@ -81,9 +77,7 @@ def test_law_6_validation_sees_the_masks_that_are_due(data):
 
     validation = Validation()
     callbacks = [kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=4)), validation]
-    model.fit(
-        *data, epochs=1, batch_size=16, verbose=0, validation_data=data, callbacks=callbacks
-    )
+    model.fit(*data, epochs=1, batch_size=16, verbose=0, validation_data=data, callbacks=callbacks)
     assert validation.seen == pytest.approx(lawful(0.8))
 
 
@@ -129,7 +123,9 @@ def test_law_9_a_training_too_short_says_so_before_it_starts(data):
     with pytest.warns(UserWarning, match=r"ends at step 16, at a sparsity of 0\.\d+, and the "):
         fit(model, data, callback, watch)
     assert len(watch.noted) == 16
-    with pytest.raises(ValueError, match=r"Nothing would be pruned: the schedule begins at step 50"):
+    with pytest.raises(
+        ValueError, match=r"Nothing would be pruned: the schedule begins at step 50"
+    ):
         fit(mlp(), data, kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)))
 
 
@@ -213,9 +209,7 @@ def test_data_that_stops_early_is_not_the_end_of_it(data):
     model = mlp()
     callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=8))
     with pytest.warns(UserWarning):
-        model.fit(
-            batches(), steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[callback]
-        )
+        model.fit(batches(), steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[callback])
     assert find(model) is not None
     # On TensorFlow the count may move in the very step that finds no data.
     assert callback.pruner.step == int(model.optimizer.iterations) >= 3

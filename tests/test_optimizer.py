@@ -147,9 +147,7 @@ def test_the_gradients_that_are_clipped_are_those_of_live_weights(data):
     pruner.update()
     before = values(model.trainable_variables)
     gradients = [np.ones(v.shape, "float32") for v in model.trainable_variables]
-    optimizer.apply(
-        [keras.ops.convert_to_tensor(g) for g in gradients], model.trainable_variables
-    )
+    optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], model.trainable_variables)
     after = values(model.trainable_variables)
     moved = np.concatenate([(b - a).ravel() for a, b in zip(after, before, strict=True)])
     assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-3)

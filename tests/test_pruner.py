@@ -10,7 +10,9 @@ import keras_pruner as kp
 BACKEND = keras.backend.backend()
 STAIRS = kp.PolynomialDecay(0.8, initial_sparsity=0.2, end_step=6, frequency=2)
 UNITS = 8 * 10 + 10 * 3
-ROUNDED = [1 - round(UNITS * (1 - STAIRS.sparsity_at(min(6, t // 2 * 2)))) / UNITS for t in range(8)]
+ROUNDED = [
+    1 - round(UNITS * (1 - STAIRS.sparsity_at(min(6, t // 2 * 2)))) / UNITS for t in range(8)
+]
 
 
 def train_with_keras(model, optimizer, pruner, data):

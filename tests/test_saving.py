@@ -96,9 +96,7 @@ def test_a_model_saved_in_mid_schedule_goes_on(optimizer, schedule, data, tmp_pa
 @pytest.mark.filterwarnings("ignore:The training is too short")
 @pytest.mark.parametrize("schedule", [SCHEDULE, 0.8], ids=["explicit", "shorthand"])
 @pytest.mark.parametrize("order", [1, -1])
-def test_backup_and_restore_goes_on_wherever_it_stands_in_the_list(
-    schedule, order, data, tmp_path
-):
+def test_backup_and_restore_goes_on_wherever_it_stands_in_the_list(schedule, order, data, tmp_path):
     def run(*more):
         model = mlp()
         options = {"epochs": 4, "batch_size": 16, "shuffle": False, "verbose": 0}
@@ -210,15 +208,24 @@ def test_a_finished_file_opens_without_this_package(data, tmp_path):
     )
     out = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "done.keras"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
         env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
     ).stdout
     assert json.loads(out.splitlines()[-1]) == ["Adam", False, 16]
 
 
-@pytest.mark.parametrize("schedule", [
-    SCHEDULE, kp.ConstantSparsity(0.5, begin_step=3), kp.PolynomialDecay(0.8),
-], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        SCHEDULE,
+        kp.ConstantSparsity(0.5, begin_step=3),
+        kp.PolynomialDecay(0.8),
+    ],
+    ids=repr,
+)
 def test_the_wrapped_optimizer_survives_serialization(schedule):
     model = mlp()
     wrapped = kp.Pruner(model, schedule, updates=10, allocation="erk").wrap(model.optimizer)

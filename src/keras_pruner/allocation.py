@@ -192,6 +192,4 @@ def _largest_overall(
         # Of equal scores at the threshold, those of the earlier weights are kept.
         before = np.concatenate([[0], np.cumsum(level)[:-1]])
         kept += above + np.clip(free - above.sum() - before, 0, level)
-    return {
-        share: float(1 - k / n) for share, k, n in zip(shares, kept, units, strict=True)
-    }
+    return {share: float(1 - k / n) for share, k, n in zip(shares, kept, units, strict=True)}

@@ -11,7 +11,7 @@ import numpy as np
 from keras_pruner import tables
 from keras_pruner.allocation import Allocation, as_allocation, lamp, uniform
 from keras_pruner.criteria import magnitude
-from keras_pruner.patterns import NM, Block, Pattern, Unstructured
+from keras_pruner.patterns import Block, Pattern, Unstructured
 from keras_pruner.values import check_sparsity, value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
@@ -183,9 +183,7 @@ class Rules:
             raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
         return plan
 
-    def _judge(
-        self, owned: "_Owned", index: int | None, frozen: bool
-    ) -> tuple[str, Target | None]:
+    def _judge(self, owned: "_Owned", index: int | None, frozen: bool) -> tuple[str, Target | None]:
         """Why this variable is left alone, or the target it makes."""
         named, override = self._override(owned.path)
         if named and override is None:
