@@ -208,7 +208,7 @@ def test_data_that_stops_early_is_not_the_end_of_it(data):
 
     model = mlp()
     callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=8))
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="too short"):
         model.fit(batches(), steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[callback])
     assert find(model) is not None
     # On TensorFlow the count may move in the very step that finds no data.
@@ -345,7 +345,7 @@ def test_what_was_reached_is_said_at_the_end(data, capsys):
     out = capsys.readouterr().out
     assert "sparsity: 0.8000" in out
     assert "Pruned to a sparsity of 0.8." in out
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="too short"):
         fit(mlp(), data, kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=99)), verbose=2)
     assert "at step 16 of 99" in capsys.readouterr().out
 

@@ -231,8 +231,12 @@ def test_learning_rate_schedules_count_the_users_steps(data):
 
 def test_embedding_gradients_of_single_rows_are_masked():
     model = keras.Sequential(
-        [keras.Input((4,), dtype="int32"), keras.layers.Embedding(20, 6, mask_zero=True)]
-        + [keras.layers.LSTM(5), keras.layers.Dense(3)]
+        [
+            keras.Input((4,), dtype="int32"),
+            keras.layers.Embedding(20, 6, mask_zero=True),
+            keras.layers.LSTM(5),
+            keras.layers.Dense(3),
+        ]
     )
     compile_(model)
     x = np.random.default_rng(0).integers(0, 20, (32, 4))
