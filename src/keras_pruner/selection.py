@@ -10,7 +10,7 @@ def kept_count(units: int, sparsity: float) -> int:
         >>> [kept_count(n, s) for n, s in [(10, 0.35), (3, 0.5), (5, 0.5), (100, 0.9999)]]
         [6, 2, 2, 1]
     """
-    return max(1, round(units * (1 - sparsity)))
+    return max(1, round(units * (1 - float(sparsity))))
 
 
 def largest(scores: np.ndarray, count: int) -> np.ndarray:
@@ -22,11 +22,17 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
 
     Returns:
         Boolean array of shape (n,), exactly `count` of them True.
+
+    Raises:
+        ValueError: if NaN stands among the largest, so that there is no telling which they are.
     """
     if count >= scores.size:
         return np.ones(scores.shape, bool)
     threshold = np.partition(scores, scores.size - count)[scores.size - count]
     mask = scores > threshold
     missing = count - np.count_nonzero(mask)
-    mask[np.flatnonzero(scores == threshold)[:missing]] = True
+    ties = np.flatnonzero(scores == threshold)
+    if ties.size < missing:
+        raise ValueError("Scores must not be NaN: no order puts one before another.")
+    mask[ties[:missing]] = True
     return mask
