@@ -152,6 +152,12 @@ class Rules:
             )
         _check_filters(self.filters)
         _check_overrides(self.overrides, self.pattern)
+        # Immutable, and the same after a trip through JSON, which knows no tuples.
+        if isinstance(self.filters, list):
+            object.__setattr__(self, "filters", tuple(self.filters))
+        if self.overrides is not None:
+            pairs = {r: tuple(o) if isinstance(o, list) else o for r, o in self.overrides.items()}
+            object.__setattr__(self, "overrides", pairs)
         patterns = [self.pattern, *self._patterns_of_overrides()]
         fixed = all(pattern.own_sparsity is not None for pattern in patterns)
         if fixed and allocation is not uniform:
@@ -417,7 +423,7 @@ def _check_overrides(overrides: object, default: Pattern) -> None:
         name = f"overrides[{regex!r}]"
         if override is None or isinstance(override, Pattern):
             continue
-        pair = override if isinstance(override, tuple) else (override, default)
+        pair = override if isinstance(override, tuple | list) else (override, default)
         if len(pair) != 2 or not isinstance(pair[1], Pattern):
             raise ValueError(
                 f"`{name}` must be None, a sparsity, a pattern or (sparsity, pattern). "

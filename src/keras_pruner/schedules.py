@@ -201,7 +201,9 @@ class PolynomialDecay(Schedule):
         if self.end_step is None or step >= self.end_step:
             return self.final_sparsity
         initial = self.initial_sparsity or 0.0
-        elapsed = max(0, step - self.begin_step) / max(1, self.end_step - self.begin_step)
+        if step <= self.begin_step:
+            return initial
+        elapsed = (step - self.begin_step) / (self.end_step - self.begin_step)
         return self.final_sparsity + (initial - self.final_sparsity) * (1 - elapsed) ** self.power
 
     def resolve(self, steps: int | None, sparsity: float) -> "PolynomialDecay":

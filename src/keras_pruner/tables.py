@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -15,7 +16,7 @@ def render(
     table = Table(title=title, box=SIMPLE, title_justify="left", title_style="", expand=False)
     for column in columns:
         right = column.startswith(">")
-        justify = "right" if right else "left"
+        justify: Literal["right", "left"] = "right" if right else "left"
         table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
