@@ -166,7 +166,7 @@ class TestFunctionSchedule:
 
     @pytest.mark.parametrize("number", [0.5, np.float32(0.5), np.array(0.5), np.float64(0.5)])
     def test_any_number_will_do(self, number):
-        sparsity = FunctionSchedule(lambda step: number).sparsity_at(3)
+        sparsity = FunctionSchedule(lambda _: number).sparsity_at(3)
         assert sparsity == 0.5
         assert type(sparsity) is float
 
@@ -181,7 +181,7 @@ class TestFunctionSchedule:
     )
     def test_what_is_no_sparsity_is_refused_with_its_step(self, given, message):
         with pytest.raises(ValueError, match=message):
-            FunctionSchedule(lambda step: given).sparsity_at(3)
+            FunctionSchedule(lambda _: given).sparsity_at(3)
 
 
 def test_as_schedule():
@@ -200,7 +200,7 @@ def test_as_schedule_refuses_the_rest(given):
 
 def test_unknown_length():
     for schedule in (PolynomialDecay(0.8), FunctionSchedule(stairs), Linear()):
-        with pytest.raises(ValueError, match="without `end_step`.*steps_per_epoch"):
+        with pytest.raises(ValueError, match=r"without `end_step`.*steps_per_epoch"):
             schedule.resolve(None, 0.0)
 
 
@@ -239,15 +239,19 @@ def broken(**attributes):
     )
 
 
+def updates_only_at(*steps):
+    return {"updates_at": lambda _, step: step in steps}
+
+
 @pytest.mark.parametrize(
     ("attributes", "law"),
     [
-        ({"updates_at": lambda self, step: False}, "never updates"),
-        ({"updates_at": lambda self, step: step in (3, 5)}, "is last at 5, not 20"),
-        ({"updates_at": lambda self, step: step in (0, 20)}, "is first at 0, not 3"),
-        ({"updates_at": lambda self, step: step in (3, 4, 9, 20)}, "leaves gaps of"),
-        ({"updates_at": lambda self, step: step in (3, 4, 20)}, "is every 1 steps"),
-        ({"sparsity_at": lambda self, step: 80.0}, "A fraction"),
+        (updates_only_at(), "never updates"),
+        (updates_only_at(3, 5), "is last at 5, not 20"),
+        (updates_only_at(0, 20), "is first at 0, not 3"),
+        (updates_only_at(3, 4, 9, 20), "leaves gaps of"),
+        (updates_only_at(3, 4, 20), "is every 1 steps"),
+        ({"sparsity_at": lambda *_: 80.0}, "A fraction"),
         ({"sparsity_at_end": 0.5}, "The end"),
     ],
 )

@@ -24,15 +24,15 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
         Boolean array of shape (n,), exactly `count` of them True.
 
     Raises:
-        ValueError: if NaN stands among the largest, so that there is no telling which they are.
+        ValueError: for NaN among the scores.
     """
     if count >= scores.size:
         return np.ones(scores.shape, bool)
-    threshold = np.partition(scores, scores.size - count)[scores.size - count]
+    last = np.partition(scores, scores.size - count)[scores.size - count :]
+    if np.isnan(last).any():  # NaN is sorted to the end
+        raise ValueError("Scores must not be NaN: no order puts one before another.")
+    threshold = last[0]
     mask = scores > threshold
     missing = count - np.count_nonzero(mask)
-    ties = np.flatnonzero(scores == threshold)
-    if ties.size < missing:
-        raise ValueError("Scores must not be NaN: no order puts one before another.")
-    mask[ties[:missing]] = True
+    mask[np.flatnonzero(scores == threshold)[:missing]] = True
     return mask
