@@ -16,7 +16,7 @@ from keras_pruner.plan import Rules
 from keras_pruner.pruner import Weight, decide
 from keras_pruner.selection import kept_count
 
-ALL_ON = "torch"
+ALL_ON = "tensorflow"
 EVERYWHERE = {"MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny", "NASNetMobile"}
 NOT_ON_TORCH = {"NASNetMobile", "NASNetLarge"}  # Keras refuses to build them there
 SLOW = {

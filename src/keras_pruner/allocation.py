@@ -179,14 +179,17 @@ def _lamp_scores(share: Share) -> np.ndarray:
             f"{scores[live - 1]:.4g} for {share.path}. Give `criterion` values from 0 up, or use "
             'allocation="global" or "uniform".'
         )
-    squares = np.square(scores[:live] / (scores[0] or 1.0)) if live else scores[:0]
-    scores[:live] = np.divide(squares, np.cumsum(squares), out=squares, where=squares > 0)
-    return scores
+    squares = scores[:live]
+    if live and scores[0] > 0:
+        squares /= scores[0]  # so that no square is too large or too small
+        np.square(squares, out=squares)
+        np.divide(squares, np.cumsum(squares), out=squares)
+    return scores.astype(np.float32)
 
 
 def _live(descending: np.ndarray) -> int:
     """How many of the scores are not those of pruned units, at -inf, which stand at the end."""
-    return int(np.searchsorted(-descending, np.inf))
+    return descending.size - int(np.searchsorted(descending[::-1], -np.inf, side="right"))
 
 
 def _largest_overall(
@@ -207,8 +210,10 @@ def _largest_overall(
         kept = units.copy()
     elif free:
         threshold = np.partition(pool, pool.size - free)[pool.size - free]
-        above = np.array([np.searchsorted(-s, -threshold, side="left") for s in rest])
-        level = np.array([np.searchsorted(-s, -threshold, side="right") for s in rest]) - above
+        below = np.array([np.searchsorted(s[::-1], threshold, side="left") for s in rest])
+        up_to = np.array([np.searchsorted(s[::-1], threshold, side="right") for s in rest])
+        above = np.array([s.size for s in rest]) - up_to
+        level = up_to - below
         # Of equal scores at the threshold, those of the earlier weights are kept.
         before = np.concatenate([[0], np.cumsum(level)[:-1]])
         kept += above + np.clip(free - above.sum() - before, 0, level)
