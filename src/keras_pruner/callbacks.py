@@ -1,7 +1,6 @@
 """Callbacks for `fit`: thin, over the `Pruner`."""
 
 import abc
-import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,10 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.allocation import Share, Sparsities
 from keras_pruner.criteria import magnitude
-from keras_pruner.optimizer import Progress, find, install
+from keras_pruner.optimizer import find, install
 from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.progress import Progress
 from keras_pruner.pruner import Pruner, schedule_for
 from keras_pruner.schedules import ConstantSparsity, Schedule
 from keras_pruner.values import serializable
@@ -71,7 +71,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             pruner.adopt(previous)
             self._undo = lambda: None
         else:
-            if previous is not None and previous.built:
+            if previous is not None and previous.has_begun:
                 warnings.warn(
                     f"{model.name!r} was being pruned by another plan, which ends here; its "
                     "zeros count as the smallest weights of the new one.",
@@ -214,7 +214,7 @@ class GradualPruning(PruningCallback):
         >>> x, y = np.ones((32, 4)), np.ones((32, 8))
         >>> history = model.fit(x, y, verbose=0, epochs=2, callbacks=[GradualPruning(0.75)])
         >>> history.history["sparsity"][-1], np.count_nonzero(model.layers[0].kernel)
-        (0.75, 8)
+        (0.75, np.int64(8))
     """
 
     def __init__(

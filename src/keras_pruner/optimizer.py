@@ -4,13 +4,14 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.plan import Plan, Target
+from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
 from keras_pruner.values import PACKAGE
 
@@ -20,54 +21,6 @@ UNATTENDED = (
     "`fit(..., callbacks=[kp.GradualPruning(...)])`. To train without pruning, call "
     "`pruner.release()`."
 )
-_PARTS_OF_SPARSITY = 10**9
-
-
-class Progress(NamedTuple):
-    """How far a schedule has come, and what was settled when it began: six integers.
-
-    Attributes:
-        origin: updates the optimizer had made when the schedule began; -1 before that.
-        updated_at: the step of the last mask update; -1 before the first.
-        begin_step: of the resolved schedule.
-        end_step: of the resolved schedule; -1 if it has none.
-        frequency: of the resolved schedule; -1 if it has none.
-        initial_sparsity: of the resolved schedule, in billionths; -1 if it has none.
-    """
-
-    origin: int = -1
-    updated_at: int = -1
-    begin_step: int = -1
-    end_step: int = -1
-    frequency: int = -1
-    initial_sparsity: int = -1
-
-    def begun(self, origin: int, schedule: Schedule) -> "Progress":
-        """Note what was settled for a schedule that begins now."""
-        settled = (getattr(schedule, name, None) for name in self._settled())
-        numbers = [-1 if number is None else number for number in settled]
-        numbers[-1] = round(numbers[-1] * _PARTS_OF_SPARSITY) if numbers[-1] >= 0 else -1
-        return Progress(origin, -1, *map(int, numbers))
-
-    def restore(self, schedule: Schedule) -> Schedule:
-        """The schedule as it was settled when it began."""
-        noted = dict(zip(self._settled(), self[2:], strict=True))
-        known: dict[str, Any] = {name: number for name, number in noted.items() if number >= 0}
-        if "initial_sparsity" in known:
-            known["initial_sparsity"] /= _PARTS_OF_SPARSITY
-        if not dataclasses.is_dataclass(schedule):
-            return schedule
-        fields = {field.name for field in dataclasses.fields(schedule)}
-        return dataclasses.replace(schedule, **{k: v for k, v in known.items() if k in fields})
-
-    def has_ended(self, schedule: Schedule) -> bool:
-        """Whether the last mask update was the schedule's last."""
-        end_step = self.restore(schedule).end_step
-        return end_step is not None and 0 <= end_step <= self.updated_at
-
-    @classmethod
-    def _settled(cls) -> tuple[str, ...]:
-        return cls._fields[2:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +53,8 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         schedule: as the user gave it; what training settled of it is in `progress`.
         find_plan: gives the plan, once the model has variables.
     """
+
+    built: bool
 
     def __init__(
         self,
@@ -279,6 +234,11 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self._progress.assign(np.array(progress, np.int32))
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the schedule has begun to count."""
+        return self.built and self.progress.origin >= 0
+
+    @property
     def finished(self) -> bool:
         """Whether the masks have come to the end of the schedule."""
         return self.built and self.progress.has_ended(self.schedule)
@@ -341,13 +301,14 @@ def load_masks(masked: Sequence[Masked], store: Any) -> Progress:
     Raises:
         ValueError: if there is no pruning state, or that of other targets; nothing is assigned.
     """
-    if "progress" not in store:
+    names = set(store.keys()) - {"progress"}
+    if "progress" not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
         raise ValueError(
             "The file holds no pruning state: it was saved by a training without pruning. Load "
             "it before the pruning begins, with the optimizer it was saved with."
         )
     expected = {str(i): (-(-_size(each.variable) // 8),) for i, each in enumerate(masked)}
-    found = {key: tuple(store[key].shape) for key in store if key != "progress"}
+    found = {name: tuple(store[name].shape) for name in names}
     if found != expected:
         differing = [
             each.target.path

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,95 +10,13 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.allocation import Share
 from keras_pruner.criteria import magnitude
-from keras_pruner.optimizer import Progress, PrunedOptimizer, find, install
-from keras_pruner.patterns import NM, Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, Target
+from keras_pruner.masks import Weight, decide
+from keras_pruner.optimizer import PrunedOptimizer, find, install
+from keras_pruner.patterns import Pattern, Unstructured
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.progress import Progress
 from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
-from keras_pruner.selection import kept_count
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Weight:
-    """A target with its present value and mask, read when asked for.
-
-    Attributes:
-        target: what it is.
-        read: gives the weights.
-        read_mask: gives the present mask, True = kept.
-    """
-
-    target: Target
-    read: Callable[[], np.ndarray]
-    read_mask: Callable[[], np.ndarray]
-
-    def scores(self, criterion: Criterion) -> np.ndarray:
-        """The criterion's scores as a kernel (..., inputs, outputs); -inf for the pruned."""
-        kernel = self.target.to_kernel(self.read())
-        scores = np.asarray(criterion(kernel))
-        if scores.shape != kernel.shape:
-            raise ValueError(
-                "`criterion` must give one score for each weight. Received: scores of shape "
-                f"{scores.shape} for {self.target.path}, of shape {kernel.shape}."
-            )
-        if not scores.max() < np.inf:
-            raise ValueError(
-                f"{self.target.path} holds NaN or infinite values (or `criterion` made some of "
-                "it), so that there is no telling which of its weights matter. Nothing was "
-                "pruned. Load a sound checkpoint, or lower the learning rate."
-            )
-        return np.where(self.target.to_kernel(self.read_mask()), scores, -np.inf)
-
-
-def decide(
-    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
-) -> list[np.ndarray]:
-    """The masks at `sparsity`.
-
-    Weights that share a pattern share a budget. A weight with a sparsity of its own comes to it
-    in the same proportion as the others come to `final_sparsity`; N:M comes at once.
-    """
-    counts = _counts(weights, plan, sparsity, final_sparsity)
-    masks = []
-    for weight in weights:
-        target = weight.target
-        scores = weight.scores(plan.criterion)
-        masks.append(target.from_kernel(target.pattern.keep(scores, counts[weight])))
-    return masks
-
-
-def _counts(
-    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
-) -> dict[Weight, int]:
-    """How many units of each weight stay."""
-    counts: dict[Weight, int] = {}
-    sharing: dict[Pattern, dict[Share, Weight]] = {}
-    for weight in weights:
-        target = weight.target
-        if isinstance(target.pattern, NM):
-            counts[weight] = target.pattern.kept(target.kernel_shape)
-        elif target.sparsity is not None:
-            share = sparsity / final_sparsity if final_sparsity else 1.0
-            counts[weight] = kept_count(target.units, min(1.0, share) * target.sparsity)
-        else:
-            scores = functools.partial(_unit_scores, weight, plan.criterion)
-            share = Share(target.path, target.shape, target.units, scores)
-            sharing.setdefault(target.pattern, {})[share] = weight
-    for shares in sharing.values():
-        sparsities = plan.allocation(list(shares), sparsity)
-        for share, weight in shares.items():
-            if share not in sparsities or not 0 <= sparsities[share] <= 1:
-                raise ValueError(
-                    "`allocation` must give each weight a sparsity in [0, 1]. Received for "
-                    f"{share.path}: {sparsities.get(share)!r}."
-                )
-            counts[weight] = kept_count(share.units, sparsities[share])
-    return counts
-
-
-def _unit_scores(weight: Weight, criterion: Criterion) -> np.ndarray:
-    return weight.target.pattern.unit_scores(weight.scores(criterion))
 
 
 class Pruner:
@@ -233,7 +152,7 @@ class Pruner:
         """The fraction of zeros that the masks hold at present, over all targets."""
         masks = [backends.current().to_numpy(m.mask) for m in self.wrapped.masked]
         kept = sum(np.count_nonzero(mask) for mask in masks)
-        return 1 - kept / sum(mask.size for mask in masks)
+        return float(1 - kept / sum(mask.size for mask in masks))
 
     def wrap(self, optimizer: Any) -> Any:
         """Wrap the optimizer that trains the model.
@@ -266,7 +185,7 @@ class Pruner:
                     wrapped.before_first_step = self.update
             self._wrapped = self._outer = wrapped
             return wrapped
-        if keras.backend.backend() == "torch":
+        if backends.current().is_own_optimizer(optimizer):
             from keras_pruner.backends.torch_optimizer import TorchOptimizerMasks
 
             self._wrapped = TorchOptimizerMasks(optimizer, self._given, self.plan)

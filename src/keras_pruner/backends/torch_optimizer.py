@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from keras_pruner.backends import torch_ops
-from keras_pruner.optimizer import UNATTENDED, Masked, Progress, load_masks, save_masks
+from keras_pruner.optimizer import UNATTENDED, Masked, load_masks, save_masks
 from keras_pruner.plan import Plan
+from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
 
 KEY = "keras_pruner"
@@ -101,5 +102,3 @@ def _all_true(variable: keras.Variable) -> keras.Variable:
 
 def _like(slot: Any, weight: torch.Tensor) -> bool:
     return isinstance(slot, torch.Tensor) and slot.shape == weight.shape
-
-

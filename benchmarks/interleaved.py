@@ -1,0 +1,67 @@
+"""Compare alternatives on a noisy machine: in turns, as ratios, with an interval."""
+
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from keras_pruner import tables
+
+
+def compare(
+    variants: dict[str, Callable[[], object]], blocks: int, report: bool = True
+) -> dict[str, list[float]]:
+    """Run every variant once per block, in random order; give back seconds per block.
+
+    A variant may return the seconds it took itself, where not all of its work counts.
+    """
+    order, shuffle = list(variants), random.Random(0).shuffle
+    for name in order:
+        variants[name]()  # compile, allocate, warm the caches
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for block in range(blocks):
+        shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            own = variants[name]()
+            took = time.perf_counter() - start
+            seconds[name].append(own if isinstance(own, float) else took)
+        if report:
+            print(f"\rblock {block + 1} of {blocks}", end="", file=sys.stderr, flush=True)
+    if report:
+        print("\r" + " " * 24 + "\r", end="", file=sys.stderr)
+    return seconds
+
+
+def ratio(seconds: list[float], against: list[float]) -> dict[str, float]:
+    """Median of the blocks' ratios, its 95 % bootstrap interval, and the ratio of totals."""
+    ratios = np.divide(seconds, against)
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, 1), [2.5, 97.5])
+    return {
+        "median": float(np.median(ratios)),
+        "low": float(low),
+        "high": float(high),
+        "total": sum(seconds) / sum(against),
+        "milliseconds": 1e3 * statistics.median(seconds),
+    }
+
+
+def show(title: str, rows: list[dict[str, object]], path: str | None) -> None:
+    """Print the rows as a table; write them as JSON if a path is given."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    print(tables.render(title, columns, cells, width=160))
+    if path:
+        machine = {"python": platform.python_version(), "machine": platform.machine()}
+        Path(path).write_text(json.dumps({"title": title, "rows": rows, **machine}, indent=1))
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
