@@ -11,8 +11,9 @@ import numpy as np
 from keras_pruner import tables
 from keras_pruner.allocation import Allocation, as_allocation, lamp, uniform
 from keras_pruner.criteria import magnitude
+from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.values import check_regex, check_sparsity, value
+from keras_pruner.values import value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
@@ -153,8 +154,8 @@ class Rules:
                 "`criterion` must be a function from weights to scores of the same shape. "
                 f"Received: criterion={self.criterion!r}."
             )
-        _check_filters(self.filters)
-        _check_overrides(self.overrides, self.pattern)
+        check_filters(self.filters)
+        check_overrides(self.overrides, self.pattern)
         # Immutable, and the same after a trip through JSON, which knows no tuples.
         if isinstance(self.filters, list):
             object.__setattr__(self, "filters", tuple(self.filters))
@@ -206,7 +207,7 @@ class Rules:
         regex = self._override_of(owned.path)
         named = regex is not None
         override = (self.overrides or {}).get(regex or "") if named else None
-        sparsity, pattern = _read_override(override, self.pattern)
+        sparsity, pattern = read_override(override, self.pattern)
         if named and (override is None or sparsity == 0):
             return _OVERRIDDEN, None
         if not named and not self._admits(owned):
@@ -234,7 +235,7 @@ class Rules:
     def _patterns_of_overrides(self) -> Iterator[Pattern]:
         for override in (self.overrides or {}).values():
             if override is not None:
-                yield _read_override(override, self.pattern)[1]
+                yield read_override(override, self.pattern)[1]
 
     def _admits(self, owned: "_Owned") -> bool:
         if self.filters is None:
@@ -294,7 +295,7 @@ def check_model(model: object) -> None:
         )
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(
-            "`model` must be a Keras model, not a tensor, a file or what else comes out of one. "
+            "`model` must be a Keras model, not what comes out of one. "
             f"Received: an object of type {module}.{type(model).__name__}."
         )
     if not model.built:
@@ -398,58 +399,3 @@ def _variables(model: keras.layers.Layer) -> Iterator[_Owned]:
 
 def _without_root(path: str, model: keras.layers.Layer) -> str:
     return path.removeprefix(f"{model.name}/")
-
-
-def _check_filters(filters: object) -> None:
-    if filters is None or callable(filters):
-        return
-    regexes = [filters] if isinstance(filters, str) else filters
-    if not isinstance(regexes, list | tuple):
-        raise ValueError(
-            "`filters` must be a regex, a list of them, or a function layer -> bool. "
-            f"Received: filters={filters!r}."
-        )
-    for regex in regexes:
-        check_regex("filters", regex)
-
-
-def _check_overrides(overrides: object, default: Pattern) -> None:
-    if overrides is None:
-        return
-    if not isinstance(overrides, Mapping):
-        raise ValueError(
-            "`overrides` must map regexes to None, a sparsity, a pattern or (sparsity, pattern). "
-            f"Received: overrides={overrides!r}."
-        )
-    for regex, override in overrides.items():
-        check_regex("overrides", regex)
-        name = f"overrides[{regex!r}]"
-        if override is None or isinstance(override, Pattern):
-            continue
-        pair = override if isinstance(override, tuple | list) else (override, default)
-        if len(pair) != 2 or not isinstance(pair[1], Pattern):
-            raise ValueError(
-                f"`{name}` must be None, a sparsity, a pattern or (sparsity, pattern). "
-                f"Received: {name}={override!r}."
-            )
-        sparsity, pattern = pair
-        check_sparsity(name, sparsity)
-        if pattern.own_sparsity is not None and not pattern.is_own(sparsity):
-            raise ValueError(
-                f"`{name}` gives {pattern!r} a sparsity that is not its own, "
-                f"{pattern.own_sparsity:g}. Received: {sparsity!r}. Leave it out, or pass "
-                "(sparsity, pattern) with another pattern."
-            )
-
-
-def _read_override(override: Any, default: Pattern) -> tuple[float | None, Pattern]:
-    """The sparsity and the pattern of a weight."""
-    if isinstance(override, tuple):
-        sparsity, pattern = override
-    elif isinstance(override, Pattern):
-        sparsity, pattern = None, override
-    else:
-        sparsity, pattern = override, default
-    if pattern.own_sparsity is not None:
-        return pattern.own_sparsity, pattern
-    return None if sparsity is None else float(sparsity), pattern
