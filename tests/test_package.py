@@ -17,7 +17,7 @@ LAYERS = [
     {"values", "tables"},
     {"schedules", "criteria", "selection"},
     {"patterns"},
-    {"allocation"},
+    {"allocation", "overrides"},
     {"plan", "progress"},
     {"masks"},
     {"backends"},

@@ -5,13 +5,14 @@ is left without any, and what is pruned already is not counted among what could 
 """
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from keras_pruner.selection import kept_count
-from keras_pruner.values import check_sparsity, serializable, value
+from keras_pruner.values import check_regex, check_sparsity, serializable, value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +69,12 @@ def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
 def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
     """The weights that matter least to their own layer go first, over the whole model.
 
-    score(u) = s_u^2 / sum of s_v^2 over the same weight's v with s_v^2 >= s_u^2, then one top-k
-    over all (Lee et al. 2021, arXiv:2010.07611). The largest score of every weight is 1, so
-    that none is emptied.
+    score(u) = s_u^2 / sum of s_v^2 over v from u up, in ascending order of one weight's scores,
+    then one top-k over all (Lee et al. 2021, arXiv:2010.07611, eq. 3). The largest score of
+    every weight is 1, so that none is emptied.
+
+    Raises:
+        ValueError: if scores are negative, which has no meaning here.
     """
     return _largest_overall(shares, sparsity, [_lamp_scores(share) for share in shares], floor=0)
 
@@ -87,7 +91,8 @@ class Global:
     floor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor < 1:
+        number = isinstance(self.floor, numbers.Real) and not isinstance(self.floor, bool)
+        if not (number and 0 <= float(self.floor) < 1):
             raise ValueError(
                 "`floor` must be a fraction of the overall density, in [0, 1). "
                 f"Received: floor={self.floor!r}."
@@ -111,9 +116,12 @@ class Fixed:
     sparsities: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        for pattern, sparsity in self.sparsities.items():
-            re.compile(pattern)
-            check_sparsity(f"allocation[{pattern!r}]", sparsity)
+        if not self.sparsities:
+            raise ValueError("`allocation` must name the weights. Received: an empty mapping.")
+        for regex, sparsity in self.sparsities.items():
+            check_regex("allocation", regex)
+            check_sparsity(f"allocation[{regex!r}]", sparsity)
+        object.__setattr__(self, "sparsities", dict(self.sparsities))
 
     def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
         """The mapping's sparsities, in proportion to how far the schedule has come.
@@ -135,8 +143,8 @@ class Fixed:
         return {share: min(final[share] * scale, final[share]) for share in shares}
 
     def _of(self, share: Share) -> float:
-        for pattern, sparsity in self.sparsities.items():
-            if re.search(pattern, share.path):
+        for regex, sparsity in self.sparsities.items():
+            if re.search(regex, share.path):
                 return sparsity
         raise ValueError(
             f"`allocation` must name every weight. Received: {list(self.sparsities)}, of which "
@@ -153,7 +161,7 @@ def as_allocation(allocation: object) -> Allocation:
         return NAMED[allocation]
     if isinstance(allocation, Mapping):
         return Fixed(allocation)
-    if callable(allocation):
+    if callable(allocation) and not isinstance(allocation, type):
         return allocation
     raise ValueError(
         f"`allocation` must be one of {sorted(NAMED)}, a mapping regex -> sparsity, or a "
@@ -164,12 +172,24 @@ def as_allocation(allocation: object) -> Allocation:
 def _lamp_scores(share: Share) -> np.ndarray:
     """The LAMP scores of one weight in descending order; -inf for what is pruned."""
     scores = np.sort(share.unit_scores())[::-1].astype(np.float64)
-    live = np.searchsorted(-scores, np.inf)  # the pruned ones, at -inf, stand at the end
-    squares = np.square(scores[:live])
-    # The sum over all of at least this size: of equal ones, the last in the order has them all.
-    sums = np.cumsum(squares)[np.searchsorted(-squares, -squares, side="right") - 1]
-    scores[:live] = np.divide(squares, sums, out=np.zeros(live), where=sums > 0)
-    return scores
+    live = _live(scores)
+    if live and scores[live - 1] < 0:
+        raise ValueError(
+            'The "lamp" allocation squares scores, so that they must not be negative. Received: '
+            f"{scores[live - 1]:.4g} for {share.path}. Give `criterion` values from 0 up, or use "
+            'allocation="global" or "uniform".'
+        )
+    squares = scores[:live]
+    if live and scores[0] > 0:
+        squares /= scores[0]  # so that no square is too large or too small
+        np.square(squares, out=squares)
+        np.divide(squares, np.cumsum(squares), out=squares)
+    return scores.astype(np.float32)
+
+
+def _live(descending: np.ndarray) -> int:
+    """How many of the scores are not those of pruned units, at -inf, which stand at the end."""
+    return descending.size - int(np.searchsorted(descending[::-1], -np.inf, side="right"))
 
 
 def _largest_overall(
@@ -178,7 +198,10 @@ def _largest_overall(
     """Keep the highest of all scores, given in descending order for each weight."""
     units = np.array([share.units for share in shares])
     budget = kept_count(int(units.sum()), sparsity)
-    least = np.maximum(1, np.ceil(units * floor * (1 - sparsity)).astype(int))
+    live = np.array([_live(s) for s in scores])
+    # A floor is no reason to bring back what is pruned already.
+    least = np.minimum(np.ceil(units * floor * (1 - sparsity)).astype(int), live)
+    least = np.maximum(1, least)
     rest = [s[n:] for s, n in zip(scores, least, strict=True)]
     free = max(0, budget - int(least.sum()))
     pool = np.concatenate(rest)
@@ -187,8 +210,10 @@ def _largest_overall(
         kept = units.copy()
     elif free:
         threshold = np.partition(pool, pool.size - free)[pool.size - free]
-        above = np.array([np.searchsorted(-s, -threshold, side="left") for s in rest])
-        level = np.array([np.searchsorted(-s, -threshold, side="right") for s in rest]) - above
+        below = np.array([np.searchsorted(s[::-1], threshold, side="left") for s in rest])
+        up_to = np.array([np.searchsorted(s[::-1], threshold, side="right") for s in rest])
+        above = np.array([s.size for s in rest]) - up_to
+        level = up_to - below
         # Of equal scores at the threshold, those of the earlier weights are kept.
         before = np.concatenate([[0], np.cumsum(level)[:-1]])
         kept += above + np.clip(free - above.sum() - before, 0, level)

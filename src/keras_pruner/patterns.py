@@ -13,7 +13,7 @@ from keras_pruner import selection
 from keras_pruner.values import check_integer, check_sparsity, value
 
 Shape = tuple[int, ...]
-_POOLINGS = {"mean": np.add, "max": np.maximum}
+_POOLINGS = {"mean": np.add, "max": np.maximum}  # over what there is of a unit
 
 
 class Pattern(abc.ABC):
@@ -21,6 +21,7 @@ class Pattern(abc.ABC):
 
     Laws: exactly max(1, round-half-even(n (1 - s))) of n units are kept at sparsity s; among
     equal scores the unit of lower index is kept; units scored -inf are kept last.
+    `keras_pruner.testing.check_pattern` checks them.
     """
 
     @abc.abstractmethod
@@ -43,6 +44,11 @@ class Pattern(abc.ABC):
     def own_sparsity(self) -> float | None:
         """The sparsity that the pattern itself fixes; None if it takes any."""
         return None
+
+    def is_own(self, sparsity: float) -> bool:
+        """Whether this is the pattern's own sparsity, up to rounding: 1 - 2/3 and 1/3 differ."""
+        own = self.own_sparsity
+        return own is not None and math.isclose(own, sparsity)
 
     def __call__(self, scores: np.ndarray, sparsity: float) -> np.ndarray:
         """The mask with the highest scores at `sparsity`.
@@ -110,11 +116,8 @@ class Block(Pattern):
             )
         for side in self.shape:
             check_integer("shape", side, least=1)
-        object.__setattr__(self, "shape", tuple(self.shape))
-        if self.pooling not in _POOLINGS:
-            raise ValueError(
-                f'`pooling` must be "mean" or "max". Received: pooling={self.pooling!r}.'
-            )
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+        _check_pooling(self.pooling)
 
     def units(self, shape: Shape) -> int:
         """The rectangles it takes to cover the matrix view."""
@@ -122,8 +125,8 @@ class Block(Pattern):
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
         """The mean or the maximum over each rectangle; of what is there, at ragged edges."""
-        matrix = scores.reshape(-1, scores.shape[-1])
         self._grid(scores.shape)
+        matrix = _wide(scores).reshape(-1, scores.shape[-1])
         pool = _POOLINGS[self.pooling]
         for axis, side in enumerate(self.shape):
             if side > 1:
@@ -186,7 +189,7 @@ class NM(Pattern):
     @property
     def own_sparsity(self) -> float:
         """1 - n/m."""
-        return 1 - self.n / self.m
+        return (self.m - self.n) / self.m
 
     def units(self, shape: Shape) -> int:
         """Every weight."""
@@ -218,7 +221,7 @@ class NM(Pattern):
         Raises:
             ValueError: if `sparsity` is given and is not the pattern's own.
         """
-        if sparsity not in (None, self.own_sparsity):
+        if sparsity is not None and not self.is_own(sparsity):
             raise ValueError(
                 f"`sparsity` is fixed by {self!r} at {self.own_sparsity:g}. "
                 f"Received: sparsity={sparsity!r}. Leave it out."
@@ -233,7 +236,7 @@ class NM(Pattern):
                 f"Received: count={count}."
             )
         inputs = scores.shape[-2]
-        rows = np.moveaxis(scores, -2, -1)
+        rows = np.moveaxis(_wide(scores), -2, -1)
         tail = -inputs % self.m
         # -inf behind the end: the real members of a ragged group have lower indices and go first.
         rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, tail)], constant_values=-np.inf)
@@ -263,22 +266,34 @@ class Channel(Pattern):
                 "`axis` must be -1 (outputs) or -2 (inputs), whatever the rank of the kernel. "
                 f"Received: axis={self.axis!r}."
             )
-        if self.pooling not in _POOLINGS:
-            raise ValueError(
-                f'`pooling` must be "mean" or "max". Received: pooling={self.pooling!r}.'
-            )
+        _check_pooling(self.pooling)
 
     def units(self, shape: Shape) -> int:
         """The channels."""
+        if len(shape) < 2:
+            raise ValueError(
+                f"Channels are of kernels (..., inputs, outputs). Received: shape={shape}."
+            )
         return shape[self.axis]
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
         """The mean or the maximum over each channel."""
         others = tuple(a for a in range(scores.ndim) if a != scores.ndim + self.axis)
-        return scores.mean(others) if self.pooling == "mean" else scores.max(others)
+        wide = _wide(scores)
+        return wide.mean(others) if self.pooling == "mean" else wide.max(others)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
         """Every weight goes the way of its channel."""
         along = [1] * len(shape)
         along[self.axis] = shape[self.axis]
         return np.broadcast_to(kept.reshape(along), shape).copy()
+
+
+def _wide(scores: np.ndarray) -> np.ndarray:
+    """Scores in float32 at least: half precision cannot hold sums, nor integers -inf."""
+    return np.asarray(scores, np.result_type(scores.dtype, np.float32))
+
+
+def _check_pooling(pooling: object) -> None:
+    if not isinstance(pooling, str) or pooling not in _POOLINGS:
+        raise ValueError(f'`pooling` must be "mean" or "max". Received: pooling={pooling!r}.')

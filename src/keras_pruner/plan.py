@@ -11,8 +11,9 @@ import numpy as np
 from keras_pruner import tables
 from keras_pruner.allocation import Allocation, as_allocation, lamp, uniform
 from keras_pruner.criteria import magnitude
+from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.values import check_sparsity, value
+from keras_pruner.values import value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
@@ -96,7 +97,7 @@ class Plan:
     criterion: Criterion
 
     def __str__(self) -> str:
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (t.path, t.shape, t.pattern, "shared budget" if t.sparsity is None else t.sparsity)
             for t in self.targets
         ]
@@ -124,8 +125,11 @@ class Rules:
         filters: layers to prune, as in Keras' `quantize`: a regex or a list of them, searched
             in the layer's path, or a function layer -> bool. None: all.
         overrides: regex searched in a weight's path -> None (leave alone), a sparsity, a
-            pattern, or both as a tuple. The first that fits counts. It also admits what the
-            default rule leaves alone, such as depthwise kernels.
+            pattern, or both as a tuple. The first that fits counts. It goes before the filters,
+            and also admits what the default rule leaves alone, such as depthwise kernels.
+
+    Raises:
+        ValueError: for arguments that are wrong or do not go together.
     """
 
     pattern: Pattern = Unstructured()
@@ -143,15 +147,29 @@ class Rules:
         allocation = self.allocation
         if allocation is None:
             allocation = lamp if isinstance(self.pattern, Unstructured | Block) else uniform
-        object.__setattr__(self, "allocation", as_allocation(allocation))
+        allocation = as_allocation(allocation)
+        object.__setattr__(self, "allocation", allocation)
         if not callable(self.criterion):
             raise ValueError(
                 "`criterion` must be a function from weights to scores of the same shape. "
                 f"Received: criterion={self.criterion!r}."
             )
-        _check_filters(self.filters)
-        for regex, override in (self.overrides or {}).items():
-            _check_override(regex, override)
+        check_filters(self.filters)
+        check_overrides(self.overrides, self.pattern)
+        # Immutable, and the same after a trip through JSON, which knows no tuples.
+        if isinstance(self.filters, list):
+            object.__setattr__(self, "filters", tuple(self.filters))
+        if self.overrides is not None:
+            pairs = {r: tuple(o) if isinstance(o, list) else o for r, o in self.overrides.items()}
+            object.__setattr__(self, "overrides", pairs)
+        patterns = [self.pattern, *self._patterns_of_overrides()]
+        fixed = all(pattern.own_sparsity is not None for pattern in patterns)
+        if fixed and allocation is not uniform:
+            raise ValueError(
+                f"`allocation` has nothing to split: {self.pattern!r} has a sparsity of its own, "
+                f"{self.pattern.own_sparsity:g}. Received: allocation={self.allocation!r}. Leave "
+                "it out."
+            )
 
     def plan(self, model: keras.Model, *, frozen: bool = False) -> Plan:
         """Apply the rules to a built model.
@@ -176,6 +194,7 @@ class Rules:
             else:
                 targets.append(target)
                 variables.append(owned.variable)
+        self._check_overrides_serve(targets, skipped)
         plan = Plan(
             tuple(targets), tuple(skipped), tuple(variables), self.allocation, self.criterion
         )
@@ -185,17 +204,19 @@ class Rules:
 
     def _judge(self, owned: "_Owned", index: int | None, frozen: bool) -> tuple[str, Target | None]:
         """Why this variable is left alone, or the target it makes."""
-        named, override = self._override(owned.path)
-        if named and override is None:
-            return "left alone by an override", None
+        regex = self._override_of(owned.path)
+        named = regex is not None
+        override = (self.overrides or {}).get(regex or "") if named else None
+        sparsity, pattern = read_override(override, self.pattern)
+        if named and (override is None or sparsity == 0):
+            return _OVERRIDDEN, None
         if not named and not self._admits(owned):
             return "its layer does not match the filters", None
         reason = owned.reason(by_default=not named)
         if not reason and index is None and not frozen:
-            reason = "frozen"
+            reason = _FROZEN
         if reason:
             return reason, None
-        sparsity, pattern = _read_override(override, self.pattern)
         target = Target(
             owned.path, tuple(owned.variable.shape), pattern, sparsity, owned.axes(), index
         )
@@ -207,11 +228,14 @@ class Rules:
             return f"{pattern!r} does not fit its shape {target.kernel_shape}", None
         return "", target
 
-    def _override(self, path: str) -> tuple[bool, Any]:
-        for regex, override in (self.overrides or {}).items():
-            if re.search(regex, path):
-                return True, override
-        return False, None
+    def _override_of(self, path: str) -> str | None:
+        """The regex of the override that counts for a weight."""
+        return next((regex for regex in self.overrides or {} if re.search(regex, path)), None)
+
+    def _patterns_of_overrides(self) -> Iterator[Pattern]:
+        for override in (self.overrides or {}).values():
+            if override is not None:
+                yield read_override(override, self.pattern)[1]
 
     def _admits(self, owned: "_Owned") -> bool:
         if self.filters is None:
@@ -230,10 +254,32 @@ class Rules:
                 f"The layers with weights are: {layers}."
             )
         for regex in self.overrides or {}:
-            if not any(re.search(regex, owned.path) for owned in found):
+            paths = [owned.path for owned in found if re.search(regex, owned.path)]
+            if not paths:
                 raise ValueError(
                     f"`overrides` matches no weight with {regex!r}. "
                     f"The weights are: {[owned.path for owned in found]}."
+                )
+            first = {self._override_of(path) for path in paths}
+            if regex not in first:
+                raise ValueError(
+                    f"`overrides[{regex!r}]` would have no effect: the first override that fits a "
+                    f"weight counts, and {sorted(map(str, first))} before it fit all of its: "
+                    f"{paths}. Put the narrower one first."
+                )
+
+    def _check_overrides_serve(self, targets: Sequence[Target], skipped: Sequence[Skip]) -> None:
+        """Raise for an override that asks for zeros where none can be."""
+        served = {self._override_of(target.path) for target in targets}
+        for regex, override in (self.overrides or {}).items():
+            if override in (None, 0) or regex in served:
+                continue
+            reasons = [skip for skip in skipped if self._override_of(skip.path) == regex]
+            if all(skip.reason not in (_FROZEN, _OVERRIDDEN) for skip in reasons):
+                listed = "; ".join(f"{skip.path}: {skip.reason}" for skip in reasons)
+                raise ValueError(
+                    f"`overrides[{regex!r}]` asks for zeros, and none of its weights can be "
+                    f"pruned ({listed}). Received: {override!r}. Take it out, or name a kernel."
                 )
 
 
@@ -252,10 +298,15 @@ def check_model(model: object) -> None:
             "`model` must be a Keras model, not what comes out of one. "
             f"Received: an object of type {module}.{type(model).__name__}."
         )
-    if not model.built or not model.variables:
+    if not model.built:
         raise ValueError(
             f"The model {model.name!r} has no weights yet. Build it first: call it on a batch "
             "(`model(x[:1])`), or give `model.build(input_shape)` the shape of its input."
+        )
+    if not model.weights:
+        raise ValueError(
+            f"There is nothing to prune in {model.name!r}: it has no weights. If its layers make "
+            "them when they are first called, call it on a batch: `model(x[:1])`."
         )
 
 
@@ -271,16 +322,19 @@ class _Owned:
     def axes(self) -> tuple[Axes, Axes, Axes]:
         """Which axes of the variable are inputs, outputs, and neither."""
         rank = len(self.variable.shape)
-        if isinstance(self.layer, keras.layers.EinsumDense):
+        is_kernel = self.variable.name == "kernel"  # a subclass may have other weights as well
+        if is_kernel and isinstance(self.layer, keras.layers.EinsumDense):
             return _einsum_axes(self.layer.equation)
-        if isinstance(self.layer, _TRANSPOSED):
+        if is_kernel and isinstance(self.layer, _TRANSPOSED):
             return tuple(range(rank - 2)), (rank - 1,), (rank - 2,)
         return tuple(range(rank - 2)), (rank - 2,), (rank - 1,)
 
     def reason(self, *, by_default: bool) -> str:
         """Why the rules leave the variable alone; empty if they do not."""
         if len(self.variable.shape) < 2:
-            return "a vector: pruned are kernels and tables"
+            return "a vector, not a kernel"
+        if 0 in self.variable.shape:
+            return "empty"
         if not keras.backend.is_float_dtype(self.variable.dtype):
             return f"holds {self.variable.dtype}, not floating-point weights"
         if getattr(self.layer, "lora_enabled", False):
@@ -292,6 +346,8 @@ class _Owned:
             mine = any(self.variable is weight for weight in asked())
             return "" if mine else "not among the layer's get_prunable_weights()"
         name = self.variable.name
+        if isinstance(self.layer, keras.layers.STFTSpectrogram):
+            return "the basis of a transform, not learned"
         if name not in _KERNELS and not name.endswith("_kernel"):
             return "not a kernel by its name; an override or get_prunable_weights() admits it"
         if _is_depthwise(self.layer, self.variable):
@@ -299,7 +355,9 @@ class _Owned:
         return ""
 
 
-_KERNELS = {"kernel", "embeddings"}
+_FROZEN = "frozen"
+_OVERRIDDEN = "left alone by an override"
+_KERNELS = {"kernel", "embeddings", "reverse_embeddings"}
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
@@ -341,43 +399,3 @@ def _variables(model: keras.layers.Layer) -> Iterator[_Owned]:
 
 def _without_root(path: str, model: keras.layers.Layer) -> str:
     return path.removeprefix(f"{model.name}/")
-
-
-def _check_filters(filters: object) -> None:
-    if filters is None or callable(filters):
-        return
-    regexes = [filters] if isinstance(filters, str) else filters
-    if isinstance(regexes, Sequence) and all(isinstance(regex, str) for regex in regexes):
-        for regex in regexes:
-            re.compile(regex)
-        return
-    raise ValueError(
-        "`filters` must be a regex, a list of them, or a function layer -> bool. "
-        f"Received: filters={filters!r}."
-    )
-
-
-def _check_override(regex: str, override: object) -> None:
-    re.compile(regex)
-    sparsity, pattern = override if isinstance(override, tuple) else (override, override)
-    if isinstance(override, tuple) or not (override is None or isinstance(override, Pattern)):
-        check_sparsity(f"overrides[{regex!r}]", sparsity)
-    if isinstance(override, tuple):
-        if not isinstance(pattern, Pattern):
-            raise ValueError(
-                "`overrides` takes (sparsity, pattern) tuples. "
-                f"Received: overrides[{regex!r}]={override!r}."
-            )
-        if pattern.own_sparsity not in (None, sparsity):
-            raise ValueError(
-                f"`overrides[{regex!r}]` gives {pattern!r} a sparsity that is not its own. "
-                f"Received: {sparsity!r}. Leave it out; it is {pattern.own_sparsity:g}."
-            )
-
-
-def _read_override(override: Any, default: Pattern) -> tuple[float | None, Pattern]:
-    """The sparsity and the pattern of a weight."""
-    sparsity, pattern = override if isinstance(override, tuple) else (override, override)
-    pattern = pattern if isinstance(pattern, Pattern) else default
-    sparsity = sparsity if isinstance(sparsity, float | int) else None
-    return (sparsity if pattern.own_sparsity is None else pattern.own_sparsity), pattern

@@ -6,8 +6,9 @@ A step is an applied optimizer update, counted from the beginning of the schedul
 import abc
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 from keras_pruner.values import check_integer, check_sparsity, value
 
@@ -68,7 +69,9 @@ class Schedule(abc.ABC):
         del sparsity
         if self.end_step is not None:
             return self
-        return dataclasses.replace(self, end_step=self._known(steps))  # type: ignore[type-var]
+        # A training that ends before the schedule begins is for the caller to refuse.
+        end_step = max(self.begin_step, self._known(steps))
+        return dataclasses.replace(self, end_step=end_step)  # type: ignore[type-var]
 
     def _interval(self) -> int:
         if self.frequency is not None:
@@ -181,8 +184,11 @@ class PolynomialDecay(Schedule):
         check_sparsity("final_sparsity", self.final_sparsity)
         if self.initial_sparsity is not None:
             check_sparsity("initial_sparsity", self.initial_sparsity)
-        if not self.power > 0:
-            raise ValueError(f"`power` must be positive. Received: power={self.power!r}.")
+        if not (isinstance(self.power, numbers.Real) and 0 < float(self.power) < math.inf):
+            raise ValueError(
+                f"`power` must be a positive number. Received: power={self.power!r}. 1 is linear, "
+                "3 is the paper's."
+            )
         self._check_steps()
 
     @property
@@ -195,7 +201,9 @@ class PolynomialDecay(Schedule):
         if self.end_step is None or step >= self.end_step:
             return self.final_sparsity
         initial = self.initial_sparsity or 0.0
-        elapsed = max(0.0, (step - self.begin_step) / (self.end_step - self.begin_step))
+        if step <= self.begin_step:
+            return initial
+        elapsed = (step - self.begin_step) / (self.end_step - self.begin_step)
         return self.final_sparsity + (initial - self.final_sparsity) * (1 - elapsed) ** self.power
 
     def resolve(self, steps: int | None, sparsity: float) -> "PolynomialDecay":
@@ -244,16 +252,17 @@ class FunctionSchedule(Schedule):
 
     def sparsity_at(self, step: int) -> float:
         """What the function says, checked."""
-        sparsity = float(self.function(step))
+        given: object = self.function(step)  # arrays of one number have a __float__ as well
+        sparsity = float(given) if isinstance(given, SupportsFloat) else given
         check_sparsity(f"schedule({step})", sparsity)
-        return sparsity
+        return sparsity  # type: ignore[return-value]
 
 
 def as_schedule(schedule: object) -> Schedule:
     """A schedule from a schedule, a final sparsity, or a function step -> sparsity."""
     if isinstance(schedule, Schedule):
         return schedule
-    if callable(schedule):
+    if callable(schedule) and not isinstance(schedule, type):
         return FunctionSchedule(schedule)
     check_sparsity("schedule", schedule)
     return PolynomialDecay(float(schedule))  # type: ignore[arg-type]

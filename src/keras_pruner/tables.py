@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -15,9 +16,11 @@ def render(
     table = Table(title=title, box=SIMPLE, title_justify="left", title_style="", expand=False)
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left")
+        justify: Literal["right", "left"] = "right" if right else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None, markup=False).print(table)
+    console = Console(file=out, width=width, color_system=None, markup=False, emoji=False)
+    console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
@@ -38,13 +39,15 @@ def check_sparsity(name: str, sparsity: object) -> None:
     Raises:
         ValueError: naming the argument, the rule, what was received and the fix.
     """
-    if isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
-        return
     fix = ""
-    if isinstance(sparsity, numbers.Real) and 1 < sparsity < 100:
-        fix = f" For {sparsity:g}% zeros pass {name}={float(sparsity) / 100:g}."
-    elif isinstance(sparsity, numbers.Real) and sparsity == 1:
-        fix = " A weight that is all zeros computes nothing; for 99% zeros pass 0.99."
+    if isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool):
+        fraction = float(sparsity)
+        if 0 <= fraction < 1:
+            return
+        if 1 < fraction < 100:
+            fix = f" For {fraction:g}% zeros pass {name}={fraction / 100:g}."
+        elif fraction in (1, 100):
+            fix = f" A weight that is all zeros computes nothing; for 99% zeros pass {name}=0.99."
     raise ValueError(
         f"`{name}` must be the fraction of weights set to zero, in [0, 1). "
         f"Received: {name}={sparsity!r}.{fix}"
@@ -53,8 +56,24 @@ def check_sparsity(name: str, sparsity: object) -> None:
 
 def check_integer(name: str, number: object, *, least: int) -> None:
     """Raise unless `number` is an integer of at least `least`."""
-    if isinstance(number, numbers.Integral) and not isinstance(number, bool) and number >= least:
+    whole = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+    if whole and int(number) >= least:  # type: ignore[call-overload]
         return
     raise ValueError(
         f"`{name}` must be an integer of at least {least}. Received: {name}={number!r}."
+    )
+
+
+def check_regex(name: str, regex: object) -> None:
+    """Raise unless `regex` is a regular expression."""
+    problem = "it is not a string"
+    if isinstance(regex, str):
+        try:
+            re.compile(regex)
+            return
+        except re.error as error:
+            problem = str(error)
+    raise ValueError(
+        f"`{name}` must be a regular expression, and {problem}. Received: {name}={regex!r}. "
+        "To search for a name as it stands, pass it through `re.escape`."
     )
