@@ -9,8 +9,15 @@ from typing import Any
 INSTALL = 'Plots need matplotlib: pip install "keras-pruner[report]"'
 
 # Matplotlib draws in these colours, each of which stands for a variable of the style sheet.
-_INK, _SOFT, _FIRST, _SECOND = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _FIRST: "--first", _SECOND: "--second"}
+_INK, _SOFT, _PAPER = "#010101", "#020202", "#030303"
+_FIRST, _SECOND = "#040404", "#050505"
+_VARIABLES = {
+    _INK: "--ink",
+    _SOFT: "--soft",
+    _PAPER: "--paper",
+    _FIRST: "--first",
+    _SECOND: "--second",
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #6b7480;
@@ -92,25 +99,25 @@ def bars(label: str, values: Sequence[tuple[str, float]]) -> str:
             f"{share:.3f}",
             va="center",
             ha="right" if inside else "left",
-            color="#ffffff" if inside else _INK,
+            color=_PAPER if inside else _INK,
         )
     axes.set(xlim=(0, 1), xlabel=label, ylim=(len(values) - 0.4, -0.6))
     # A name may hold a dollar sign, which is no formula.
     axes.set_yticks(positions, [_short(name) for name, _ in values], parse_math=False)
-    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     return _svg(drawing, label)
 
 
 def lines(label: str, curves: Mapping[str, Sequence[float]]) -> str:
     """Curves over the same steps, each with a panel of its own, as SVG."""
-    drawing = _figure(0.5 + 1.9 * len(curves))
+    drawing = _figure(0.5 + 2.0 * len(curves))
     panels = drawing.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (name, values) in zip(panels, curves.items(), strict=True):
         steps = range(1, len(values) + 1)
         color = _FIRST if name == "sparsity" else _SECOND
         panel.plot(steps, values, color=color, marker="o", markersize=4, linewidth=1.8)
-        panel.set_title(name, loc="left", fontsize=10, color=_INK, parse_math=False)
+        panel.set_title(name, loc="left", fontsize=10, color=_INK, pad=10, parse_math=False)
         panel.grid(axis="y")
         panel.annotate(
             f"{values[-1]:.4g}",
@@ -156,7 +163,7 @@ def _svg(drawing: Any, label: str) -> str:
     for axes in drawing.axes:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(_SOFT)
-        axes.tick_params(color=_SOFT, labelsize=9)
+        axes.tick_params(color=_SOFT, labelcolor=_INK, labelsize=9)
         axes.tick_params(axis="x", labelcolor=_SOFT)
         axes.xaxis.label.set_color(_SOFT)
         axes.set_axisbelow(True)

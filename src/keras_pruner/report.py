@@ -80,14 +80,7 @@ class SparsityReport:
         return _total(self.rows)
 
     def __str__(self) -> str:
-        rows = [
-            (row.path, row.shape, f"{row.size:,}", f"{row.zeros:,}", _share(row))
-            for row in self.rows
-        ]
-        rows += [
-            (name, "", f"{total.size:,}", f"{total.zeros:,}", _share(total))
-            for name, total in self._totals()
-        ]
+        rows = self._row_cells() + self._total_cells()
         return tables.render(f"sparsity of {self.model}", COLUMNS, rows)
 
     def as_dict(self) -> dict[str, Any]:
@@ -144,16 +137,15 @@ class SparsityReport:
             parts += [page.figure("While training", page.lines("epoch", _curves(history)))]
         if not plots:
             parts.append(page.note(f"There are no plots here. {page.INSTALL}"))
-        cells = [
-            (row.path, row.shape, f"{row.size:,}", f"{row.zeros:,}", _share(row))
-            for row in self.rows
-        ]
-        totals = [(n, "", f"{t.size:,}", f"{t.zeros:,}", _share(t)) for n, t in self._totals()]
-        parts.append(page.table("Every weight", COLUMNS, cells, totals))
+        parts.append(page.table("Every weight", COLUMNS, self._row_cells(), self._total_cells()))
         return page.document(f"Sparsity of {self.model}", parts)
 
-    def _totals(self) -> list[tuple[str, Total]]:
-        return [("prunable weights", self.prunable), ("all weights", self.all)]
+    def _row_cells(self) -> list[tuple[str, ...]]:
+        return [_cells(row.path, str(row.shape), row) for row in self.rows]
+
+    def _total_cells(self) -> list[tuple[str, ...]]:
+        totals = {"prunable weights": self.prunable, "all weights": self.all}
+        return [_cells(name, "", total) for name, total in totals.items()]
 
 
 COLUMNS = ["weight", "shape", ">size", ">zeros", ">sparsity"]
@@ -201,8 +193,8 @@ def _total_as_dict(total: Total) -> dict[str, Any]:
     return {"size": total.size, "zeros": total.zeros, "sparsity": total.sparsity}
 
 
-def _share(counted: Row | Total) -> str:
-    return f"{counted.sparsity:.4f}"
+def _cells(name: str, shape: str, counted: Row | Total) -> tuple[str, ...]:
+    return name, shape, f"{counted.size:,}", f"{counted.zeros:,}", f"{counted.sparsity:.4f}"
 
 
 def _curves(history: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
