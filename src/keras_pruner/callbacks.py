@@ -71,7 +71,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             pruner.adopt(previous)
             self._undo = lambda: None
         else:
-            if previous is not None and previous.built:
+            if previous is not None and previous.has_begun:
                 warnings.warn(
                     f"{model.name!r} was being pruned by another plan, which ends here; its "
                     "zeros count as the smallest weights of the new one.",

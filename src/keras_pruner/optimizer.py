@@ -279,6 +279,11 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self._progress.assign(np.array(progress, np.int32))
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the schedule has begun to count."""
+        return self.built and self.progress.origin >= 0
+
+    @property
     def finished(self) -> bool:
         """Whether the masks have come to the end of the schedule."""
         return self.built and self.progress.has_ended(self.schedule)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -266,7 +267,7 @@ class Pruner:
                     wrapped.before_first_step = self.update
             self._wrapped = self._outer = wrapped
             return wrapped
-        if keras.backend.backend() == "torch":
+        if backends.current().is_own_optimizer(optimizer):
             from keras_pruner.backends.torch_optimizer import TorchOptimizerMasks
 
             self._wrapped = TorchOptimizerMasks(optimizer, self._given, self.plan)

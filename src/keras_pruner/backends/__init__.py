@@ -9,6 +9,7 @@ Every module here has the same functions:
 - `variable_scope(model)`: a context in which new variables live where the model's do.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.
 - `sync(model)`: make the model's variables hold what training has made of them.
+- `is_own_optimizer(optimizer)`: whether this is one of the backend's own, as in `torch.optim`.
 - `is_readable(value)`: whether a variable's value can be looked at now.
 """
 

@@ -45,3 +45,9 @@ def eagerly() -> contextlib.AbstractContextManager[Any]:
 def sync(model: keras.Model) -> None:
     """Bring the variables up to date: in `fit` JAX keeps their values elsewhere."""
     model.jax_state_sync()
+
+
+def is_own_optimizer(optimizer: object) -> bool:
+    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    del optimizer
+    return False

@@ -68,3 +68,9 @@ def eagerly() -> contextlib.AbstractContextManager[Any]:
 def sync(model: keras.Model) -> None:
     """Nothing to do: variables are always up to date."""
     del model
+
+
+def is_own_optimizer(optimizer: object) -> bool:
+    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    del optimizer
+    return False

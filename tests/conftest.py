@@ -1,0 +1,24 @@
+"""Small models and data that every test can have."""
+
+import keras
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Each test begins with the same seed, default precision and no leftovers."""
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def data():
+    """64 samples of 8 features in 3 classes that can be learned."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8)).astype("float32")
+    y = (x @ rng.normal(size=(8, 3))).argmax(1)
+    return x, y
