@@ -61,15 +61,16 @@ class Comparison:
         shapes = [[row.shape for row in side.report.rows] for side in (self.dense, self.pruned)]
         return self.dense.layers == self.pruned.layers and shapes[0] == shapes[1]
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """The table's: what, dense, pruned, and how many times smaller."""
+    def overall(self) -> list[tuple[str, str, str, str]]:
+        """What, dense, pruned, and how many times smaller; of the models as a whole."""
         a, b = self.dense, self.pruned
         rows = [
             (name, f"{a.scores[name]:.4f}", f"{b.scores[name]:.4f}", "")
             for name in a.scores
             if name in b.scores
         ]
-        rows += [
+        return [
+            *rows,
             _sizes("weights", a.report.all.size, b.report.all.size),
             _sizes("weights that are not zero", _alive(a.report), _alive(b.report)),
             _sizes("file, bytes", a.plain_bytes, b.plain_bytes),
@@ -77,13 +78,16 @@ class Comparison:
             _shares("sparsity, prunable weights", a.report.prunable, b.report.prunable),
             _shares("sparsity, all weights", a.report.all, b.report.all),
         ]
-        return rows + [_shares(f"  {path}", *pair) for path, pair in self._kernels().items()]
+
+    def by_layer(self) -> list[tuple[str, str, str, str]]:
+        """The sparsity of each prunable weight, dense and pruned."""
+        return [_shares(f"  {path}", *pair) for path, pair in self._kernels().items()]
 
     def __str__(self) -> str:
         title = f"{self.dense.file} and {self.pruned.file}"
         if not self.same_architecture:
             title += "\nThey are not of the same architecture."
-        return tables.render(title, COLUMNS, self.rows())
+        return tables.render(title, COLUMNS, self.overall() + self.by_layer())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers."""

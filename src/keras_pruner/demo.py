@@ -96,13 +96,18 @@ def run(
         "sparsity": [0.0] * epochs + after["sparsity"],
         "test accuracy": before["val_accuracy"] + after["val_accuracy"],
     }
-    report = output / "report.html"
-    facts = page.table("Before and after pruning", COLUMNS, comparison.rows()[:-4])
-    plots = importlib.util.find_spec("matplotlib") is not None
-    text = pruned.report.to_html(history=history, facts=facts, plots=plots)
-    report.write_text(text, encoding="utf-8")
+    report = write_report(output / "report.html", comparison, history)
     seconds = time.perf_counter() - begun
     return Demo(comparison, before["val_accuracy"][-1], history, seconds, report)
+
+
+def write_report(path: Path, comparison: Comparison, history: dict[str, list[float]]) -> Path:
+    """Write the page; without matplotlib it has no plots, and says how to have them."""
+    facts = page.table("Before and after pruning", COLUMNS, comparison.overall())
+    plots = importlib.util.find_spec("matplotlib") is not None
+    text = comparison.pruned.report.to_html(history=history, facts=facts, plots=plots)
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def digits(samples: int = TRAIN_SAMPLES) -> tuple[np.ndarray, ...]:

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -90,11 +91,11 @@ def _why_not(path: Path, error: Exception) -> str:
             f"{path} holds Python code (a Lambda layer, for one) that would run when it is "
             "loaded. If you trust where the file comes from, pass --trust."
         )
-    if "Could not locate" in message or "Could not deserialize" in message:
-        first = message.split(". ")[0].split("\n")[0]
+    missing = re.search(r"Could not locate (\w+ '[^']+')", message)
+    if missing:
         return (
-            f"{path} needs a class or function that is not here: {first}. In Python, import or "
-            "register it, load the model, and call kp.prune or kp.summarize."
+            f"{path} needs the {missing[1]}, which is not here. In Python, import or register it, "
+            "load the model, and call kp.prune or kp.summarize."
         )
     first = message.strip().split("\n")[0][:300]
     return f"{path} cannot be loaded; it may be damaged: {type(error).__name__}: {first}"
