@@ -346,13 +346,14 @@ def load_masks(masked: Sequence[Masked], store: Any) -> Progress:
     Raises:
         ValueError: if there is no pruning state, or that of other targets; nothing is assigned.
     """
-    if "progress" not in store:
+    names = set(store.keys()) - {"progress"}
+    if "progress" not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
         raise ValueError(
             "The file holds no pruning state: it was saved by a training without pruning. Load "
             "it before the pruning begins, with the optimizer it was saved with."
         )
     expected = {str(i): (-(-_size(each.variable) // 8),) for i, each in enumerate(masked)}
-    found = {key: tuple(store[key].shape) for key in store if key != "progress"}
+    found = {name: tuple(store[name].shape) for name in names}
     if found != expected:
         differing = [
             each.target.path

@@ -104,8 +104,11 @@ class Plan:
         return tables.render("plan", ["weight", "shape", "pattern", "sparsity, or why not"], rows)
 
     def same_as(self, other: "Plan") -> bool:
-        """Whether masks made for the one serve the other."""
-        mine, theirs = ((p.targets, p.allocation, p.criterion) for p in (self, other))
+        """Whether masks made for the one serve the other; names may differ after loading."""
+        mine, theirs = (
+            ([dataclasses.replace(t, path="") for t in p.targets], p.allocation, p.criterion)
+            for p in (self, other)
+        )
         return mine == theirs
 
 
