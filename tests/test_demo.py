@@ -34,7 +34,7 @@ def test_the_command_passes_its_arguments_on_and_prints_the_table(result, monkey
     monkeypatch.setattr(demo, "run", lambda output, **kw: given.update(kw, output=output) or result)
     arguments = ["--epochs", "1", "--samples", "256", "--sparsity", "0.75", "--seed", "3"]
     assert cli.main(["demo", "-o", "out", *arguments]) == 0
-    assert given == dict(output="out", epochs=1, samples=256, sparsity=0.75, seed=3)
+    assert given == {"output": "out", "epochs": 1, "samples": 256, "sparsity": 0.75, "seed": 3}
     printed = capsys.readouterr().out
     for layer in ("conv_1", "conv_2", "hidden", "digit"):
         assert printed.count(f"{layer}/kernel") == 1
