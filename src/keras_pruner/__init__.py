@@ -3,9 +3,11 @@
 from keras_pruner.allocation import Global, erk, lamp, uniform
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.criteria import magnitude
+from keras_pruner.oneshot import prune
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.plan import Plan
 from keras_pruner.pruner import Pruner
+from keras_pruner.report import SparsityReport, summarize
 from keras_pruner.schedules import ConstantSparsity, FunctionSchedule, PolynomialDecay, Schedule
 
 __version__ = "0.1.0"
@@ -24,10 +26,13 @@ __all__ = [
     "PolynomialDecay",
     "Pruner",
     "Schedule",
+    "SparsityReport",
     "Unstructured",
     "WhenSparse",
     "erk",
     "lamp",
     "magnitude",
+    "prune",
+    "summarize",
     "uniform",
 ]

@@ -1,0 +1,73 @@
+"""The console script `keras-pruner`: sees to it that Keras finds a backend, then hands over.
+
+It stands outside of the package, because importing the package imports Keras, and Keras chooses
+its backend when imported: TensorFlow, installed or not, unless told otherwise.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def main() -> int:
+    """Run the command line; returns its exit code."""
+    try:
+        said = choose_backend()
+    except ImportError as error:
+        print(f"keras-pruner: {error}", file=sys.stderr)
+        return 1
+    if said:
+        print(f"keras-pruner: {said}", file=sys.stderr)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
+    from keras_pruner import cli
+
+    return cli.main()
+
+
+def choose_backend() -> str:
+    """Set KERAS_BACKEND to an installed backend if Keras would choose one that is not.
+
+    Returns:
+        What was chosen and why; empty if Keras' own choice stands.
+
+    Raises:
+        ImportError: if no backend is installed, or the one in KERAS_BACKEND is not.
+    """
+    asked = os.environ.get("KERAS_BACKEND", "")
+    wanted = asked or _configured()
+    if _is_installed(wanted):
+        return ""
+    installed = [name for name in BACKENDS if _is_installed(name)]
+    if not installed:
+        raise ImportError(
+            "Keras needs a backend, and none is installed. Install one: "
+            'pip install "keras-pruner[jax]" (or [tensorflow], or [torch]).'
+        )
+    if asked:
+        raise ImportError(
+            f"KERAS_BACKEND={asked}, which is not installed. Installed: {', '.join(installed)}."
+        )
+    os.environ["KERAS_BACKEND"] = installed[0]
+    return f"running on {installed[0]}, because {wanted} is not installed"
+
+
+def _configured() -> str:
+    """The backend named in Keras' configuration file, or its default."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    try:
+        config = json.loads((Path(home) / "keras.json").read_text(encoding="utf-8"))
+        return str(config["backend"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return BACKENDS[0]
+
+
+def _is_installed(backend: str) -> bool:
+    return importlib.util.find_spec(backend) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
