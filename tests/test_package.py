@@ -14,16 +14,17 @@ pytestmark = pytest.mark.backend_free
 SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
-    {"values", "tables"},
+    {"values", "tables", "files", "page"},
     {"schedules", "criteria", "selection"},
     {"patterns"},
     {"allocation", "overrides"},
     {"plan", "progress"},
-    {"masks"},
+    {"masks", "report"},
     {"backends"},
     {"optimizer"},
     {"pruner"},
-    {"callbacks", "report", "oneshot", "deploy", "testing"},
+    {"callbacks", "oneshot", "deploy", "testing"},
+    {"comparison"},
     {"demo"},
     {"tfmot", "cli", "__main__"},
 ]
@@ -38,7 +39,7 @@ def imports_of(path):
             if len(parts) > 1:
                 yield parts[1]
             else:
-                yield from (alias.name for alias in node.names)
+                yield from (a.name for a in node.names if not a.name.startswith("__"))
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith("keras_pruner."):

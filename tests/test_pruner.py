@@ -237,7 +237,8 @@ def test_updates_gives_an_open_schedule_its_end(data):
 
 def test_a_criterion_of_ones_own(data):
     model = mlp()
-    pruner = kp.Pruner(model, kp.ConstantSparsity(0.5), criterion=lambda w: -np.abs(w))
+    options = {"criterion": lambda w: -np.abs(w), "allocation": "uniform"}
+    pruner = kp.Pruner(model, kp.ConstantSparsity(0.5), **options)
     pruner.wrap(model.optimizer)
     before = np.abs(values([model.layers[0].kernel])[0])
     pruner.update()

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from keras_pruner import selection
 from keras_pruner.selection import kept_count, largest
 
 pytestmark = pytest.mark.backend_free
@@ -107,3 +108,34 @@ def test_nan_is_refused_where_it_matters(position, count):
     scores[position] = np.nan
     with pytest.raises(ValueError, match="Scores must not be NaN"):
         largest(scores, count)
+
+
+WEIGHTS = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "many ties": lambda rng, n: np.round(rng.standard_normal(n) * 2),
+    "all equal": lambda rng, n: np.ones(n),
+    "mostly zero": lambda rng, n: rng.standard_normal(n) * (rng.random(n) < 0.1),
+    "sorted": lambda rng, n: np.sort(rng.standard_normal(n)),
+    "periodic": lambda rng, n: np.tile(rng.standard_normal(97), n // 97 + 1)[:n],
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("n", [1, 7, 1000, selection.CHUNK, 3 * selection.CHUNK + 5])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_largest_magnitudes_marks_what_largest_marks(weights, n, dtype):
+    rng = np.random.default_rng(n)
+    values = WEIGHTS[weights](rng, n).astype(dtype)
+    for alive in (np.ones(n, bool), rng.random(n) < 0.6):
+        scores = np.where(alive, np.abs(values), -np.inf)
+        for count in {1, n // 100, n // 5, n // 2, n - 1, n} & set(range(1, alive.sum() + 1)):
+            marked = selection.largest_magnitudes(values * alive, alive, count)
+            np.testing.assert_array_equal(marked, selection.largest(scores, count))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_largest_magnitudes_refuses_what_is_not_finite(wrong):
+    values = np.ones(100, np.float32)
+    values[70] = wrong
+    with pytest.raises(ValueError, match="must be finite"):
+        selection.largest_magnitudes(values, np.ones(100, bool), 5)

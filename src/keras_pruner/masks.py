@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from keras_pruner import selection
 from keras_pruner.allocation import Share
-from keras_pruner.patterns import NM, Pattern
+from keras_pruner.criteria import magnitude
+from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Plan, Target
 from keras_pruner.selection import kept_count
 
@@ -36,12 +38,28 @@ class Weight:
                 f"{scores.shape} for {self.target.path}, of shape {kernel.shape}."
             )
         if not scores.max() < np.inf:
-            raise ValueError(
-                f"{self.target.path} holds NaN or infinite values (or `criterion` made some of "
-                "it), so that there is no telling which of its weights matter. Nothing was "
-                "pruned. Load a sound checkpoint, or lower the learning rate."
-            )
+            raise self._not_finite()
         return np.where(self.target.to_kernel(self.read_mask()), scores, -np.inf)
+
+    def keep(self, count: int, criterion: Criterion) -> np.ndarray:
+        """The mask, of the weight's shape, that keeps the `count` highest-scored units."""
+        target = self.target
+        if criterion is magnitude and target.pattern == Unstructured():
+            # The common case: nothing of the weight's size is made but the mask.
+            weights, alive = (target.to_kernel(read()) for read in (self.read, self.read_mask))
+            try:
+                kept = selection.largest_magnitudes(weights.reshape(-1), alive.reshape(-1), count)
+            except ValueError:
+                raise self._not_finite() from None
+            return target.from_kernel(kept.reshape(weights.shape))
+        return target.from_kernel(target.pattern.keep(self.scores(criterion), count))
+
+    def _not_finite(self) -> ValueError:
+        return ValueError(
+            f"{self.target.path} holds NaN or infinite values (or `criterion` made some of it), "
+            "so that there is no telling which of its weights matter. Nothing was pruned. Load a "
+            "sound checkpoint, or lower the learning rate."
+        )
 
 
 def decide(
@@ -53,12 +71,7 @@ def decide(
     in the same proportion as the others come to `final_sparsity`; N:M comes at once.
     """
     counts = _counts(weights, plan, sparsity, final_sparsity)
-    masks = []
-    for weight in weights:
-        target = weight.target
-        scores = weight.scores(plan.criterion)
-        masks.append(target.from_kernel(target.pattern.keep(scores, counts[weight])))
-    return masks
+    return [weight.keep(counts[weight], plan.criterion) for weight in weights]
 
 
 def _counts(

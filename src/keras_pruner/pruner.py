@@ -382,8 +382,8 @@ def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
             )
         return ConstantSparsity(own)
     schedule = as_schedule(schedule)
-    if own is not None and schedule.sparsity_at_end not in (None, own):
-        final = schedule.sparsity_at_end
+    final = schedule.sparsity_at_end
+    if own is not None and final is not None and not pattern.is_own(final):
         raise ValueError(
             f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
             f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."

@@ -69,9 +69,15 @@ class Schedule(abc.ABC):
         del sparsity
         if self.end_step is not None:
             return self
+        if not dataclasses.is_dataclass(self):
+            raise ValueError(
+                f"{type(self).__name__} leaves its end open, and only a dataclass can be given "
+                "one. Set `end_step`, or decorate the class with "
+                "@dataclasses.dataclass(frozen=True)."
+            )
         # A training that ends before the schedule begins is for the caller to refuse.
         end_step = max(self.begin_step, self._known(steps))
-        return dataclasses.replace(self, end_step=end_step)  # type: ignore[type-var]
+        return dataclasses.replace(self, end_step=end_step)
 
     def _interval(self) -> int:
         if self.frequency is not None:

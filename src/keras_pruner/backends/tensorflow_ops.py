@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import torch
 
-
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.criteria import magnitude
+from keras_pruner.masks import Weight, decide
 from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Rules
-from keras_pruner.pruner import Weight, decide, schedule_for
+from keras_pruner.pruner import schedule_for
 from keras_pruner.report import SparsityReport, summarize
 from keras_pruner.schedules import ConstantSparsity
 from keras_pruner.values import check_sparsity
