@@ -15,7 +15,8 @@ from collections import Counter
 
 def run(backend: str, arguments: list[str]) -> tuple[int, Counter[str]]:
     """Run pytest on one backend; give back its exit code and what it counted."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     print(f"\n--- {backend}: {' '.join(command[1:])}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": backend}
     process = subprocess.Popen(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from keras_pruner import NM, erk, lamp, uniform
-from keras_pruner.plan import Rules
 from keras_pruner.masks import Weight, decide
+from keras_pruner.plan import Rules
 from keras_pruner.selection import kept_count
 
 ALL_ON = "tensorflow"
