@@ -17,7 +17,7 @@ LAYERS = [
     {"values", "tables", "files", "page"},
     {"schedules", "criteria", "selection"},
     {"patterns"},
-    {"allocation", "overrides"},
+    {"allocation", "overrides", "weights"},
     {"plan", "progress"},
     {"masks", "report"},
     {"backends"},

@@ -14,11 +14,15 @@ from keras_pruner.criteria import magnitude
 from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
 from keras_pruner.values import value
+from keras_pruner.weights import Axes, OwnedWeight, check_model, weights_of
 
 Criterion = Callable[[np.ndarray], np.ndarray]
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 Override = None | float | Pattern | tuple[float, Pattern]
-Axes = tuple[int, ...]
+
+
+_FROZEN = "frozen"
+_OVERRIDDEN = "left alone by an override"
 
 
 @value
@@ -183,7 +187,7 @@ class Rules:
                 nothing, or nothing is left to prune.
         """
         check_model(model)
-        found = list(_variables(model))
+        found = list(weights_of(model))
         self._check_matches(found)
         trainable = {id(v): i for i, v in enumerate(model.trainable_variables)}
         targets, skipped, variables = [], [], []
@@ -202,7 +206,9 @@ class Rules:
             raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
         return plan
 
-    def _judge(self, owned: "_Owned", index: int | None, frozen: bool) -> tuple[str, Target | None]:
+    def _judge(
+        self, owned: OwnedWeight, index: int | None, frozen: bool
+    ) -> tuple[str, Target | None]:
         """Why this variable is left alone, or the target it makes."""
         regex = self._override_of(owned.path)
         named = regex is not None
@@ -237,7 +243,7 @@ class Rules:
             if override is not None:
                 yield read_override(override, self.pattern)[1]
 
-    def _admits(self, owned: "_Owned") -> bool:
+    def _admits(self, owned: OwnedWeight) -> bool:
         if self.filters is None:
             return True
         if callable(self.filters):
@@ -245,7 +251,7 @@ class Rules:
         regexes = [self.filters] if isinstance(self.filters, str) else self.filters
         return any(re.search(regex, owned.layer_path) for regex in regexes)
 
-    def _check_matches(self, found: "list[_Owned]") -> None:
+    def _check_matches(self, found: list[OwnedWeight]) -> None:
         """Raise for filters and overrides that fit nothing."""
         if self.filters is not None and not any(map(self._admits, found)):
             layers = list(dict.fromkeys(owned.layer_path for owned in found))
@@ -281,121 +287,3 @@ class Rules:
                     f"`overrides[{regex!r}]` asks for zeros, and none of its weights can be "
                     f"pruned ({listed}). Received: {override!r}. Take it out, or name a kernel."
                 )
-
-
-def check_model(model: object) -> None:
-    """Raise unless `model` is a built Keras 3 model or layer."""
-    module = type(model).__module__.split(".")[0]
-    bases = {base.__module__.split(".")[0] for base in type(model).__mro__}
-    if "tf_keras" in bases:
-        raise ValueError(
-            f"{type(model).__name__} is a Keras 2 object (tf_keras); this package prunes Keras 3 "
-            "models. Save it with `model.save('model.h5')` and load it with Keras 3: "
-            "`keras.saving.load_model('model.h5')`; or unset TF_USE_LEGACY_KERAS."
-        )
-    if not isinstance(model, keras.layers.Layer):
-        raise ValueError(
-            "`model` must be a Keras model, not what comes out of one. "
-            f"Received: an object of type {module}.{type(model).__name__}."
-        )
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet. Build it first: call it on a batch "
-            "(`model(x[:1])`), or give `model.build(input_shape)` the shape of its input."
-        )
-    if not model.weights:
-        raise ValueError(
-            f"There is nothing to prune in {model.name!r}: it has no weights. If its layers make "
-            "them when they are first called, call it on a batch: `model(x[:1])`."
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Owned:
-    """A variable and the layer that owns it."""
-
-    variable: keras.Variable
-    layer: keras.layers.Layer
-    layer_path: str
-    path: str
-
-    def axes(self) -> tuple[Axes, Axes, Axes]:
-        """Which axes of the variable are inputs, outputs, and neither."""
-        rank = len(self.variable.shape)
-        is_kernel = self.variable.name == "kernel"  # a subclass may have other weights as well
-        if is_kernel and isinstance(self.layer, keras.layers.EinsumDense):
-            return _einsum_axes(self.layer.equation)
-        if is_kernel and isinstance(self.layer, _TRANSPOSED):
-            return tuple(range(rank - 2)), (rank - 1,), (rank - 2,)
-        return tuple(range(rank - 2)), (rank - 2,), (rank - 1,)
-
-    def reason(self, *, by_default: bool) -> str:
-        """Why the rules leave the variable alone; empty if they do not."""
-        if len(self.variable.shape) < 2:
-            return "a vector, not a kernel"
-        if 0 in self.variable.shape:
-            return "empty"
-        if not keras.backend.is_float_dtype(self.variable.dtype):
-            return f"holds {self.variable.dtype}, not floating-point weights"
-        if getattr(self.layer, "lora_enabled", False):
-            return "LoRA is enabled: kernel + A·B is no variable; merge it first"
-        if not by_default:
-            return ""
-        asked = getattr(self.layer, "get_prunable_weights", None)
-        if asked is not None:
-            mine = any(self.variable is weight for weight in asked())
-            return "" if mine else "not among the layer's get_prunable_weights()"
-        name = self.variable.name
-        if isinstance(self.layer, keras.layers.STFTSpectrogram):
-            return "the basis of a transform, not learned"
-        if name not in _KERNELS and not name.endswith("_kernel"):
-            return "not a kernel by its name; an override or get_prunable_weights() admits it"
-        if _is_depthwise(self.layer, self.variable):
-            return "a depthwise kernel: few weights, much harm; an override admits it"
-        return ""
-
-
-_FROZEN = "frozen"
-_OVERRIDDEN = "left alone by an override"
-_KERNELS = {"kernel", "embeddings", "reverse_embeddings"}
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-
-
-def _is_depthwise(layer: keras.layers.Layer, variable: keras.Variable) -> bool:
-    one_input_each = getattr(layer, "groups", 1) > 1 and variable.shape[-2] == 1
-    return isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel" or one_input_each
-
-
-def _einsum_axes(equation: str) -> tuple[Axes, Axes, Axes]:
-    """Contracted axes of the kernel are inputs; those it shares with both sides are neither."""
-    operands, result = equation.replace(" ", "").replace("...", "").split("->")
-    data, kernel = operands.split(",")
-    rest = tuple(i for i, c in enumerate(kernel) if c in data and c in result)
-    inputs = tuple(i for i, c in enumerate(kernel) if c in data and c not in result)
-    outputs = tuple(i for i, c in enumerate(kernel) if c not in data)
-    return rest, inputs, outputs
-
-
-def _variables(model: keras.layers.Layer) -> Iterator[_Owned]:
-    """Every weight of the model, once, with the layer that owns it."""
-    seen: set[int] = set()
-    names: dict[str, int] = {}
-    for layer in model._flatten_layers():
-        inner = {id(v) for child in layer._flatten_layers(False) for v in child.variables}
-        for variable in layer.weights:
-            if id(variable) in seen or id(variable) in inner:
-                continue
-            seen.add(id(variable))
-            path = _without_root(variable.path, model)
-            count = names[path] = names.get(path, 0) + 1
-            unique = path if count == 1 else f"{path}:{count}"
-            yield _Owned(variable, layer, _without_root(layer.path or layer.name, model), unique)
-
-
-def _without_root(path: str, model: keras.layers.Layer) -> str:
-    return path.removeprefix(f"{model.name}/")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_pruner import page, tables
-from keras_pruner.plan import _variables, check_model
+from keras_pruner.weights import check_model, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def summarize(model: keras.Model) -> SparsityReport:
     """
     check_model(model)
     rows = []
-    for owned in _variables(model):
+    for owned in weights_of(model):
         weight = np.asarray(keras.ops.convert_to_numpy(owned.variable.value))
         rows.append(
             Row(
