@@ -18,7 +18,8 @@ def run(backend: str, arguments: list[str]) -> tuple[int, Counter[str]]:
     workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     print(f"\n--- {backend}: {' '.join(command[1:])}", flush=True)
-    environment = {**os.environ, "KERAS_BACKEND": backend}
+    # One thread a worker: more of both only wait for each other.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "KERAS_BACKEND": backend}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
     )
