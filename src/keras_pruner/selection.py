@@ -80,7 +80,7 @@ def largest_magnitudes(weights: np.ndarray, alive: np.ndarray, count: int) -> np
         raise ValueError("Weights must be finite: no order puts NaN before another.")
     candidates = np.concatenate(inside)
     missing = count - above
-    if not 0 < missing <= candidates.size:
+    if not 0 < missing <= candidates.size:  # the sample misled, or zeros must be kept
         candidates, missing = np.concatenate([scores(chunk) for chunk in chunks]), count
     threshold = np.partition(candidates, candidates.size - missing)[candidates.size - missing]
     if threshold == 0:  # zeros that are alive go before those that are not
@@ -103,6 +103,7 @@ def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float,
     share = 1 - count / weights.size
     spread = 4 * np.sqrt(share * (1 - share) / sample.size) + 2 / sample.size
     first, last = ((share + side * spread) * sample.size for side in (-1, 1))
-    low = sample[int(first)] if first >= 0 else 0.0
+    # Zeros are left out: when most weights are pruned already they would all be inside.
+    low = max(sample[int(first)] if first >= 0 else 0.0, np.finfo(np.float32).smallest_subnormal)
     high = sample[int(last)] if last < sample.size - 1 else np.inf
     return low, high

@@ -56,8 +56,11 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """The value as a NumPy array."""
-    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+    """The value as a NumPy array; on a CPU a view of TensorFlow's own memory."""
+    value = tf.convert_to_tensor(variable.value)
+    if value.dtype == tf.bfloat16:  # which the buffer protocol lacks
+        return value.numpy()
+    return np.asarray(memoryview(value))
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:

@@ -41,7 +41,10 @@ def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The value as a NumPy array; on a CPU a view of PyTorch's own memory."""
-    return keras.ops.convert_to_numpy(variable.value)
+    value = variable.value.detach().cpu()
+    if value.dtype == torch.bfloat16:  # which NumPy lacks
+        return keras.ops.convert_to_numpy(variable.value)
+    return value.numpy()
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
