@@ -1,5 +1,7 @@
 """Models and observers for the tests of training."""
 
+import re
+
 import keras
 import numpy as np
 
@@ -87,3 +89,8 @@ class EveryStep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.noted.append(self.note(self.model))
+
+
+def label(value):
+    """A test's name for a value: its repr without addresses, the same in every process."""
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(value))

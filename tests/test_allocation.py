@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from models import label
 
 from keras_pruner import Global, erk, lamp, uniform
 from keras_pruner.allocation import NAMED, Fixed, Share, as_allocation
@@ -51,7 +52,7 @@ def kept(allocation, shares, sparsity):
     return [kept_count(s.units, given[s]) for s in shares]
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=repr)
+@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=label)
 def test_laws_of_allocations(allocation):
     check_allocation(allocation)
 
@@ -60,13 +61,13 @@ def test_laws_of_a_users_own():
     check_allocation(sparing_the_first, sparsities=(0.0, 0.1, 0.25, 0.5, 0.8))
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=repr)
+@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=label)
 def test_sparsity_zero_keeps_everything(allocation):
     shares = shares_of(np.arange(12.0), np.zeros(5), np.ones((3, 7)))
     assert kept(allocation, shares, 0.0) == [12, 5, 21]
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=repr)
+@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=label)
 def test_the_order_of_different_scores_does_not_matter(allocation):
     random = np.random.default_rng(0)
     shares = shares_of(random.random((4, 9)), 3 * random.random((5, 7)), random.random(64))

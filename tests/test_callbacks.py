@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from models import EveryStep, Subclassed, compile_, kernels, mlp, sparsity, values
+from models import EveryStep, Subclassed, compile_, kernels, label, mlp, sparsity, values
 
 import keras_pruner as kp
 from keras_pruner.optimizer import PrunedOptimizer, find
@@ -188,7 +188,7 @@ class Interrupt(keras.callbacks.Callback):
             raise error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")], ids=label)
 def test_an_interrupted_fit_is_taken_up_by_the_next(error, data):
     model, watch = mlp(), sparsity_per_step()
     schedule = kp.PolynomialDecay(0.8, end_step=6)

@@ -7,6 +7,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from models import label
 
 from keras_pruner import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.selection import kept_count
@@ -73,7 +74,7 @@ def pairs(patterns, shapes=SHAPES):
     return pytest.mark.parametrize(
         ("pattern", "shape"),
         [(pattern, shape) for pattern in patterns for shape in shapes if fits(pattern, shape)],
-        ids=repr,
+        ids=label,
     )
 
 
@@ -81,7 +82,7 @@ def random_scores(shape, seed=0):
     return np.random.default_rng(seed).random(shape)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=label)
 def test_laws_of_patterns(pattern):
     check_pattern(pattern)
 
@@ -228,7 +229,7 @@ def test_more_sparsity_only_removes(pattern, shape):
         kept = mask
 
 
-@pytest.mark.parametrize("pattern", FREE, ids=repr)
+@pytest.mark.parametrize("pattern", FREE, ids=label)
 def test_sparsity_zero_keeps_everything(pattern):
     assert pattern(np.zeros((8, 8)), 0).all()
 
@@ -245,7 +246,7 @@ def test_half_precision_is_pooled_in_single(pattern, dtype):
     np.testing.assert_allclose(pattern.unit_scores(rounded), pattern.unit_scores(wide), rtol=1e-6)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=label)
 @pytest.mark.parametrize("order", ["F", "strided"])
 def test_the_layout_in_memory_does_not_matter(pattern, order):
     scores = random_scores((8, 12))
@@ -254,7 +255,7 @@ def test_the_layout_in_memory_does_not_matter(pattern, order):
     np.testing.assert_array_equal(pattern(other, sparsity), pattern(scores, sparsity))
 
 
-@pytest.mark.parametrize("pattern", [Block((1000, 1000)), Channel(-2), Unstructured()], ids=repr)
+@pytest.mark.parametrize("pattern", [Block((1000, 1000)), Channel(-2), Unstructured()], ids=label)
 def test_above_2_to_the_24_weights(pattern):
     rows, columns = 1, 2**24 + 3
     if not isinstance(pattern, Unstructured):
@@ -269,7 +270,7 @@ def test_above_2_to_the_24_weights(pattern):
 
 
 @pytest.mark.parametrize("sparsity", [80, 1.0, -0.5, None])
-@pytest.mark.parametrize("pattern", FREE, ids=repr)
+@pytest.mark.parametrize("pattern", FREE, ids=label)
 def test_percent_is_refused(pattern, sparsity):
     with pytest.raises(ValueError, match=re.escape(f"Received: sparsity={sparsity!r}")):
         pattern(np.ones((8, 8)), sparsity)

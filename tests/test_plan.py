@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from models import label
 
 from keras_pruner import NM, Block, Channel, Unstructured, erk, lamp, uniform
 from keras_pruner.plan import Plan, Rules, Target
@@ -634,7 +635,7 @@ def test_plans_are_the_same_by_what_they_prune(model):
     assert isinstance(plan, Plan)
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), Block((4, 1)), Channel()], ids=repr)
+@pytest.mark.parametrize("pattern", [Unstructured(), Block((4, 1)), Channel()], ids=label)
 def test_units_of_a_target(pattern):
     target = Target("k", (3, 3, 5, 6), pattern, None, ((0, 1), (2,), (3,)), 0)
     assert target.units == {Unstructured(): 270, Block((4, 1)): 12 * 6, Channel(): 6}[pattern]

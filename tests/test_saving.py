@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from models import Subclassed, compile_, kernels, mlp, sparsity, values
+from models import Subclassed, compile_, kernels, label, mlp, sparsity, values
 
 import keras_pruner as kp
 from keras_pruner.optimizer import PrunedOptimizer, find
@@ -224,7 +224,7 @@ def test_a_finished_file_opens_without_this_package(data, tmp_path):
         kp.ConstantSparsity(0.5, begin_step=3),
         kp.PolynomialDecay(0.8),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_the_wrapped_optimizer_survives_serialization(schedule):
     model = mlp()

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from models import label
 
 from keras_pruner import ConstantSparsity, FunctionSchedule, PolynomialDecay, Schedule
 from keras_pruner.schedules import as_schedule
@@ -60,12 +61,12 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=label)
 def test_laws_of_schedules(schedule):
     check_schedule(schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=label)
 def test_updates_at_the_beginning_on_every_beat_and_at_the_end(schedule):
     settled = schedule.resolve(1000, 0.0)
     begin, end = settled.begin_step, settled.end_step

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from models import label
 
 import keras_pruner as kp
 from keras_pruner.allocation import Fixed
@@ -55,7 +56,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("given", VALUES, ids=repr)
+@pytest.mark.parametrize("given", VALUES, ids=label)
 def test_values_survive_saving_equal(given):
     config = keras.saving.serialize_keras_object(given)
     loaded = keras.saving.deserialize_keras_object(config)
@@ -64,7 +65,7 @@ def test_values_survive_saving_equal(given):
     assert repr(loaded) == repr(given)
 
 
-@pytest.mark.parametrize("given", VALUES, ids=repr)
+@pytest.mark.parametrize("given", VALUES, ids=label)
 def test_configs_are_json(given):
     text = keras.saving.serialize_keras_object(given)
     import json
@@ -79,7 +80,7 @@ def test_functions_survive_saving(function):
     assert keras.saving.deserialize_keras_object(config) is function
 
 
-@pytest.mark.parametrize("given", VALUES, ids=repr)
+@pytest.mark.parametrize("given", VALUES, ids=label)
 def test_values_are_frozen(given):
     name = next(iter(given.get_config()), "anything")
     with pytest.raises(AttributeError):
