@@ -71,7 +71,7 @@ def test_two_to_four_takes_three_bits_for_four(tmp_path):
     header, _ = header_of(tmp_path / "w.safetensors")
     assert json.loads(header["__metadata__"]["weights"])[0][3] == "2:4"
     assert header["dense/kernel|index"]["shape"] == [64 * 32 // 4 * 3 // 8]
-    other = model_with(random_kernel(0.5))
+    other = model_with(random_kernel(0.5, (64, 32)))
     load_sparse(other, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(kernel_of(other), kernel)
 
