@@ -3,6 +3,14 @@
 from keras_pruner.allocation import Global, erk, lamp, uniform
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.criteria import magnitude
+from keras_pruner.deploy.advise import advise
+from keras_pruner.deploy.eligible import make_eligible
+from keras_pruner.deploy.latency import benchmark_litert
+from keras_pruner.deploy.litert import export_litert
+from keras_pruner.deploy.quantization import check_zeros, merge_lora, zeros_of
+from keras_pruner.deploy.sparse_file import load_sparse, save_sparse
+from keras_pruner.deploy.storage import save_compressed
+from keras_pruner.deploy.verify import verify_litert
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.plan import Plan
 from keras_pruner.pruner import Pruner
@@ -26,8 +34,19 @@ __all__ = [
     "Schedule",
     "Unstructured",
     "WhenSparse",
+    "advise",
+    "benchmark_litert",
+    "check_zeros",
     "erk",
+    "export_litert",
     "lamp",
+    "load_sparse",
     "magnitude",
+    "make_eligible",
+    "merge_lora",
+    "save_compressed",
+    "save_sparse",
     "uniform",
+    "verify_litert",
+    "zeros_of",
 ]

@@ -63,9 +63,7 @@ def _export(model: keras.Model, path: Path, signature: Signature, weights: str) 
     nested = [signature] if len(signature) > 1 else signature
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        model.export(
-            path, format="litert", input_signature=nested, verbose=False, **options
-        )
+        model.export(path, format="litert", input_signature=nested, verbose=False, **options)
 
 
 def _modules_of(model: keras.Model) -> list[str]:

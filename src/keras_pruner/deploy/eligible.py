@@ -84,6 +84,16 @@ def make_eligible(model: keras.Model) -> Rewrite:
     return Rewrite(clone, tuple(draft.changes), tuple(draft.obstacles), difference)
 
 
+def missing(model: keras.Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `make_eligible` would change in a model, and what it could not.
+
+    Raises:
+        ValueError: if the model is no graph of layers over images of a known size.
+    """
+    draft = _Draft(_as_functional(model))
+    return tuple(draft.changes), tuple(draft.obstacles)
+
+
 def _as_functional(model: keras.Model) -> keras.Model:
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs, model.outputs, name=model.name)
@@ -121,8 +131,7 @@ class _Draft:
         self._dropped: set[str] = set()
         self._dense: set[str] = set()
         self._global: dict[str, str] = {}  # pooling -> why it becomes global
-        self._entries = {id(tensor) for tensor in model.inputs}
-        self._channels = model.inputs[0].shape[-1]
+        self._tripled = False
         self._flip = False
         self._entry: Any = None
         self._plan_padding()
@@ -184,24 +193,36 @@ class _Draft:
         return []
 
     def _plan_entry(self) -> None:
-        if self._channels == 1:
+        stems = [x for x in self._layers.values() if isinstance(x, keras.layers.Conv2D)]
+        first = _inbound(stems[0])[0] if stems else None
+        if isinstance(first, keras.layers.ZeroPadding2D):
+            first = _inbound(first)[0]
+        self._tripled = (
+            isinstance(first, keras.layers.InputLayer) and stems[0].kernel.shape[-2] == 1
+        )
+        if self._tripled:
             self.changes.append("the one channel of the input is fed three times")
 
     def _list_obstacles(self) -> None:
-        stems = [s for s in self._layers.values() if isinstance(s, keras.layers.Conv2D)][:1]
-        for stem in stems:
-            if stem.kernel_size != (3, 3) or stem.strides != (2, 2):
-                self.obstacles.append(f"{stem.name}: the first convolution is not 3x3 of stride 2")
-            if stem.kernel.shape[-2] not in (1, 3):
-                self.obstacles.append(f"{stem.name}: not 3 channels")
-        pooled = False
+        stem, pooled = None, False
         for layer in self._layers.values():
+            if stem is None:  # what comes before is outside the cluster
+                if isinstance(layer, keras.layers.Conv2D):
+                    stem = layer
+                    self._list_stem_obstacles(stem)
+                continue
             pooled = pooled or isinstance(layer, keras.layers.GlobalAveragePooling2D)
             pooled = pooled or layer.name in self._global
-            if not pooled and layer not in stems:
+            if not pooled:
                 self.obstacles += _obstacle(layer)
         if not pooled:
             self.obstacles.append("no global average pooling before the head")
+
+    def _list_stem_obstacles(self, stem: Any) -> None:
+        if stem.kernel_size != (3, 3) or stem.strides != (2, 2):
+            self.obstacles.append(f"{stem.name}: the first convolution is not 3x3 of stride 2")
+        if stem.kernel.shape[-2] != 3 and not self._tripled:
+            self.obstacles.append(f"{stem.name}: not 3 channels")
 
     # ------------------------------------------------------------------ cloning
 
@@ -237,7 +258,7 @@ class _Draft:
             return tensor
         if self._entry is None:
             self._entry = tensor
-            if self._channels == 1:
+            if self._tripled:
                 self._entry = keras.ops.concatenate([self._entry] * 3, axis=-1)
             if self._flip:
                 self._entry = keras.ops.flip(self._entry, axis=_FLIPPED)

@@ -48,7 +48,7 @@ def encoded_size(values: np.ndarray, sparsity: Any) -> int:
 
 
 def name_of(tensor: Any) -> str:
-    """ "dense", "csr", "block 1x4", or "sparse" for a form that is none of these."""
+    """How a tensor is stored: dense, csr, block 1x4, or sparse for a form that is none."""
     if tensor.sparsity is None:
         return "dense"
     rank = len(tensor.shape)

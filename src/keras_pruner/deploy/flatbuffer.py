@@ -124,9 +124,7 @@ def _fields(cls: type) -> tuple[list[tuple[str, Callable, bool]], list[str], lis
         for name in names
         if name.endswith("Length") and name[:-6] in names
     ]
-    unions = [
-        (name, _union(name)) for name in names if f"{name}Type" in names and _union(name)
-    ]
+    unions = [(name, _union(name)) for name in names if f"{name}Type" in names and _union(name)]
     return vectors, [name for name in names if name in _TABLES.get(cls.__name__, ())], unions
 
 

@@ -142,8 +142,7 @@ def _signature(model: keras.Model, given: Signature | None) -> Signature:
                 f'dtype="{tensor.dtype}")]` with the sizes the device will use.'
             )
     return [
-        keras.InputSpec(tensor.dtype, (1, *tensor.shape[1:]), name=tensor.name)
-        for tensor in inputs
+        keras.InputSpec(tensor.dtype, (1, *tensor.shape[1:]), name=tensor.name) for tensor in inputs
     ]
 
 

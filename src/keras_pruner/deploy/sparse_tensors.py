@@ -111,8 +111,9 @@ def _encode(model: Any, graph: Any, tensor: Any, users: list[Any], site: _Site) 
     if weight.dtype == np.int8:
         return tell("dense", "dense", "int8: sparse int8 fails in LiteRT, or computes wrongly")
     if _is_dense_layer(model, tensor, users):
+        block_sparsity = 1 - encoding.block_density(weight)
         forms = {
-            "block 1x4": (site.gain("block 1x4", 1 - encoding.block_density(weight)), encoding.blocks),
+            "block 1x4": (site.gain("block 1x4", block_sparsity), encoding.blocks),
             "csr": (site.gain("csr", zeros), encoding.csr),
         }
         form, (gain, encoder) = max(forms.items(), key=lambda item: item[1][0])

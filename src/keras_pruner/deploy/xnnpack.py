@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_pruner.deploy import encoding, flatbuffer
-
-#: More than this fraction of all weights of a cluster's 1x1 filters must be zero.
-LEAST_SPARSITY = 2 / 3
+from keras_pruner.deploy.gains import LEAST_SPARSITY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +182,9 @@ class _Graph:
         """Why a convolution cannot begin a cluster; None if it can."""
         shape, options = self.weight_shape(operator), operator.builtinOptions
         if shape[1:3] != [3, 3] or shape[-1] != 3:
-            return f"the first convolution is {shape[1:3]} over {shape[-1]} channels, not 3x3 over 3"
+            return (
+                f"the first convolution is {shape[1:3]} over {shape[-1]}, not 3x3 over 3 channels"
+            )
         if (options.strideH, options.strideW) != (2, 2):
             return "the first convolution has not stride 2"
         return self._symmetric(operator, [1, 1, 1, 1])
