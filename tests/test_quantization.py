@@ -57,7 +57,7 @@ def test_a_lost_zero_is_an_error():
     kernel = kernel_of(model.layers[-1])
     kernel[tuple(np.argwhere(kernel == 0)[0])] = 1e-3
     model.layers[-1].kernel.assign(kernel)
-    with pytest.raises(ValueError, match="1 of .* zeros of .* are lost"):
+    with pytest.raises(ValueError, match=r"1 of .* zeros of .* are lost"):
         check_zeros(zeros, model)
     with pytest.raises(ValueError, match="no kernel"):
         check_zeros({"elsewhere/kernel": np.ones((3, 3), bool)}, model)
