@@ -175,8 +175,7 @@ def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
         extra = _STEP * steps if first else 0.0
         inputs = variable.shape[0]
         return _Part(path, "dense", size, inputs, size * steps, target is not None, fixed=extra)
-    shape = _output_shape(layer)
-    positions = math.prod(shape[1:-1]) if shape and None not in shape[1:-1] else 1
+    positions = _positions(layer)
     depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
     if len(variable.shape) > 2 and "conv" in type(layer).__name__.lower():
         kind = "depthwise" if depthwise else "conv"
@@ -189,11 +188,13 @@ def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
     return _Part(path, kind, size, inputs, float(size * positions), target is not None)
 
 
-def _output_shape(layer: Any) -> tuple[int | None, ...] | None:
+def _positions(layer: Any) -> int:
+    """How often a layer's weight is applied to one sample; 1 where that is not known."""
     try:
-        return tuple(layer.output.shape)
+        sizes = layer.output.shape[1:-1]
     except AttributeError:
-        return None
+        return 1
+    return 1 if None in sizes else math.prod(sizes)
 
 
 def _steps(cell: Any, model: keras.Model) -> int | None:

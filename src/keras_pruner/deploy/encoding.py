@@ -33,7 +33,7 @@ def blocks(weight: np.ndarray) -> tuple[np.ndarray, Any]:
 
 def block_density(weight: np.ndarray) -> float:
     """The fraction of blocks of 4 that are not all zeros; 1 if they cannot be laid."""
-    if weight.ndim != 2 or weight.shape[1] % BLOCK:
+    if weight.ndim != 2 or weight.shape[1] % BLOCK or not weight.size:
         return 1.0
     return float(weight.reshape(len(weight), -1, BLOCK).any(-1).mean())
 
@@ -73,7 +73,7 @@ def decode(tensor: Any, data: np.ndarray) -> np.ndarray:
         raise ValueError(f"{flatbuffer.name_of(tensor)} holds no weights of a known type")
     if data.nbytes % np.dtype(dtype).itemsize:
         raise ValueError(f"{flatbuffer.name_of(tensor)} has a part of a value at its end")
-    values = np.ascontiguousarray(data).view(dtype)
+    values: np.ndarray = np.ascontiguousarray(data).view(dtype)
     kind = name_of(tensor)
     if kind == "dense":
         if values.size != math.prod(shape):
@@ -146,6 +146,7 @@ def _narrowest(numbers: np.ndarray) -> tuple[int, Any]:
     schema = flatbuffer.schema()
     largest = numbers.max(initial=0)
     kinds = schema.SparseIndexVector
+    dtype: type
     if largest < 1 << 8:
         kind, vector, dtype = kinds.Uint8Vector, schema.Uint8VectorT(), np.uint8
     elif largest < 1 << 16:

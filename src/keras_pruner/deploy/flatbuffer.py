@@ -94,7 +94,7 @@ class _Lengths:
             raise ValueError("it holds more tables than it has room for")
         if not 0 <= table._tab.Pos < self._size:
             raise ValueError("it points behind its own end")
-        vectors, tables, unions = _fields(type(table))
+        vectors, tables, unions = _fields(type(table).__name__)
         for name, length_of, is_plain in vectors:
             length = length_of(table)
             if not 0 <= length <= self._size:
@@ -116,8 +116,9 @@ class _Lengths:
 
 
 @functools.cache
-def _fields(cls: type) -> tuple[list[tuple[str, Callable, bool]], list[str], list[Any]]:
+def _fields(name_of_class: str) -> tuple[list[tuple[str, Callable, bool]], list[str], list[Any]]:
     """The vectors, tables and unions of a generated class."""
+    cls = getattr(schema(), name_of_class)
     names = [name for name in vars(cls) if name[0].isupper()]
     vectors = [
         (name[:-6], getattr(cls, name), f"{name[:-6]}AsNumpy" in names)
@@ -125,7 +126,7 @@ def _fields(cls: type) -> tuple[list[tuple[str, Callable, bool]], list[str], lis
         if name.endswith("Length") and name[:-6] in names
     ]
     unions = [(name, _union(name)) for name in names if f"{name}Type" in names and _union(name)]
-    return vectors, [name for name in names if name in _TABLES.get(cls.__name__, ())], unions
+    return vectors, [name for name in names if name in _TABLES.get(name_of_class, ())], unions
 
 
 _TABLES = {"Tensor": ("Quantization", "Sparsity")}

@@ -119,7 +119,7 @@ def benchmark_litert(
     if runtime == "wasm":
         return Latency("wasm", 1, (_in_node(files, inputs[0], seconds, node_modules),))
     timings = []
-    for batch_size in batch_sizes or [None]:
+    for batch_size in batch_sizes or (None,):
         if batch_size is not None:
             check_integer("batch_sizes", batch_size, least=1)
         job = {"files": files, "threads": threads, "batch_size": batch_size, "seconds": seconds}
@@ -205,5 +205,5 @@ def _timing(raw: dict[str, Any], batch_size: int) -> Timing:
         first, second = (np.array(o, np.float64) for o in (one, other))
         difference = np.abs(first - second).max(initial=0) / max(np.abs(first).max(initial=0), 1e-6)
         worst = max(worst, np.inf if np.isnan(difference) else float(difference))
-    milliseconds = (1e3 * statistics.median(side) for side in (dense, pruned))
-    return Timing(batch_size, *milliseconds, middle, (low, high), worst)
+    dense_ms, pruned_ms = (1e3 * statistics.median(side) for side in (dense, pruned))
+    return Timing(batch_size, dense_ms, pruned_ms, middle, (low, high), worst)
