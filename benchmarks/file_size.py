@@ -32,7 +32,7 @@ def prune(model, sparsity):
     """Zero the smallest weights of each kernel but the depthwise ones."""
     for layer in model.layers:
         if type(layer) in (keras.layers.Conv2D, keras.layers.Dense):
-            weight = np.array(keras.ops.convert_to_numpy(layer.kernel.value))
+            weight = keras.ops.convert_to_numpy(layer.kernel.value).copy()
             order = np.argsort(np.abs(weight), axis=None)
             weight.reshape(-1)[order[: round(sparsity * weight.size)]] = 0
             layer.kernel.assign(weight)

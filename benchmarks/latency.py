@@ -68,7 +68,7 @@ def prune(model, pattern, sparsity):
             variable = getattr(layer, name, None)
             if variable is None or isinstance(layer, skipped) or 3 in variable.shape[:-1]:
                 continue
-            weight = np.array(keras.ops.convert_to_numpy(variable.value))
+            weight = keras.ops.convert_to_numpy(variable.value).copy()
             try:
                 mask = pattern(np.abs(weight), sparsity)
             except ValueError:

@@ -20,7 +20,7 @@ def files(tmp_path_factory):
     layers = [keras.layers.Dense(512, activation="relu") for _ in range(3)]
     model = keras.Sequential([keras.Input((512,)), *layers])
     rng = np.random.default_rng(0)
-    kernels = [np.array(layer.kernel.value) for layer in layers]
+    kernels = [keras.ops.convert_to_numpy(layer.kernel.value).copy() for layer in layers]
     for layer, kernel in zip(layers, kernels, strict=True):
         kernel[np.repeat(rng.random((128, 512)) < 0.95, 4, 0)] = 0
         layer.kernel.assign(kernel)

@@ -24,7 +24,7 @@ def judged(model, tmp_path):
 def prune(model, sparsity):
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.kernel_size == (1, 1):
-            weight = np.array(layer.kernel.value)
+            weight = keras.ops.convert_to_numpy(layer.kernel.value).copy()
             order = np.argsort(np.abs(weight), axis=None)
             weight.reshape(-1)[order[: round(sparsity * weight.size)]] = 0
             layer.kernel.assign(weight)

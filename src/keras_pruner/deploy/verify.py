@@ -57,19 +57,26 @@ def verify_litert(path: str | os.PathLike[str]) -> Contents:
         ImportError: without the extra "litert".
     """
     model = flatbuffer.read(path)
-    weights = []
     try:
-        for graph in model.subgraphs:
-            for index, tensor in enumerate(graph.tensors or []):
-                data = model.buffers[tensor.buffer].data
-                if data is None or not len(data) or len(flatbuffer.listed(tensor.shape)) < 2:
-                    continue
-                if flatbuffer.dtype_of(tensor) is not None:
-                    weights.append(_describe(model, graph, index, tensor, data))
-        found = eligibility(model)
+        with np.errstate(invalid="ignore"):  # a damaged file may hold signalling NaNs
+            weights = _weights(model)
+            found = eligibility(model)
+
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
     return Contents(str(path), Path(path).stat().st_size, tuple(weights), found)
+
+
+def _weights(model: Any) -> list[Encoded]:
+    found = []
+    for graph in model.subgraphs:
+        for index, tensor in enumerate(graph.tensors or []):
+            data = model.buffers[tensor.buffer].data
+            if data is None or not len(data) or len(flatbuffer.listed(tensor.shape)) < 2:
+                continue
+            if flatbuffer.dtype_of(tensor) is not None:
+                found.append(_describe(model, graph, index, tensor, data))
+    return found
 
 
 def _describe(model: Any, graph: Any, index: int, tensor: Any, data: np.ndarray) -> Encoded:
