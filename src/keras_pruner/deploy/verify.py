@@ -61,7 +61,6 @@ def verify_litert(path: str | os.PathLike[str]) -> Contents:
         with np.errstate(invalid="ignore"):  # a damaged file may hold signalling NaNs
             weights = _weights(model)
             found = eligibility(model)
-
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
     return Contents(str(path), Path(path).stat().st_size, tuple(weights), found)
