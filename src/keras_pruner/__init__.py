@@ -3,7 +3,24 @@
 from keras_pruner.allocation import Global, erk, lamp, uniform
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.criteria import magnitude
-from keras_pruner.oneshot import prune
+from keras_pruner.deploy.advise import advise
+from keras_pruner.deploy.eligible import make_eligible
+from keras_pruner.deploy.latency import benchmark_litert
+from keras_pruner.deploy.litert import export_litert
+from keras_pruner.deploy.quantization import check_zeros, merge_lora, zeros_of
+from keras_pruner.deploy.sparse_file import load_sparse, save_sparse
+from keras_pruner.deploy.storage import save_compressed
+from keras_pruner.deploy.verify import verify_litert
+from keras_pruner.oneshot import (
+    Inputs,
+    PerOutput,
+    PruneReport,
+    find_sparsity,
+    prune,
+    reestimate_batch_norm,
+    sensitivity,
+    wanda,
+)
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.plan import Plan
 from keras_pruner.pruner import Pruner
@@ -20,19 +37,37 @@ __all__ = [
     "FunctionSchedule",
     "Global",
     "GradualPruning",
+    "Inputs",
     "KeepZeros",
     "Pattern",
+    "PerOutput",
     "Plan",
     "PolynomialDecay",
+    "PruneReport",
     "Pruner",
     "Schedule",
     "SparsityReport",
     "Unstructured",
     "WhenSparse",
+    "advise",
+    "benchmark_litert",
+    "check_zeros",
     "erk",
+    "export_litert",
+    "find_sparsity",
     "lamp",
+    "load_sparse",
     "magnitude",
+    "make_eligible",
+    "merge_lora",
     "prune",
+    "reestimate_batch_norm",
+    "save_compressed",
+    "save_sparse",
+    "sensitivity",
     "summarize",
     "uniform",
+    "verify_litert",
+    "wanda",
+    "zeros_of",
 ]

@@ -1,0 +1,99 @@
+"""Size of a pruned MobileNetV1 in each form of storage; prints a table of MB and ratios."""
+
+import argparse
+import bz2
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_pruner as kp
+
+_PLAIN_KERAS = """
+import sys
+sys.modules["keras_pruner"] = None
+import keras, numpy as np
+loaded, plain = (keras.saving.load_model(path) for path in sys.argv[1:3])
+for a, b in zip(loaded.trainable_variables, plain.trainable_variables, strict=True):
+    a, b = keras.ops.convert_to_numpy(a.value), keras.ops.convert_to_numpy(b.value)
+    assert np.array_equal(a.view("uint32"), b.view("uint32")), a
+"""
+
+
+def prune(model, sparsity):
+    """Zero the smallest weights of each kernel but the depthwise ones."""
+    for layer in model.layers:
+        if type(layer) in (keras.layers.Conv2D, keras.layers.Dense):
+            weight = keras.ops.convert_to_numpy(layer.kernel.value).copy()
+            order = np.argsort(np.abs(weight), axis=None)
+            weight.reshape(-1)[order[: round(sparsity * weight.size)]] = 0
+            layer.kernel.assign(weight)
+
+
+def measure(model, sparsity, directory, litert):
+    """Bytes in each form."""
+    plain = directory / "plain.keras"
+    model.save(plain)
+    sizes = {"keras": plain.stat().st_size}
+    sizes["keras, gzip -9"] = len(zlib.compress(plain.read_bytes(), 9))
+    sizes["keras, bzip2"] = len(bz2.compress(plain.read_bytes()))
+    sizes["save_compressed"] = kp.save_compressed(model, directory / "small.keras")
+    files = [str(directory / "small.keras"), str(plain)]
+    subprocess.run([sys.executable, "-c", _PLAIN_KERAS, *files], check=True, capture_output=True)
+    sizes["save_compressed float16"] = kp.save_compressed(
+        model, directory / "half.keras", weights="float16"
+    )
+    sizes["save_sparse"] = kp.save_sparse(model, directory / "w.safetensors")
+    size, zeros = 0, 0
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(variable.value)
+        size, zeros = size + value.size, zeros + np.count_nonzero(value == 0)
+    p = zeros / size
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) if 0 < p < 1 else 0
+    sizes["mask entropy + float32"] = round(size * entropy / 8 + 4 * (size - zeros))
+    if litert:
+        done = kp.export_litert(model, directory / "m.tflite")
+        sizes["export_litert"], sizes["dense tflite"] = done.size, done.dense_size
+        kp.export_litert(model, directory / "8.tflite", weights="int8", tolerance=1.0)
+        content = (directory / "8.tflite").read_bytes()
+        sizes["int8 tflite"] = len(content)
+        sizes["int8 tflite, deflate"] = len(zlib.compress(content, 9))
+    return {"sparsity": sparsity, **sizes}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sparsity", type=float, nargs="*", default=[0.5, 0.8, 0.9, 0.95])
+    parser.add_argument("--size", type=int, default=224, help="of the image")
+    parser.add_argument("--alpha", type=float, default=1.0, help="width of the model")
+    parser.add_argument("--no-litert", action="store_true", help="leave out .tflite files")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    keras.utils.set_random_seed(0)
+    shape = (arguments.size, arguments.size, 3)
+    model = keras.applications.MobileNet(weights=None, input_shape=shape, alpha=arguments.alpha)
+    rows = []
+    for sparsity in sorted(arguments.sparsity):
+        prune(model, sparsity)
+        with tempfile.TemporaryDirectory() as directory:
+            rows.append(measure(model, sparsity, Path(directory), not arguments.no_litert))
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"sparsity {row.pop('sparsity'):g}")
+        for name, size in row.items():
+            ratio = row["keras"] / size
+            print(f"  {name:26} {size / 1e6:7.2f} MB  {ratio:6.2f}x smaller than .keras")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Leaving Keras: small files, LiteRT models that are faster where they can be, and the truth."""

@@ -1,0 +1,103 @@
+"""Where the zeros are, in bits: one for each weight, or fewer where N:M groups allow."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+
+
+def bits_of(weight: np.ndarray) -> np.ndarray:
+    """The weight as unsigned integers of its own width."""
+    return np.ascontiguousarray(weight).view(f"u{weight.dtype.itemsize}")
+
+
+def pack_mask(mask: np.ndarray) -> np.ndarray:
+    """One bit for each element, lowest first, as bytes."""
+    return np.packbits(mask.reshape(-1), bitorder="little")
+
+
+def unpack_mask(packed: np.ndarray, count: int) -> np.ndarray:
+    """The inverse of `pack_mask`, flat.
+
+    Raises:
+        ValueError: if `packed` is no bitmap of `count` elements.
+    """
+    if packed.size != math.ceil(count / 8):
+        raise ValueError(f"a bitmap of {packed.size} bytes does not describe {count} weights")
+    bits = np.unpackbits(packed, bitorder="little")
+    if bits[count:].any():
+        raise ValueError("the bitmap marks weights behind the last one")
+    return bits[:count].astype(bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """An index for weights with at most `n` of every `m` inputs kept (axis -2).
+
+    A group's number is its place among the subsets of m things with exactly n members, in the
+    order of `itertools.combinations`; groups with fewer are filled up with zeros that are
+    stored as values. For 2:4 that is 3 bits where a bitmap takes 4.
+    """
+
+    n: int
+    m: int
+
+    @property
+    def width(self) -> int:
+        """Bits for a group."""
+        return max(1, math.ceil(math.log2(math.comb(self.m, self.n))))
+
+    def subsets(self) -> np.ndarray:
+        """All of them as a boolean array of shape (comb(m, n), m)."""
+        table = np.zeros((math.comb(self.m, self.n), self.m), bool)
+        for row, chosen in enumerate(itertools.combinations(range(self.m), self.n)):
+            table[row, list(chosen)] = True
+        return table
+
+    def fits(self, mask: np.ndarray) -> bool:
+        """Whether the weight has the inputs in full groups, with at most n kept in each."""
+        if mask.ndim < 2 or mask.shape[-2] % self.m:
+            return False
+        return bool((self._grouped(mask).sum(-1) <= self.n).all())
+
+    def _grouped(self, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, -2, -1).reshape(-1, self.m)
+
+    def encode(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The packed numbers of the groups, and their values of shape (groups * n,)."""
+        groups = self._grouped(weight)
+        kept = bits_of(groups) != 0
+        # A stable sort puts the kept ones first, in order; the first n then include all of them.
+        chosen = np.zeros_like(kept)
+        first = np.argsort(~kept, axis=-1, kind="stable")[:, : self.n]
+        np.put_along_axis(chosen, first, True, axis=-1)
+        powers = 1 << np.arange(self.m)
+        number_of = np.zeros(1 << self.m, np.uint16)
+        number_of[self.subsets() @ powers] = np.arange(math.comb(self.m, self.n))
+        numbers = number_of[chosen @ powers]
+        bits = (numbers[:, None] >> np.arange(self.width)) & 1
+        return np.packbits(bits.astype(bool).reshape(-1), bitorder="little"), groups[chosen]
+
+    def decode(self, packed: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The inverse of `encode`.
+
+        Raises:
+            ValueError: if the index is not one of groups, or has another number of values.
+        """
+        if len(shape) < 2 or shape[-2] % self.m:
+            raise ValueError(f"groups of {self.m} do not divide shape {shape}")
+        count = math.prod(shape) // self.m
+        bits = unpack_mask(packed, count * self.width).reshape(count, self.width)
+        numbers = bits @ (1 << np.arange(self.width))
+        subsets = self.subsets()
+        if values.size != count * self.n or (count and numbers.max() >= len(subsets)):
+            raise ValueError("the index of its groups does not fit its values")
+        groups = np.zeros((count, self.m), values.dtype)
+        groups[subsets[numbers]] = values
+        moved = (*shape[:-2], shape[-1], shape[-2])
+        return np.ascontiguousarray(np.moveaxis(groups.reshape(moved), -1, -2))
+
+
+# What is tried, the smallest index first.
+GROUPS = (Groups(1, 2), Groups(1, 4), Groups(2, 4), Groups(1, 8), Groups(2, 8), Groups(4, 8))

@@ -1,0 +1,118 @@
+"""Keras -> dense `.tflite`: the only place that runs TensorFlow's converter.
+
+Run as a program, in a process whose Keras backend is TensorFlow, for the other backends.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_pruner.deploy.extras import need
+
+Signature = list[keras.InputSpec]
+
+
+def convert(model: keras.Model, path: Path, signature: Signature, weights: str) -> None:
+    """Write a model as a dense `.tflite` file, in a child process unless TensorFlow runs here.
+
+    Args:
+        model: a built model.
+        path: of the file.
+        signature: shape and type of each input.
+        weights: "float32", "float16" or "int8" (dynamic range: kernels only).
+
+    Raises:
+        RuntimeError: with what the converter says, if it fails.
+        ImportError: without TensorFlow.
+    """
+    if keras.backend.backend() == "tensorflow":
+        try:
+            _export(model, path, signature, weights)
+        except Exception as error:
+            raise RuntimeError(_explain(str(error))) from error
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        saved = Path(scratch, "model.keras")
+        model.save(saved)
+        job = {
+            "model": str(saved),
+            "output": str(path),
+            "signature": [[list(spec.shape), spec.dtype, spec.name] for spec in signature],
+            "weights": weights,
+            "modules": _modules_of(model),
+        }
+        _run_child(job)
+
+
+def _export(model: keras.Model, path: Path, signature: Signature, weights: str) -> None:
+    tf = need("tensorflow", "tensorflow")
+    options: dict[str, Any] = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
+    if weights != "float32":
+        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+    if weights == "float16":
+        options["target_spec"]["supported_types"] = [tf.float16]
+    nested = [signature] if len(signature) > 1 else signature
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        model.export(path, format="litert", input_signature=nested, verbose=False, **options)
+
+
+def _modules_of(model: keras.Model) -> list[str]:
+    """The modules that define the model's own layers; importing them registers the classes."""
+    modules = {type(layer).__module__ for layer in model._flatten_layers()}
+    return sorted(m for m in modules if m.split(".")[0] not in ("keras", "__main__"))
+
+
+def _run_child(job: dict[str, Any]) -> None:
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    child = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", __name__],
+        input=json.dumps(job),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        raise RuntimeError(_explain(child.stderr.strip()[-2000:]))
+
+
+def _explain(said: str) -> str:
+    hint = ""
+    if "No module named 'tensorflow'" in said:
+        hint = ' Install it with: pip install "keras-pruner[tensorflow]".'
+    elif "Could not locate class" in said or "Unknown layer" in said:
+        hint = (
+            " The conversion runs in another process, which cannot import classes defined in a "
+            "script or a notebook: move them to a module, or run with KERAS_BACKEND=tensorflow."
+        )
+    elif "neither a custom op nor a flex op" in said or "Flex ops" in said:
+        hint = " The model has operators that LiteRT does not."
+    return f"The conversion to LiteRT failed.{hint} The converter said:\n{said}"
+
+
+def main() -> None:
+    """Read a job from standard input and do it."""
+    job = json.load(sys.stdin)
+    for module in job["modules"]:
+        importlib.import_module(module)
+    model = keras.saving.load_model(job["model"], compile=False)
+    signature = [
+        keras.InputSpec(shape=shape, dtype=dtype, name=name)
+        for shape, dtype, name in job["signature"]
+    ]
+    _export(model, Path(job["output"]), signature, job["weights"])
+
+
+if __name__ == "__main__":
+    main()

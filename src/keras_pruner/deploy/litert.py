@@ -1,0 +1,206 @@
+"""Keras -> LiteRT, sparse where it pays, run and compared before the file is handed over."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import tables
+from keras_pruner.deploy import flatbuffer, interpreter
+from keras_pruner.deploy.convert import Signature, convert
+from keras_pruner.deploy.destination import complete
+from keras_pruner.deploy.gains import RUNTIMES
+from keras_pruner.deploy.sparse_tensors import Encoded, encode
+from keras_pruner.plan import check_model
+
+# Largest difference of an output, in units of the largest output.
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What an export did; prints as a table.
+
+    Attributes:
+        path: of the file.
+        size: of the file, in bytes.
+        dense_size: of the same file without sparse tensors.
+        weights: what became of each, and why.
+        difference: the largest of an output from the Keras model's, in units of the largest.
+    """
+
+    path: str
+    size: int
+    dense_size: int
+    weights: tuple[Encoded, ...]
+    difference: float
+
+    def __str__(self) -> str:
+        rows = [
+            (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)
+            for w in self.weights
+        ]
+        title = (
+            f"{self.path}: {self.size:,} bytes, {self.dense_size / self.size:.1f}x smaller than "
+            f"dense; outputs differ by {self.difference:.1e}"
+        )
+        heads = ["weight", "shape", ">zeros", "stored", "runs", "why"]
+        return tables.render(title, heads, rows, width=140)
+
+
+def export_litert(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "float32",
+    runtime: str = "litert-x86",
+    input_signature: Signature | None = None,
+    samples: Any = None,
+    tolerance: float | None = None,
+) -> Export:
+    """Write a model as a `.tflite` file whose zeros count, checked against the model.
+
+    From any backend; the conversion itself needs TensorFlow, in a process of its own if the
+    backend is another. Dense layers whose zeros come in `Block((4, 1))`, or are very many, are
+    stored for LiteRT's sparse kernels; other zeros make the file smaller.
+
+    Args:
+        model: a built Keras 3 model.
+        path: of the file, ending with ".tflite".
+        weights: "float32"; "float16" (half the size; sparse weights run densified); or "int8"
+            (kernels quantized with dynamic ranges; zeros stay zero, and stored as such, because
+            LiteRT computes sparse int8 wrongly or not at all).
+        runtime: where it will run: "litert-x86", "litert-wasm" or "litert-arm".
+        input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
+            sample at a time.
+        samples: inputs to check the outputs with; an array, or one for each input. None: random
+            ones (0 or 1 for integers).
+        tolerance: largest difference of an output, in units of the largest. None: 1e-4, 2e-2 or
+            0.2 by `weights`.
+
+    Returns:
+        What was stored how, and why.
+
+    Raises:
+        ValueError: for a wrong argument, or a model with dynamic shapes and no signature.
+        RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
+        ImportError: without the extras "litert" and "tensorflow".
+    """
+    check_model(model)
+    if weights not in _TOLERANCE:
+        raise ValueError(
+            f"`weights` must be one of {', '.join(map(repr, _TOLERANCE))}. "
+            f"Received: weights={weights!r}."
+        )
+    if runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
+    signature = _signature(model, input_signature)
+    flatbuffer.schema()
+    with complete(path, ".tflite") as unfinished:
+        dense = unfinished.parent / "dense.tflite"
+        convert(model, dense, signature, weights)
+        content = flatbuffer.read(dense)
+        encoded = encode(content, runtime, signature[0].shape[0] or 1)
+        flatbuffer.write(content, unfinished)
+        inputs = _inputs(signature, samples)
+        difference = _difference(model, unfinished, inputs)
+        allowed = _TOLERANCE[weights] if tolerance is None else tolerance
+        if not difference <= allowed:
+            raise RuntimeError(
+                f"The exported model computes something else: its outputs differ by "
+                f"{difference:.2e} of the largest, and {allowed:.0e} is allowed. No file was "
+                "written. A larger `tolerance` accepts it; `samples` checks on your own data."
+            )
+        size, dense_size = unfinished.stat().st_size, dense.stat().st_size
+    return Export(str(path), size, dense_size, tuple(encoded), difference)
+
+
+def _signature(model: keras.Model, given: Signature | None) -> Signature:
+    """Shape and type of each input, all known."""
+    inputs = getattr(model, "inputs", None)
+    if given is None and not inputs:
+        raise ValueError(
+            "`input_signature` is needed for a model that does not know its inputs. Pass "
+            '[keras.InputSpec(shape=(1, 224, 224, 3), dtype="float32", name="x")], one for each.'
+        )
+    if given is not None:
+        named = [] if not inputs else [i.name for i in inputs]
+        names = [*named, *(f"input_{i}" for i in range(len(named), len(given)))]
+        return [
+            keras.InputSpec(spec.dtype, spec.shape, name=spec.name or name)
+            for spec, name in zip(given, names, strict=True)
+        ]
+    assert inputs is not None
+    for tensor in inputs:
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                f"The input {tensor.name!r} has the shape {tuple(tensor.shape)}, which is not "
+                "known. Pass `input_signature=[keras.InputSpec(shape=(1, ...), "
+                f'dtype="{tensor.dtype}")]` with the sizes the device will use.'
+            )
+    return [
+        keras.InputSpec(tensor.dtype, (1, *tensor.shape[1:]), name=tensor.name) for tensor in inputs
+    ]
+
+
+def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
+    """One batch for each input."""
+    shapes = [tuple(size or 1 for size in spec.shape) for spec in signature]
+    if samples is None:
+        rng = np.random.default_rng(0)
+        return [
+            interpreter.random_input(rng, shape, np.dtype(spec.dtype))
+            for shape, spec in zip(shapes, signature, strict=True)
+        ]
+    arrays = list(samples) if isinstance(samples, list | tuple) else [samples]
+    if len(arrays) != len(signature):
+        raise ValueError(
+            f"`samples` must have one array for each of the {len(signature)} inputs. "
+            f"Received: {len(arrays)}."
+        )
+    fed = []
+    for array, shape, spec in zip(arrays, shapes, signature, strict=True):
+        array = np.asarray(array)
+        if array.shape[1:] != shape[1:] or len(array) < shape[0]:
+            raise ValueError(
+                f"`samples` must hold at least {shape[0]} of shape {shape[1:]} for "
+                f"{spec.name!r}. Received: shape {array.shape}."
+            )
+        fed.append(array[: shape[0]].astype(spec.dtype))
+    return fed
+
+
+def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> float:
+    """The largest difference of an output, in units of the largest; NaN if there is NaN."""
+    fed = inputs[0] if len(inputs) == 1 else inputs
+    expected = keras.tree.flatten(model(fed, training=False))
+    runner = interpreter.load(path)
+    names = next(iter(runner.get_signature_list().values()))["inputs"]
+    got = interpreter.run(runner, _by_name(names, model, inputs))
+    if len(expected) != len(got):
+        raise RuntimeError(f"The model has {len(expected)} outputs, the file {len(got)}.")
+    worst = 0.0
+    for mine, its in zip(expected, got, strict=True):
+        reference = keras.ops.convert_to_numpy(mine).astype(np.float64)
+        scale = max(np.abs(reference).max(initial=0), 1e-6)
+        worst = max(worst, float(np.abs(reference - its).max(initial=0) / scale), key=_nan_last)
+    return worst
+
+
+def _nan_last(number: float) -> float:
+    return np.inf if np.isnan(number) else number
+
+
+def _by_name(
+    names: list[str], model: keras.Model, inputs: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The inputs under the names that the file has for them."""
+    if len(names) == 1:
+        return {names[0]: inputs[0]}
+    mine = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if set(mine) == set(names):
+        return dict(zip(mine, inputs, strict=True))
+    return dict(zip(sorted(names), inputs, strict=True))

@@ -1,0 +1,96 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_pruner.deploy import gains
+from keras_pruner.deploy.advise import advise
+from keras_pruner.deploy.eligible import make_eligible
+from keras_pruner.patterns import NM, Block, Unstructured
+
+
+def stack(*sizes):
+    return keras.Sequential(
+        [keras.Input((sizes[0],)), *(keras.layers.Dense(size) for size in sizes[1:])]
+    )
+
+
+def mobilenet():
+    return keras.applications.MobileNet(
+        weights=None, input_shape=(64, 64, 3), alpha=0.25, classes=10
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "expected"),
+    [(Block((4, 1)), 0.8, 2.75), (Block((4, 1)), 0.9, 5.5), (Unstructured(), 0.8, 1.0),
+     (Unstructured(), 0.95, 3.1), (NM(2, 4), 0.5, 1.0)],
+)  # fmt: skip
+def test_a_large_dense_stack(pattern, sparsity, expected):
+    advice = advise(stack(1024, 2048, 2048, 1024), sparsity=sparsity, pattern=pattern)
+    assert advice.gain == pytest.approx(expected, rel=0.25)
+    assert (advice.gain == 1) == (expected == 1.0)
+
+
+def test_what_it_recommends_is_a_plan():
+    model = stack(256, 512, 512, 256)
+    advice = advise(model, sparsity=0.9)
+    plan = advice.plan(model)
+    assert [t.pattern for t in plan.targets] == [Block((4, 1))] * 3
+    assert {t.sparsity for t in plan.targets} == {0.9}
+    assert "fully-connected" in str(advice)
+    with pytest.raises(ValueError, match=r"No layer runs faster .* kp.Unstructured\(\)"):
+        advise(model, sparsity=0.5).settings()
+
+
+def test_convolutions_gain_where_the_rules_are_met():
+    model = mobilenet()
+    assert advise(model, "litert-x86", sparsity=0.9).gain == 1
+    stock = advise(model, "litert-wasm", sparsity=0.9, pattern=Unstructured())
+    assert stock.gain == 1
+    assert "make_eligible" in str(stock)
+    rewritten = make_eligible(model).model
+    assert advise(rewritten, "litert-wasm", sparsity=0.6).gain == 1
+    gain = advise(rewritten, "litert-wasm", sparsity=0.9).gain
+    assert gain > advise(rewritten, "litert-wasm", sparsity=0.8).gain > 1.1
+    assert "not measured" in str(advise(rewritten, "litert-arm", sparsity=0.9))
+
+
+def test_recurrent_layers_gain_by_blocks():
+    model = keras.Sequential([keras.Input((20, 64)), keras.layers.LSTM(128)])
+    assert advise(model, sparsity=0.9).gain == pytest.approx(1.6, rel=0.25)
+    assert advise(model, sparsity=0.8, pattern=Unstructured()).gain == 1
+
+
+def test_layers_of_every_kind_get_a_reason():
+    image = keras.Input((16, 16, 4))
+    x = keras.layers.SeparableConv2D(8, 3)(image)
+    x = keras.layers.Conv2DTranspose(8, 3)(x)
+    x = keras.layers.Reshape((-1, 8))(x)
+    x = keras.layers.MultiHeadAttention(2, 4)(x, x)
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    advice = advise(model)
+    assert all(layer.reason for layer in advice.layers)
+    assert sum(layer.share for layer in advice.layers) + 0.1 > 0.99
+
+
+@pytest.mark.backend_free
+def test_gains_are_consistent():
+    for runtime in gains.RUNTIMES:
+        for form in ("block 1x4", "csr"):
+            least = gains.break_even(form, 1e6, runtime)
+            assert gains.dense_speedup(form, least, 1e6, runtime) == pytest.approx(1)
+            rising = [gains.dense_speedup(form, s, 1e6, runtime) for s in np.linspace(0, 0.99, 20)]
+            assert rising == sorted(rising)
+            batches = [gains.dense_speedup(form, 0.9, 1e6, runtime, b) for b in (1, 4, 64, 1000)]
+            assert batches == sorted(batches, reverse=True)
+    assert gains.convolution_speedup(0.66, "litert-wasm") == 1
+    assert gains.convolution_speedup(0.99, "litert-x86") == 1
+
+
+@pytest.mark.backend_free
+def test_wrong_arguments_say_what_is_right():
+    model = stack(8, 8)
+    with pytest.raises(ValueError, match="`runtime` must be one of"):
+        advise(model, "tpu")
+    with pytest.raises(ValueError, match=r"For 80% zeros pass sparsity=0.8"):
+        advise(model, sparsity=80)

@@ -1,0 +1,155 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_pruner.deploy import flatbuffer
+from keras_pruner.deploy.litert import export_litert
+from keras_pruner.deploy.verify import verify_litert
+
+pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
+pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
+
+# Elsewhere each conversion starts a process; what must differ between backends is tested below.
+converts_here = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the conversion runs on TensorFlow either way"
+)
+
+
+def model_with_zeros(block=False, sparsity=0.9, seed=0):
+    """One 1x1 convolution and two Dense layers, sparse in blocks of 4 inputs or anyhow."""
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 32), name="image"),
+            keras.layers.Conv2D(64, 1, activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(96, activation="relu"),
+            keras.layers.Dense(48),
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        values = rng.normal(size=variable.shape).astype("float32") / 4
+        if values.ndim == 2 and block:
+            zero = rng.random((values.shape[0] // 4, values.shape[1])) < sparsity
+            values[np.repeat(zero, 4, 0)] = 0
+        elif values.ndim >= 2:
+            values[rng.random(values.shape) < sparsity] = 0
+        variable.assign(values)
+    return model
+
+
+@pytest.mark.parametrize("block", [True, False], ids=["blocks", "unstructured"])
+def test_a_float32_file_runs_sparse_and_computes_the_same(tmp_path, block):
+    sparsity = 0.9 if block else 0.96
+    done = export_litert(model_with_zeros(block, sparsity), tmp_path / "m.tflite")
+    assert done.difference < 1e-5
+    assert done.size == (tmp_path / "m.tflite").stat().st_size < done.dense_size / 3
+    contents = verify_litert(tmp_path / "m.tflite")
+    forms = sorted((w.encoding, w.execution) for w in contents.weights)
+    native = ("block 1x4" if block else "csr", "native sparse")
+    assert forms == sorted([native, native, ("csr", "densified")])
+    assert abs(contents.sparsity - sparsity) < 0.02
+    assert "native sparse" in str(done)
+    assert "not eligible" in str(contents)
+
+
+# The combinations that LiteRT computes wrongly, or does not run, are routed around.
+@converts_here
+@pytest.mark.parametrize("block", [True, False], ids=["blocks", "unstructured"])
+@pytest.mark.parametrize(
+    ("weights", "tolerance", "execution"),
+    [("float16", 5e-3, {"densified"}), ("int8", 5e-2, {"dense"})],
+)
+def test_bad_combinations_come_out_correct(tmp_path, block, weights, tolerance, execution):
+    done = export_litert(model_with_zeros(block), tmp_path / "m.tflite", weights=weights)
+    assert done.difference < tolerance
+    matrices = [w for w in verify_litert(tmp_path / "m.tflite").weights if len(w.shape) == 2]
+    assert {w.execution for w in matrices} == execution
+
+
+@converts_here
+def test_few_zeros_are_stored_dense_and_say_why(tmp_path):
+    done = export_litert(model_with_zeros(sparsity=0.1), tmp_path / "m.tflite")
+    assert {w.reason for w in done.weights} == {"sparse would be larger"}
+    assert done.size <= done.dense_size * 1.01
+    dense = export_litert(model_with_zeros(sparsity=0.0), tmp_path / "m.tflite")
+    assert {w.reason for w in dense.weights} == {"no zeros"}
+
+
+@converts_here
+def test_a_model_of_two_inputs_and_outputs(tmp_path):
+    b, a = keras.Input((8,), name="b"), keras.Input((5,), name="a", dtype="int32")
+    first = keras.layers.Dense(3)(b)
+    second = keras.layers.Flatten()(keras.layers.Embedding(4, 2)(a))
+    model = keras.Model([b, a], [second, first])
+    assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
+
+
+def test_a_subclassed_model_needs_a_signature(tmp_path):
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(4)
+
+        def call(self, x):
+            return self.dense(self.dense(x))
+
+    model = Twice()
+    model(np.zeros((1, 4), "float32"))
+    with pytest.raises(ValueError, match="`input_signature` is needed"):
+        export_litert(model, tmp_path / "m.tflite")
+    signature = [keras.InputSpec("float32", (1, 4))]
+    if keras.backend.backend() == "tensorflow":
+        export_litert(model, tmp_path / "m.tflite", input_signature=signature)
+    else:
+        with pytest.raises(RuntimeError, match="move them to a module"):
+            export_litert(model, tmp_path / "m.tflite", input_signature=signature)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "m.lite"}, "must end with '.tflite'"),
+        ({"weights": "int4"}, "`weights` must be one of 'float32', 'float16', 'int8'"),
+        ({"runtime": "onnx"}, "`runtime` must be one of"),
+    ],
+)
+def test_wrong_arguments_say_what_is_right(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        export_litert(**{"model": model_with_zeros(), "path": "m.tflite", **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dynamic_shape_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((None, 8), name="words"), keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match=r"'words' has the shape \(None, None, 8\)"):
+        export_litert(model, tmp_path / "m.tflite")
+
+
+def test_samples_must_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"at least 1 of shape \(6, 6, 32\)"):
+        export_litert(model_with_zeros(), tmp_path / "m.tflite", samples=np.zeros((2, 3)))
+
+
+@converts_here
+def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
+    def damage(content, *_):
+        for buffer in content.buffers:
+            if buffer.data is not None and len(buffer.data) > 1000:
+                buffer.data = np.zeros_like(buffer.data)
+        return []
+
+    monkeypatch.setattr("keras_pruner.deploy.litert.encode", damage)
+    with pytest.raises(RuntimeError, match="computes something else"):
+        export_litert(model_with_zeros(sparsity=0.5), tmp_path / "m.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.backend_free
+def test_a_missing_extra_names_the_command(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ai_edge_litert.schema_py_generated", None)
+    flatbuffer.schema.cache_clear()
+    with pytest.raises(ImportError, match=r'pip install "keras-pruner\[litert\]"'):
+        flatbuffer.schema()
