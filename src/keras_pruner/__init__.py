@@ -3,6 +3,14 @@
 from keras_pruner.allocation import Global, erk, lamp, uniform
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.criteria import magnitude
+from keras_pruner.oneshot import (
+    Inputs,
+    PerOutput,
+    PruneReport,
+    prune,
+    reestimate_batch_norm,
+    wanda,
+)
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.plan import Plan
 from keras_pruner.pruner import Pruner
@@ -18,10 +26,13 @@ __all__ = [
     "FunctionSchedule",
     "Global",
     "GradualPruning",
+    "Inputs",
     "KeepZeros",
     "Pattern",
+    "PerOutput",
     "Plan",
     "PolynomialDecay",
+    "PruneReport",
     "Pruner",
     "Schedule",
     "Unstructured",
@@ -29,5 +40,8 @@ __all__ = [
     "erk",
     "lamp",
     "magnitude",
+    "prune",
+    "reestimate_batch_norm",
     "uniform",
+    "wanda",
 ]

@@ -10,6 +10,7 @@ Every module here has the same functions:
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.
 - `sync(model)`: make the model's variables hold what training has made of them.
 - `is_readable(value)`: whether a variable's value can be looked at now.
+- `without_gradients()`: a context in which nothing is recorded for a backward pass.
 """
 
 import importlib

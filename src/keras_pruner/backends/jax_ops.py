@@ -45,3 +45,8 @@ def eagerly() -> contextlib.AbstractContextManager[Any]:
 def sync(model: keras.Model) -> None:
     """Bring the variables up to date: in `fit` JAX keeps their values elsewhere."""
     model.jax_state_sync()
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """Nothing to leave: gradients are recorded only where they are asked for."""
+    return contextlib.nullcontext()

@@ -68,3 +68,8 @@ def eagerly() -> contextlib.AbstractContextManager[Any]:
 def sync(model: keras.Model) -> None:
     """Nothing to do: variables are always up to date."""
     del model
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """Nothing to leave: gradients are recorded only where they are asked for."""
+    return contextlib.nullcontext()

@@ -53,3 +53,8 @@ def eagerly() -> contextlib.AbstractContextManager[Any]:
 def sync(model: keras.Model) -> None:
     """Nothing to do: variables are always up to date."""
     del model
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """No graph of what is computed."""
+    return torch.no_grad()

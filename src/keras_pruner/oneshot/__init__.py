@@ -1,0 +1,17 @@
+"""Pruning at once, without training; with a few unlabelled samples, refitted."""
+
+from keras_pruner.oneshot.batch_norm import reestimate_batch_norm
+from keras_pruner.oneshot.inputs import Inputs, PerOutput, wanda
+from keras_pruner.oneshot.pruning import prune
+from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
+
+__all__ = [
+    "Candidate",
+    "Inputs",
+    "PerOutput",
+    "PruneReport",
+    "PrunedWeight",
+    "prune",
+    "reestimate_batch_norm",
+    "wanda",
+]
