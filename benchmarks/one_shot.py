@@ -3,7 +3,8 @@
     python benchmarks/one_shot.py --networks mlp cnn --seeds 5 --json one_shot.json
 
 Fashion-MNIST is taken from Keras' cache if it is there, else the 10,000 MNIST digits that come
-with the package. Spoken digits are the Free Spoken Digit Dataset as one .npz. The dense networks are trained once and kept in --cache.
+with the package. Spoken digits are the Free Spoken Digit Dataset as one .npz.
+The dense networks are trained once and kept in --cache.
 """
 
 import argparse
@@ -27,7 +28,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 def images(rows, _path):
     """Fashion-MNIST, or MNIST: (x, y) to train on and (x, y) to test on, and which it is."""
-    found = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets" / "fashion-mnist"
+    found = (
+        pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+        / "datasets"
+        / "fashion-mnist"
+    )
     if found.exists():
         train, test = keras.datasets.fashion_mnist.load_data()
         train = train[0][:rows], train[1][:rows]

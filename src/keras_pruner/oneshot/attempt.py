@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import assign, run
+from keras_pruner.oneshot.capture import Values, run
 from keras_pruner.oneshot.inputs import needs_inputs, scores_as_given
 from keras_pruner.oneshot.progress import Announce
 from keras_pruner.oneshot.rows import Linear
@@ -19,7 +18,6 @@ from keras_pruner.oneshot.survey import Survey, survey
 from keras_pruner.plan import Plan, Target
 from keras_pruner.pruner import Weight, decide
 
-Dense = Mapping[keras.Variable, np.ndarray]
 _NO_PRODUCT = "no product of inputs with this weight is known: mask alone"
 _EMBEDDING = "an embedding looks rows up; each stands alone, so that nothing can make up for it"
 
@@ -91,7 +89,7 @@ class Attempt:
         products = sum(isinstance(n, Linear) and id(n.kernel) in kernels for n in order)
         return self.stages * products
 
-    def go(self, plan: Plan, dense: Dense, announce: Announce) -> dict[int, Outcome]:
+    def go(self, plan: Plan, dense: Values, announce: Announce) -> dict[int, Outcome]:
         """Prune the model, which is dense, as the plan says; what became of each weight."""
         outcomes: dict[int, Outcome] = {}
         masks: dict[int, np.ndarray] = {}
@@ -103,9 +101,7 @@ class Attempt:
                 _apply(plan, masks)
                 return outcomes
             if stage > 1:
-                kernels = {id(variable) for variable in plan.variables}
-                others = {v: a for v, a in dense.items() if id(v) not in kernels}
-                assign(list(others), list(others.values()))
+                dense.but({id(variable) for variable in plan.variables}).restore()
             outcomes = go(self._walk(masks, dense, announce, is_dense=stage == 1))
         return {id(v): self._outcome(v, t, outcomes) for t, v in _both(plan)}
 
@@ -118,7 +114,7 @@ class Attempt:
         return float(np.mean([relative_difference(a, b) for a, b in pairs]))
 
     def _walk(
-        self, masks: dict[int, np.ndarray], dense: Dense, announce: Announce, *, is_dense: bool
+        self, masks: dict[int, np.ndarray], dense: Values, announce: Announce, *, is_dense: bool
     ) -> Walk:
         known = self.calibrated
         assert known is not None
@@ -161,7 +157,9 @@ class Attempt:
             scores = np.abs(values)
         else:
             matrix = linear.layout.to_matrix(values).astype(np.float32)
-            inputs = inputs_of(self._walk({}, {}, lambda _: None, is_dense=True), linear)
+            inputs = inputs_of(
+                self._walk({}, Values([], []), lambda _: None, is_dense=True), linear
+            )
             criterion: Any = plan.criterion
             given = np.asarray(criterion(matrix, inputs))
             if given.shape != matrix.shape:

@@ -11,7 +11,7 @@ from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.capture import (
     Call,
     Enough,
-    assign,
+    Values,
     listening,
     run,
     undisturbed,
@@ -59,14 +59,14 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
             "without any; there is nothing to re-estimate."
         )
     variables = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
-    before = [np.array(backends.current().to_numpy(v)) for v in variables]
+    before = Values.of(variables)
     try:
         for norm, calls in norms.items():
             found = _heard(model, norm, calls, inputs)
             norm.moving_mean.assign(found.mean)
             norm.moving_variance.assign(found.variance)
     except BaseException:
-        assign(variables, before)
+        before.restore()
         raise
 
 

@@ -6,10 +6,11 @@ sequential, nested and subclassed models alike, and sees each call of a shared l
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_pruner import backends
 
@@ -82,15 +83,38 @@ def run(model: keras.Model, batch: Any) -> Any:
 @contextlib.contextmanager
 def undisturbed(model: keras.Model) -> Iterator[None]:
     """Give states that a run changes (of stateful RNNs, of seeds) their values back."""
-    states = [v for layer in model._flatten_layers() for v in layer._non_trainable_variables]
-    values = [keras.ops.convert_to_numpy(state.value).copy() for state in states]
+    layers = model._flatten_layers()
+    states = Values.of([v for layer in layers for v in layer._non_trainable_variables])
     try:
         yield
     finally:
-        assign(states, values)
+        states.restore()
 
 
-def assign(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
-    """Assign all values."""
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Values:
+    """Variables and the values they had.
+
+    Attributes:
+        variables: which.
+        arrays: a copy of the value of each.
+    """
+
+    variables: Sequence[keras.Variable]
+    arrays: Sequence[np.ndarray]
+
+    @classmethod
+    def of(cls, variables: Sequence[keras.Variable]) -> "Values":
+        """The values they have now."""
+        to_numpy = backends.current().to_numpy
+        return cls(variables, [np.array(to_numpy(variable)) for variable in variables])
+
+    def restore(self) -> None:
+        """Give them back."""
+        for variable, array in zip(self.variables, self.arrays, strict=True):
+            variable.assign(array)
+
+    def but(self, ids: Container[int]) -> "Values":
+        """Those whose ids are not among `ids`."""
+        kept = [i for i, variable in enumerate(self.variables) if id(variable) not in ids]
+        return Values([self.variables[i] for i in kept], [self.arrays[i] for i in kept])

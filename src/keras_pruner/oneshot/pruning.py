@@ -13,7 +13,7 @@ from keras_pruner import backends
 from keras_pruner.criteria import magnitude
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, Calibrated
-from keras_pruner.oneshot.capture import assign, undisturbed
+from keras_pruner.oneshot.capture import Values, undisturbed
 from keras_pruner.oneshot.inputs import PerOutput, needs_inputs, wanda
 from keras_pruner.oneshot.progress import announcing
 from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
@@ -123,9 +123,8 @@ def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found
     """Try the plans, leave the best in the model; the dense weights after an error."""
     plan = next(iter(plans.values()))
     variables = attempt.variables(plan)
-    to_numpy = backends.current().to_numpy
-    dense = {v: np.array(to_numpy(v)) for v in variables}
-    best: list[np.ndarray] = []
+    dense = Values.of(variables)
+    best: Values | None = None
     results: dict[str, tuple[float | None, dict[int, Outcome]]] = {}
     chosen = ""
     shown = progress and attempt.calibrated is not None
@@ -134,17 +133,17 @@ def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found
         with announcing(title, total, shown=shown) as announce:
             for name, candidate in plans.items():
                 if results:
-                    assign(list(dense), list(dense.values()))
+                    dense.restore()
                 outcomes = attempt.go(candidate, dense, announce)
                 divergence = attempt.divergence()
                 if not results or (divergence or 0.0) < (results[chosen][0] or 0.0):
                     chosen = name
-                    best = [np.array(to_numpy(v)) for v in dense] if len(plans) > 1 else []
+                    best = Values.of(variables) if len(plans) > 1 else None
                 results[name] = divergence, outcomes
-        if best:
-            assign(list(dense), best)
+        if best is not None:
+            best.restore()
     except BaseException:
-        assign(list(dense), list(dense.values()))
+        dense.restore()
         raise
     candidates = tuple(
         Candidate(name, float(divergence or 0.0), name == chosen)

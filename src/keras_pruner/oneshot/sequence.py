@@ -20,7 +20,7 @@ from keras_pruner import backends
 from keras_pruner.oneshot import batch_norm as norms
 from keras_pruner.oneshot import solver
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Call, Enough, assign, listening, run
+from keras_pruner.oneshot.capture import Call, Enough, Values, listening, run
 from keras_pruner.oneshot.inputs import Inputs
 from keras_pruner.oneshot.rows import Choose, Linear
 from keras_pruner.oneshot.survey import Node, Survey
@@ -68,7 +68,7 @@ class Walk:
     held: Samples
     survey: Survey
     masks: Mapping[int, np.ndarray]
-    dense: Mapping[keras.Variable, np.ndarray]
+    dense: Values
     is_dense: bool
     batch_norm: bool
     refit: bool
@@ -123,21 +123,20 @@ def go(walk: Walk) -> dict[int, Outcome]:
 
 def _mask_the_others(walk: Walk, refitted: set[int]) -> None:
     to_numpy = backends.current().to_numpy
-    for variable in walk.dense:
+    for variable in walk.dense.variables:
         if id(variable) in walk.masks and id(variable) not in refitted:
             variable.assign(np.where(walk.masks[id(variable)], to_numpy(variable), 0))
 
 
 @contextlib.contextmanager
-def _holding(dense: Mapping[keras.Variable, np.ndarray]) -> Iterator[None]:
+def _holding(dense: Values) -> Iterator[None]:
     """The dense weights for a while."""
-    to_numpy = backends.current().to_numpy
-    present = [np.array(to_numpy(variable)) for variable in dense]
+    present = Values.of(dense.variables)
     try:
-        assign(list(dense), list(dense.values()))
+        dense.restore()
         yield
     finally:
-        assign(list(dense), present)
+        present.restore()
 
 
 # ---------------------------------------------------------------------- one layer
