@@ -157,27 +157,25 @@ def _einsum(layer: Any) -> Iterator[Linear]:
         return  # no product of rows with a matrix
     shape = tuple(layer.kernel.shape)
     axes = (tuple(kernel.index(c) for c in group) for group in (rest, inputs, outputs))
-    bias_letters = result.replace("...", "")[-len(layer.bias.shape) :] if layer.use_bias else ""
-    whole = not rest and _bias_axes(layer, result, bias_letters) == "".join(outputs)
+    bias = layer.bias
+    whole = bias is not None and not rest and _bias_letters(layer, result) == outputs
     yield Linear(
         layer,
         layer.kernel,
-        layer.bias if layer.use_bias and whole else None,
+        bias if whole else None,
         Layout(shape, shape, *axes),
         lambda call, choose: _letters(call.input, data, rest, batch, inputs, choose),
         functools.partial(_einsum_outputs, result, rest, batch, outputs)
-        if whole or not layer.use_bias
+        if whole or bias is None
         else None,
         layer.activation,
     )
 
 
-def _bias_axes(layer: Any, result: str, letters: str) -> str:
-    """The letters of a bias that has one number for each of them; "" for a broadcast one."""
-    if not layer.bias_axes:
-        return ""
-    ordered = "".join(c for c in result if c in layer.bias_axes)
-    return ordered if ordered == letters else ""
+def _bias_letters(layer: Any, result: str) -> list[str]:
+    """The axes of a bias that has one number for each of them; none if it is broadcast."""
+    letters = list(result.replace("...", "")[-len(layer.bias.shape) :])
+    return letters if all(c in layer.bias_axes for c in letters) else []
 
 
 def _einsum_outputs(
