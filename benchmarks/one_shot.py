@@ -150,11 +150,11 @@ def lstm(shape):
 NETWORKS = {  # the network, its data, epochs of training
     "mlp": (mlp, images, 6),
     "cnn": (cnn, images, 4),
-    "ds_cnn": (ds_cnn, speech, 30),
-    "resnet": (resnet, images, 5),
-    "mobilenet": (mobilenet, images, 6),
-    "transformer": (transformer, images, 6),
-    "lstm": (lstm, images, 6),
+    "ds_cnn": (ds_cnn, speech, 12),
+    "resnet": (resnet, images, 4),
+    "mobilenet": (mobilenet, images, 4),
+    "transformer": (transformer, images, 4),
+    "lstm": (lstm, images, 4),
 }
 
 

@@ -82,8 +82,12 @@ def run(model: keras.Model, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def undisturbed(model: keras.Model) -> Iterator[None]:
-    """Give states that a run changes (of stateful RNNs, of seeds) their values back."""
-    layers = model._flatten_layers()
+    """Give states that a run changes (of stateful RNNs, of seeds) their values back.
+
+    Not those of batch norms: in inference they do not change, and pruning changes them.
+    """
+    kept = keras.layers.BatchNormalization
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, kept)]
     states = Values.of([v for layer in layers for v in layer._non_trainable_variables])
     try:
         yield
