@@ -57,6 +57,8 @@ def read(calibration: Any, model: keras.Model, limit: int) -> Samples:
     Raises:
         ValueError: if they are too few, all the same, NaN or infinite, or of the wrong shape.
     """
+    if isinstance(calibration, list | tuple) and len(calibration) == 1:
+        calibration = calibration[0]
     if _is_array(calibration) or _holds_arrays(calibration):
         inputs = keras.tree.map_structure(_to_numpy, calibration)
         lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(inputs)}
