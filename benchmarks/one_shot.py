@@ -207,6 +207,7 @@ def accuracy(model, test):
 def cells(name, seed, args):
     """(method, sparsity, points lost, seconds) of one trained network."""
     model, train, test = dense(name, seed, args)
+    test = tuple(part[: args.test_rows] for part in test)
     weights = model.get_weights()
     best = accuracy(model, test)
     yield "dense", 0.0, best, 0.0
@@ -239,6 +240,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=512, help="calibration samples")
     parser.add_argument("--rows", type=int, default=60000, help="training samples at most")
+    parser.add_argument("--test-rows", type=int, default=10000, help="test samples at most")
     parser.add_argument("--speech", type=pathlib.Path, help="fsdd.npz, for ds_cnn")
     parser.add_argument("--structured", action="store_true", help="also 2:4 and block (4, 1)")
     parser.add_argument("--cache", type=pathlib.Path, default=HERE / ".cache")

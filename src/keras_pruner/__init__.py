@@ -7,8 +7,10 @@ from keras_pruner.oneshot import (
     Inputs,
     PerOutput,
     PruneReport,
+    find_sparsity,
     prune,
     reestimate_batch_norm,
+    sensitivity,
     wanda,
 )
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
@@ -38,10 +40,12 @@ __all__ = [
     "Unstructured",
     "WhenSparse",
     "erk",
+    "find_sparsity",
     "lamp",
     "magnitude",
     "prune",
     "reestimate_batch_norm",
+    "sensitivity",
     "uniform",
     "wanda",
 ]
