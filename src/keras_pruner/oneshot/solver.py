@@ -15,9 +15,9 @@ from keras import ops
 
 DAMPING = 0.01
 """The ridge as a fraction of the mean of H's diagonal; it pulls towards the given weights."""
-_ITERATIONS = 60
-_CHECK_EVERY = 10
-_TOLERANCE = 1e-5  # of the residual, relative to where it began
+_ITERATIONS = 25
+_CHECK_EVERY = 5
+_TOLERANCE = 1e-4  # of the residual, relative to where it began
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
