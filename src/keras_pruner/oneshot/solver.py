@@ -15,7 +15,7 @@ from keras import ops
 
 DAMPING = 0.01
 """The ridge as a fraction of the mean of H's diagonal; it pulls towards the given weights."""
-_ITERATIONS = 25
+_ITERATIONS = 40
 _CHECK_EVERY = 5
 _TOLERANCE = 1e-4  # of the residual, relative to where it began
 
