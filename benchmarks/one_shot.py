@@ -244,6 +244,7 @@ def main():
     parser.add_argument("--speech", type=pathlib.Path, help="fsdd.npz, for ds_cnn")
     parser.add_argument("--structured", action="store_true", help="also 2:4 and block (4, 1)")
     parser.add_argument("--cache", type=pathlib.Path, default=HERE / ".cache")
+    parser.add_argument("--plot", type=pathlib.Path, help="draw points lost into this image")
     parser.add_argument("--json", type=pathlib.Path, help="write every cell to this file")
     args = parser.parse_args()
     if args.speech is None and "ds_cnn" in args.networks:
@@ -260,6 +261,29 @@ def main():
             keys = ("network", "seed", "method", "sparsity", "value", "seconds")
             rows = [dict(zip(keys, row, strict=True)) for row in everything]
             args.json.write_text(json.dumps(rows, indent=1))
+    if args.plot:
+        plot(everything, args.plot)
+
+
+def plot(everything, path):
+    """Points lost against sparsity, a line for each method, a panel for each network."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row[0] for row in everything))
+    figure = Figure(figsize=(4 * len(names), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for name, axes in zip(names, panels, strict=True):
+        rows = [row for row in everything if row[0] == name and row[2] in METHODS]
+        for method in dict.fromkeys(row[2] for row in rows):
+            sparsities = sorted({row[3] for row in rows if row[2] == method})
+            lost = [
+                np.mean([row[4] for row in rows if row[2:4] == (method, sparsity)])
+                for sparsity in sparsities
+            ]
+            axes.plot(sparsities, lost, marker="o", label=method)
+        axes.set(title=name, xlabel="sparsity", ylabel="accuracy points lost")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def table(name, found):
