@@ -11,6 +11,7 @@ Every module here has the same functions:
 - `sync(model)`: make the model's variables hold what training has made of them.
 - `is_own_optimizer(optimizer)`: whether this is one of the backend's own, as in `torch.optim`.
 - `is_readable(value)`: whether a variable's value can be looked at now.
+- `without_gradients()`: a context in which nothing is recorded for a backward pass.
 """
 
 import importlib

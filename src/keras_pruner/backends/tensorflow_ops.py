@@ -89,3 +89,8 @@ def is_own_optimizer(optimizer: object) -> bool:
     """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
     del optimizer
     return False
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """Nothing to leave: gradients are recorded only where they are asked for."""
+    return contextlib.nullcontext()

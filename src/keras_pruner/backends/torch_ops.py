@@ -72,3 +72,8 @@ def sync(model: keras.Model) -> None:
 def is_own_optimizer(optimizer: object) -> bool:
     """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
     return isinstance(optimizer, torch.optim.Optimizer)
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """No graph of what is computed."""
+    return torch.no_grad()

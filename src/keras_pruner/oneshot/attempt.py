@@ -1,0 +1,222 @@
+"""One attempt at pruning a model: masks, then the walk that refits, in one stage or several."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.masks import Weight, decide
+from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.capture import Values, run
+from keras_pruner.oneshot.inputs import needs_inputs, scores_as_given
+from keras_pruner.oneshot.progress import Announce
+from keras_pruner.oneshot.rows import Linear
+from keras_pruner.oneshot.sequence import Outcome, Walk, go, inputs_of
+from keras_pruner.oneshot.survey import Survey, survey
+from keras_pruner.plan import Plan, Target
+
+_NO_PRODUCT = "no product of inputs with this weight is known: mask alone"
+_EMBEDDING = "an embedding looks rows up; each stands alone, so that nothing can make up for it"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A dense model that has been run on calibration samples.
+
+    Attributes:
+        fit: samples to fit on.
+        held: samples to judge by.
+        survey: in which order it calls its layers.
+        outputs: the dense model's, for the held samples.
+        refit: whether weights are refitted.
+        batch_norm: whether batch norms are re-estimated.
+    """
+
+    fit: Samples
+    held: Samples
+    survey: Survey
+    outputs: list[np.ndarray]
+    refit: bool
+    batch_norm: bool
+
+    @classmethod
+    def of(
+        cls, model: keras.Model, samples: Samples, *, refit: bool, batch_norm: bool
+    ) -> "Calibrated":
+        """Survey the model and note its outputs."""
+        fit, held = samples.split()
+        heard = survey(model, fit.batches()[0])
+        return cls(fit, held, heard, outputs_of(model, held), refit, batch_norm)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attempt:
+    """What all attempts at a model have in common.
+
+    Attributes:
+        model: to prune in place.
+        calibrated: None to prune without calibration.
+        sparsity: overall fraction of zeros.
+        stages: rounds of pruning and refitting.
+    """
+
+    model: keras.Model
+    calibrated: Calibrated | None
+    sparsity: float
+    stages: int
+
+    def variables(self, plan: Plan) -> list[keras.Variable]:
+        """Everything that may change."""
+        found = list(plan.variables)
+        if self.calibrated is not None:
+            pruned = {id(variable) for variable in found}
+            for node in self.calibrated.survey.order:
+                if isinstance(node, keras.layers.BatchNormalization):
+                    found += [node.moving_mean, node.moving_variance]
+                elif node.bias is not None and id(node.kernel) in pruned:
+                    found.append(node.bias)
+        return list({id(variable): variable for variable in found}.values())
+
+    def steps(self, plan: Plan) -> int:
+        """How many layers will be announced."""
+        if self.calibrated is None:
+            return 0
+        kernels = {id(variable) for variable in plan.variables}
+        order = self.calibrated.survey.order
+        products = sum(isinstance(n, Linear) and id(n.kernel) in kernels for n in order)
+        return self.stages * products
+
+    def go(self, plan: Plan, dense: Values, announce: Announce) -> dict[int, Outcome]:
+        """Prune the model, which is dense, as the plan says; what became of each weight."""
+        outcomes: dict[int, Outcome] = {}
+        masks: dict[int, np.ndarray] = {}
+        for stage in range(1, self.stages + 1):
+            # Each stage leaves the same fraction of what the one before has left.
+            sparsity = 1 - (1 - self.sparsity) ** (stage / self.stages)
+            masks = self._masks(plan, masks, self.sparsity if stage == self.stages else sparsity)
+            if self.calibrated is None:
+                _apply(plan, masks)
+                return outcomes
+            if stage > 1:
+                dense.but({id(variable) for variable in plan.variables}).restore()
+            outcomes = go(self._walk(masks, dense, announce, is_dense=stage == 1))
+        return {id(v): self._outcome(v, t, outcomes) for t, v in _both(plan)}
+
+    def divergence(self) -> float | None:
+        """How far the outputs are from the dense model's on held-out samples."""
+        if self.calibrated is None:
+            return None
+        found = outputs_of(self.model, self.calibrated.held)
+        pairs = zip(found, self.calibrated.outputs, strict=True)
+        return float(np.mean([relative_difference(a, b) for a, b in pairs]))
+
+    def _walk(
+        self, masks: dict[int, np.ndarray], dense: Values, announce: Announce, *, is_dense: bool
+    ) -> Walk:
+        known = self.calibrated
+        assert known is not None
+        return Walk(
+            self.model,
+            known.fit,
+            known.held,
+            known.survey,
+            masks,
+            dense,
+            is_dense,
+            known.batch_norm,
+            known.refit,
+            announce,
+        )
+
+    def _masks(
+        self, plan: Plan, before: dict[int, np.ndarray], sparsity: float
+    ) -> dict[int, np.ndarray]:
+        """All masks, before anything is assigned."""
+        to_numpy = backends.current().to_numpy
+        weights = [
+            Weight(target, functools.partial(to_numpy, v), functools.partial(_mask, before, v))
+            for target, v in _both(plan)
+        ]
+        if needs_inputs(plan.criterion):
+            weights = [
+                self._scored(weight, v, plan)
+                for weight, v in zip(weights, plan.variables, strict=True)
+            ]
+            plan = dataclasses.replace(plan, criterion=scores_as_given)
+        masks = decide(weights, plan, sparsity, self.sparsity)
+        return {id(v): mask for v, mask in zip(plan.variables, masks, strict=True)}
+
+    def _scored(self, weight: Weight, variable: keras.Variable, plan: Plan) -> Weight:
+        """The weight with its scores in place of its values."""
+        linear = self._linear(variable)
+        values = weight.read()
+        if linear is None:
+            scores = np.abs(values)
+        else:
+            matrix = linear.layout.to_matrix(values).astype(np.float32)
+            inputs = inputs_of(
+                self._walk({}, Values([], []), lambda _: None, is_dense=True), linear
+            )
+            criterion: Any = plan.criterion
+            given = np.asarray(criterion(matrix, inputs))
+            if given.shape != matrix.shape:
+                raise ValueError(
+                    "`criterion` must give one score for each weight. Received: scores of shape "
+                    f"{given.shape} for {weight.target.path}, as a matrix {matrix.shape}."
+                )
+            scores = linear.layout.from_matrix(given)
+        return dataclasses.replace(weight, read=lambda: scores)
+
+    def _linear(self, variable: keras.Variable) -> Linear | None:
+        assert self.calibrated is not None
+        heard = self.calibrated.survey
+        for node in heard.order:
+            known = isinstance(node, Linear) and id(node.kernel) not in heard.reasons
+            if known and node.kernel is variable:
+                return node
+        return None
+
+    def _outcome(
+        self, variable: keras.Variable, target: Target, outcomes: dict[int, Outcome]
+    ) -> Outcome:
+        """What the walk did to a weight, or why it did nothing."""
+        known = self.calibrated
+        assert known is not None
+        if id(variable) in outcomes or not known.refit:
+            return outcomes.get(id(variable), Outcome(note="mask alone, as asked for"))
+        name = target.path.rsplit("/", 1)[-1].split(":")[0]
+        reason = _EMBEDDING if name == "embeddings" else _NO_PRODUCT
+        return Outcome(note=known.survey.reasons.get(id(variable), reason))
+
+
+def _both(plan: Plan) -> list[tuple[Target, keras.Variable]]:
+    return list(zip(plan.targets, plan.variables, strict=True))
+
+
+def _mask(masks: dict[int, np.ndarray], variable: keras.Variable) -> np.ndarray:
+    given = masks.get(id(variable))
+    return np.ones(variable.shape, bool) if given is None else given
+
+
+def _apply(plan: Plan, masks: dict[int, np.ndarray]) -> None:
+    for variable in plan.variables:
+        values = backends.current().to_numpy(variable)
+        variable.assign(np.where(masks[id(variable)], values, np.zeros([], values.dtype)))
+
+
+def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
+    """Every output of the model for all samples, in float32."""
+    batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
+    return [
+        np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float32)
+        for parts in zip(*batches, strict=True)
+    ]
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean squared difference of `a` from `b`, relative to the variance of `b`."""
+    spread = float(np.square(b - b.mean(axis=0)).sum())
+    return float(np.square(a - b).sum()) / max(spread, 1e-30)

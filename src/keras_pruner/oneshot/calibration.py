@@ -1,0 +1,183 @@
+"""Calibration samples: a few unlabelled inputs of the model, in any form that Keras takes."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+LEAST = 16
+"""Fewer samples than this say nothing; 512 real ones are a good number."""
+_ELEMENTS = 2**22  # input numbers in one batch, at most
+_BATCH = 128
+_EVERY = 8  # each eighth sample is held out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs of a model, in memory.
+
+    Attributes:
+        inputs: the structure of arrays the model is called on; first axis: the samples.
+    """
+
+    inputs: Any
+
+    def __len__(self) -> int:
+        return len(keras.tree.flatten(self.inputs)[0])
+
+    def batches(self) -> list[Any]:
+        """Pieces of at most 128 samples, fewer where the inputs are large."""
+        leaves = keras.tree.flatten(self.inputs)
+        elements = sum(leaf[:1].size for leaf in leaves)
+        size = max(1, min(_BATCH, _ELEMENTS // max(1, elements)))
+        return [self._take(slice(i, i + size)).inputs for i in range(0, len(self), size)]
+
+    def split(self) -> tuple["Samples", "Samples"]:
+        """Those to fit on, and each eighth one, which is held out."""
+        held = np.arange(len(self)) % _EVERY == _EVERY // 2
+        return self._take(~held), self._take(held)
+
+    def _take(self, index: Any) -> "Samples":
+        return Samples(keras.tree.map_structure(lambda leaf: leaf[index], self.inputs))
+
+
+def read(calibration: Any, model: keras.Model, limit: int) -> Samples:
+    """The samples in `calibration`.
+
+    Args:
+        calibration: an array or a list or dict of them, as the model takes them; or batches of
+            such: a `tf.data.Dataset`, a PyTorch `DataLoader`, a Keras `PyDataset`, a generator.
+            Of batches (inputs, labels, ...) only the inputs are used.
+        model: that the samples are for.
+        limit: the most samples to use: of arrays evenly spaced ones, of batches the first.
+
+    Raises:
+        ValueError: if they are too few, all the same, NaN or infinite, or of the wrong shape.
+    """
+    if isinstance(calibration, list | tuple) and len(calibration) == 1:
+        calibration = calibration[0]
+    if _is_array(calibration) or _holds_arrays(calibration):
+        inputs = keras.tree.map_structure(_to_numpy, calibration)
+        lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(inputs)}
+        if len(lengths) > 1:
+            raise ValueError(
+                "`calibration` must have as many samples in each of its arrays. "
+                f"Received: arrays of {sorted(lengths)} samples."
+            )
+        samples = Samples(inputs)
+        if len(samples) > limit:
+            samples = samples._take(np.linspace(0, len(samples) - 1, limit).astype(int))
+    else:
+        samples = _collect(_batches(calibration), model, limit)
+    _check(samples, model)
+    return samples
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__getitem__")
+
+
+def _holds_arrays(value: Any) -> bool:
+    leaves = keras.tree.flatten(value) if isinstance(value, list | tuple | dict) else []
+    return bool(leaves) and all(map(_is_array, leaves))
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
+
+
+def _batches(calibration: Any) -> Iterator[Any]:
+    if isinstance(calibration, keras.utils.PyDataset):
+        endless = calibration.num_batches is None
+        return (calibration[i] for i in (itertools.count() if endless else range(len(calibration))))
+    if isinstance(calibration, Iterable) and not isinstance(calibration, str | dict):
+        return iter(calibration)
+    raise ValueError(
+        "`calibration` must be arrays, a tf.data.Dataset, a PyTorch DataLoader, a Keras "
+        "PyDataset, or a generator of batches. "
+        f"Received: an object of type {type(calibration).__module__}.{type(calibration).__name__}."
+    )
+
+
+def _collect(batches: Iterator[Any], model: keras.Model, limit: int) -> Samples:
+    """As many batches as it takes for `limit` samples, as one."""
+    wanted = len(getattr(model, "inputs", None) or [None])
+    parts: list[Any] = []
+    count = 0
+    for element in batches:
+        inputs = keras.tree.map_structure(_to_numpy, _inputs_of(element, wanted))
+        leaves = keras.tree.flatten(inputs)
+        if not leaves or not leaves[0].ndim:
+            raise ValueError(
+                "`calibration` must give batches, whose first axis are the samples. "
+                f"Received: an element of shapes {[leaf.shape for leaf in leaves]}. "
+                "Batch it: `dataset.batch(32)`."
+            )
+        parts.append(inputs)
+        count += len(leaves[0])
+        if count >= limit:
+            break
+    if not parts:
+        raise ValueError(
+            "`calibration` gave no batch at all. Pass a fresh generator, or a data set that can "
+            "be read again."
+        )
+    joined = keras.tree.map_structure(lambda *leaves: np.concatenate(leaves)[:limit], *parts)
+    return Samples(joined)
+
+
+def _inputs_of(element: Any, wanted: int) -> Any:
+    """The inputs in a batch of a data set, which may come with labels and weights."""
+    if not isinstance(element, tuple | list):
+        return element
+    if wanted == 1 or isinstance(element[0], tuple | list | dict):
+        return element[0]
+    return list(element[:wanted])
+
+
+def _check(samples: Samples, model: keras.Model) -> None:
+    if len(samples) < LEAST:
+        raise ValueError(
+            f"`calibration` must hold at least {LEAST} samples, and 512 are a good number. "
+            f"Received: {len(samples)}. Pass more, or none at all."
+        )
+    leaves = keras.tree.flatten(samples.inputs)
+    for leaf in leaves:
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            bad = int((~np.isfinite(leaf)).reshape(len(leaf), -1).any(axis=1).sum())
+            raise ValueError(
+                "`calibration` must be finite. Received: NaN or infinite values in "
+                f"{bad} of {len(leaf)} samples. Leave those out, or clean them."
+            )
+    if all((leaf == leaf[:1]).all() for leaf in leaves):
+        raise ValueError(
+            "`calibration` must be real samples. Received: "
+            f"{len(samples)} samples that are all the same. Pass inputs the model will meet."
+        )
+    _check_shapes(leaves, model)
+
+
+def _check_shapes(leaves: list[np.ndarray], model: keras.Model) -> None:
+    """For models that know their inputs; the others say it themselves when they run."""
+    inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
+    if not inputs:
+        return
+    if len(inputs) != len(leaves):
+        raise ValueError(
+            f"`calibration` must hold the {len(inputs)} inputs of {model.name!r}, and inputs "
+            f"only. Received: {len(leaves)} arrays, of shapes {[leaf.shape for leaf in leaves]}."
+        )
+    if len(inputs) > 1:
+        return  # a dict may be in another order than the inputs; the model says it when it runs
+    wanted, shape = tuple(inputs[0].shape), leaves[0].shape
+    fits = len(wanted) == len(shape) and all(
+        a in (None, b) for a, b in zip(wanted[1:], shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`calibration` must have the shape of the model's input, {wanted}. "
+            f"Received: samples of shape {shape}."
+        )

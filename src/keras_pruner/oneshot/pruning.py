@@ -1,0 +1,233 @@
+"""`prune`: masks, refit and batch norms in one call, all or nothing."""
+
+import copy as copying
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.criteria import magnitude
+from keras_pruner.oneshot import calibration as samples_of
+from keras_pruner.oneshot.attempt import Attempt, Calibrated
+from keras_pruner.oneshot.capture import Values, undisturbed
+from keras_pruner.oneshot.inputs import PerOutput, needs_inputs, wanda
+from keras_pruner.oneshot.progress import announcing
+from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
+from keras_pruner.oneshot.sequence import Outcome
+from keras_pruner.patterns import Pattern, Unstructured
+from keras_pruner.plan import Filters, Override, Plan, Rules
+from keras_pruner.values import check_integer, check_sparsity
+
+AUTO_ABOVE = 0.9
+"""Without an allocation given, above this sparsity several are tried."""
+
+
+def prune(
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    pattern: Pattern = Unstructured(),  # noqa: B008 - a frozen value
+    allocation: Any = None,
+    criterion: Any = magnitude,
+    filters: Filters = None,
+    overrides: Mapping[str, Override] | None = None,
+    calibration: Any = None,
+    refit: bool = True,
+    batch_norm: bool = True,
+    samples: int = 1024,
+    stages: int = 1,
+    copy: bool = False,
+    progress: bool = True,
+) -> PruneReport:
+    """Prune a model at once, without training.
+
+    With `calibration`, a few hundred of the model's inputs without labels, the weights that
+    stay are refitted layer by layer to what the dense network computed, and batch norms are
+    re-estimated. At 80% zeros that is the difference between losing a few points of accuracy
+    and losing most of it. A refit that makes a layer worse on held-out samples is undone.
+
+    After an error or Ctrl-C the model is as it was.
+
+    Args:
+        model: any built Keras model, frozen weights included; pruned in place.
+        sparsity: the fraction of weights to set to zero, in [0, 1). Not needed for a pattern
+            that has its own.
+        pattern: the zeros allowed.
+        allocation: how the overall budget is split: "lamp", "erk", "global", "uniform", a
+            mapping regex -> sparsity, or a function. "auto" tries LAMP, ERK and Wanda in each
+            output, and keeps what changes the outputs on held-out samples least. None: "lamp",
+            or "uniform" where the pattern is neither unstructured nor of blocks; with
+            calibration and above 90% unstructured zeros, "auto".
+        criterion: weights -> scores of the same shape, higher is better; or a function of the
+            weights and their inputs, such as `wanda`, which needs calibration.
+        filters: layers to prune: a regex or a list of them, or a function layer -> bool.
+        overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
+        calibration: arrays as the model takes them, or batches of such: a `tf.data.Dataset`, a
+            PyTorch `DataLoader`, a Keras `PyDataset`, a generator. 512 samples are a good
+            number.
+        refit: whether to refit the weights that stay.
+        batch_norm: whether to re-estimate the statistics of batch norms.
+        samples: the most samples to use of `calibration`.
+        stages: in how many rounds of pruning and refitting to come to the sparsity; more is
+            slower and, at high sparsities, better.
+        copy: whether to prune a copy, found in the report, and leave `model` alone.
+        progress: whether to show a progress bar if there is a terminal to show it on.
+
+    Returns:
+        What was done to each weight; prints as a table.
+
+    Raises:
+        ValueError: for arguments that are wrong or do not go together, for a model with nothing
+            to prune, and for calibration that cannot be used; before anything is changed.
+    """
+    began = time.perf_counter()
+    sparsity = _sparsity_for(sparsity, pattern)
+    check_integer("stages", stages, least=1)
+    check_integer("samples", samples, least=samples_of.LEAST)
+    if calibration is None:
+        _check_without_calibration(allocation, criterion, stages)
+    elif allocation is None and sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured):
+        allocation = "auto" if criterion is magnitude else None
+    auto = isinstance(allocation, str) and allocation == "auto"
+    ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
+    rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
+    rules[0].plan(model, frozen=True)
+    if copy:
+        model = _copy_of(model)
+    plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
+    calibrated = None
+    with undisturbed(model):
+        if calibration is not None:
+            inputs = samples_of.read(calibration, model, samples)
+            calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
+        attempt = Attempt(model, calibrated, sparsity, stages)
+        found = _best(attempt, plans, progress)
+    plan = next(iter(plans.values()))
+    return _report(model, plan, found, time.perf_counter() - began)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+    """What the best attempt came to."""
+
+    outcomes: dict[int, Outcome]
+    divergence: float | None
+    candidates: tuple[Candidate, ...]
+
+
+def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found:
+    """Try the plans, leave the best in the model; the dense weights after an error."""
+    plan = next(iter(plans.values()))
+    variables = attempt.variables(plan)
+    dense = Values.of(variables)
+    best: Values | None = None
+    results: dict[str, tuple[float | None, dict[int, Outcome]]] = {}
+    chosen = ""
+    shown = progress and attempt.calibrated is not None
+    title, total = f"pruning {attempt.model.name}", attempt.steps(plan) * len(plans)
+    try:
+        with announcing(title, total, shown=shown) as announce:
+            for name, candidate in plans.items():
+                if results:
+                    dense.restore()
+                outcomes = attempt.go(candidate, dense, announce)
+                divergence = attempt.divergence()
+                if not results or (divergence or 0.0) < (results[chosen][0] or 0.0):
+                    chosen = name
+                    best = Values.of(variables) if len(plans) > 1 else None
+                results[name] = divergence, outcomes
+        if best is not None:
+            best.restore()
+    except BaseException:
+        dense.restore()
+        raise
+    candidates = tuple(
+        Candidate(name, float(divergence or 0.0), name == chosen)
+        for name, (divergence, _) in results.items()
+        if name
+    )
+    return _Found(results[chosen][1], results[chosen][0], candidates)
+
+
+def _candidates(criterion: Any) -> dict[str, tuple[Any, Any]]:
+    return {
+        "lamp": ("lamp", criterion),
+        "erk": ("erk", criterion),
+        "uniform, Wanda per output": ("uniform", PerOutput(wanda)),
+    }
+
+
+def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
+    """The overall sparsity, in view of a pattern's own."""
+    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
+    if sparsity is None and own is None:
+        raise ValueError(
+            "`sparsity` is missing: give the fraction of weights to set to zero. "
+            "Received: sparsity=None. For 80% zeros pass 0.8."
+        )
+    if sparsity is None:
+        return float(own or 0.0)
+    check_sparsity("sparsity", sparsity)
+    if own is not None and sparsity != own:
+        raise ValueError(
+            f"`sparsity` is fixed by {pattern!r} at {own:g}. Received: sparsity={sparsity!r}. "
+            "Leave it out."
+        )
+    return float(sparsity)
+
+
+def _check_without_calibration(allocation: Any, criterion: Any, stages: int) -> None:
+    needs = {
+        'allocation="auto"': isinstance(allocation, str) and allocation == "auto",
+        f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion),
+        f"stages={stages}": stages > 1,
+    }
+    for said, needed in needs.items():
+        if needed:
+            raise ValueError(
+                f"`calibration` is needed for {said}. Received: calibration=None. Pass a few "
+                "hundred of the model's inputs."
+            )
+
+
+def _copy_of(model: keras.Model) -> keras.Model:
+    try:
+        return copying.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"`copy` needs a model that Keras can save and load, and {model.name!r} is not one. "
+            "Received: copy=True. Make the copy yourself, or pass copy=False and keep "
+            f"`model.get_weights()` to go back. Keras says:\n{error}"
+        ) from error
+
+
+def _report(model: keras.Model, plan: Plan, found: _Found, seconds: float) -> PruneReport:
+    rows, zeros, total = [], 0, 0
+    for target, variable in zip(plan.targets, plan.variables, strict=True):
+        values = backends.current().to_numpy(variable)
+        gone = values.size - int(np.count_nonzero(values))
+        outcome = found.outcomes.get(id(variable), Outcome())
+        rows.append(
+            PrunedWeight(
+                target.path,
+                target.shape,
+                gone / values.size,
+                outcome.before,
+                outcome.after,
+                outcome.note,
+            )
+        )
+        zeros, total = zeros + gone, total + values.size
+    return PruneReport(
+        zeros / total,
+        tuple(rows),
+        plan.skipped,
+        found.divergence,
+        found.candidates,
+        seconds,
+        model,
+    )

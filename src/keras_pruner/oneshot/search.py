@@ -1,0 +1,211 @@
+"""How far a model can be pruned: the sparsity a bound allows, and what each weight bears."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import tables
+from keras_pruner.oneshot import calibration as samples_of
+from keras_pruner.oneshot.attempt import outputs_of, relative_difference
+from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.capture import Values
+from keras_pruner.oneshot.pruning import prune
+from keras_pruner.plan import Rules, check_model
+from keras_pruner.values import check_sparsity
+
+Metric = Callable[[keras.Model], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityCurve:
+    """What `find_sparsity` has found; prints as a table.
+
+    Attributes:
+        sparsity: the largest one tried whose drop stays within the bound; 0 if none does.
+        max_drop: the bound.
+        dense: the metric of the dense model.
+        points: (sparsity, metric) of everything that was tried, by rising sparsity.
+    """
+
+    sparsity: float
+    max_drop: float
+    dense: float
+    points: tuple[tuple[float, float], ...]
+
+    def __str__(self) -> str:
+        rows = [
+            (f"{s:.4f}", f"{m:.4f}", f"{self.dense - m:.4f}", "<" if s == self.sparsity else "")
+            for s, m in self.points
+        ]
+        title = f"largest sparsity within a drop of {self.max_drop:g}: {self.sparsity:.4g}"
+        return tables.render(title, [">sparsity", ">metric", ">drop", ""], rows)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the curve into an image file; needs `pip install keras-pruner[report]`."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "Plots need matplotlib: `pip install keras-pruner[report]`."
+            ) from error
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip((0.0, self.dense), *self.points, strict=True), marker="o")
+        axes.axhline(self.dense - self.max_drop, linestyle=":", color="grey")
+        axes.axvline(self.sparsity, linestyle=":", color="grey")
+        axes.set(xlabel="sparsity", ylabel="metric")
+        figure.savefig(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """The drop of a metric with one weight pruned at a time; prints as a table.
+
+    Attributes:
+        dense: the metric of the dense model.
+        sparsities: that were tried.
+        drops: by the weight's path, the drop at each sparsity.
+    """
+
+    dense: float
+    sparsities: tuple[float, ...]
+    drops: dict[str, tuple[float, ...]]
+
+    def __str__(self) -> str:
+        order = sorted(self.drops, key=lambda path: -self.drops[path][-1])
+        rows = [(path, *(f"{drop:.4f}" for drop in self.drops[path])) for path in order]
+        columns = ["weight", *(f">{sparsity:g}" for sparsity in self.sparsities)]
+        return tables.render(f"drop from {self.dense:.4g}, most sensitive first", columns, rows)
+
+
+def find_sparsity(
+    model: keras.Model,
+    calibration: Any,
+    *,
+    max_drop: float = 0.01,
+    metric: Metric | None = None,
+    tolerance: float = 0.01,
+    highest: float = 0.98,
+    **options: Any,
+) -> SparsityCurve:
+    """The largest sparsity at which a metric stays within a bound; the model is not changed.
+
+    By bisection, with the model pruned and refitted at each step: the metric is taken to fall
+    as the sparsity rises.
+
+    Args:
+        model: any built Keras model.
+        calibration: as for `prune`.
+        max_drop: by how much the metric may fall below the dense model's.
+        metric: model -> number, higher is better, such as accuracy on labelled data. None: the
+            fraction of calibration samples whose largest output is the dense model's; for
+            single outputs, 1 - the squared difference relative to their variance.
+        tolerance: how exactly to find the sparsity.
+        highest: the largest sparsity to try, in [0, 1).
+        options: of `prune`, such as `allocation` or `filters`.
+
+    Raises:
+        ValueError: for arguments that are wrong or do not go together.
+    """
+    check_sparsity("highest", highest)
+    if not 0 < tolerance < 1:
+        raise ValueError(
+            f"`tolerance` must be a fraction in (0, 1). Received: tolerance={tolerance!r}."
+        )
+    if not max_drop >= 0:
+        raise ValueError(f"`max_drop` must be at least 0. Received: max_drop={max_drop!r}.")
+    samples, metric = _prepare(model, calibration, metric)
+    dense, weights = metric(model), Values.of(model.variables)
+    points: dict[float, float] = {}
+
+    def holds(sparsity: float) -> bool:
+        try:
+            prune(model, sparsity, calibration=samples.inputs, progress=False, **options)
+            points[sparsity] = metric(model)
+        finally:
+            weights.restore()
+        return dense - points[sparsity] <= max_drop
+
+    low, high = 0.0, highest
+    if holds(highest):
+        low = highest
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return SparsityCurve(low, max_drop, dense, tuple(sorted(points.items())))
+
+
+def sensitivity(
+    model: keras.Model,
+    calibration: Any = None,
+    *,
+    metric: Metric | None = None,
+    sparsities: Sequence[float] = (0.5, 0.8, 0.9),
+    filters: Any = None,
+) -> Sensitivity:
+    """How much a metric drops with one weight pruned at a time; the model is not changed.
+
+    Masks alone, by magnitude: what a layer bears before anything makes up for it. The drops
+    suggest `overrides` for `prune` and `GradualPruning`.
+
+    Args:
+        model: any built Keras model.
+        calibration: inputs for the metric that is used if none is given.
+        metric: as in `find_sparsity`.
+        sparsities: to try, each in [0, 1).
+        filters: layers to look at: a regex or a list of them, or a function layer -> bool.
+
+    Raises:
+        ValueError: if neither calibration nor a metric is given, or both are.
+    """
+    for sparsity in sparsities:
+        check_sparsity("sparsities", sparsity)
+    if (calibration is None) == (metric is None):
+        raise ValueError(
+            "`sensitivity` needs either calibration samples or a metric of yours, not both. "
+            f"Received: calibration of type {type(calibration).__name__}, metric={metric!r}."
+        )
+    plan = Rules(filters=filters).plan(model, frozen=True)
+    if metric is None:
+        _, metric = _prepare(model, calibration, None)
+    dense, weights = metric(model), Values.of(plan.variables)
+    drops = {}
+    for target in plan.targets:
+        found = []
+        for sparsity in sparsities:
+            only = {f"^{re.escape(target.path)}$": float(sparsity), "": None}
+            try:
+                prune(model, sparsity, overrides=only)
+                found.append(dense - metric(model))
+            finally:
+                weights.restore()
+        drops[target.path] = tuple(found)
+    return Sensitivity(dense, tuple(sparsities), drops)
+
+
+def _prepare(model: keras.Model, calibration: Any, metric: Metric | None) -> tuple[Samples, Metric]:
+    check_model(model)
+    samples = samples_of.read(calibration, model, 1024)
+    return samples, metric or _agreement(model, samples)
+
+
+def _agreement(model: keras.Model, samples: Samples) -> Metric:
+    """How far a model agrees with what this one computes now, from 0 to 1."""
+    dense = outputs_of(model, samples)
+
+    def metric(model: keras.Model) -> float:
+        pairs = zip(outputs_of(model, samples), dense, strict=True)
+        return float(np.mean([_agrees(a, b) for a, b in pairs]))
+
+    return metric
+
+
+def _agrees(a: np.ndarray, b: np.ndarray) -> float:
+    if b.ndim > 1 and b.shape[-1] > 1:
+        return float(np.mean(a.argmax(-1) == b.argmax(-1)))
+    return 1 - min(1.0, relative_difference(a, b))

@@ -1,0 +1,383 @@
+import importlib
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_pruner as kp
+from keras_pruner.oneshot import sequence
+
+
+def network(seed=0):
+    """Every kind of thing the walk meets: norms behind products and apart, a shared layer."""
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.BatchNormalization()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, groups=2, name="grouped")(x))
+    shared = layers.Dense(12, activation="tanh", name="shared")
+    return keras.Model(inputs, layers.Dense(5, name="head")(shared(shared(x))))
+
+
+def samples(count=96, shape=(8, 8, 2), seed=0):
+    rng = np.random.default_rng(seed)
+    waves = rng.normal(size=(count, *shape)).astype("float32")
+    return waves + np.cumsum(waves, axis=1) / 2  # neighbours go together, as in real data
+
+
+def weights(model):
+    return [np.array(w) for w in model.get_weights()]
+
+
+def unchanged(model, before):
+    return all(np.array_equal(a, b) for a, b in zip(weights(model), before, strict=True))
+
+
+def test_without_calibration_only_the_mask_is_applied():
+    model = network()
+    before = weights(model)
+    report = kp.prune(model, 0.5)
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert report.divergence is None
+    for a, b in zip(weights(model), before, strict=True):
+        np.testing.assert_array_equal(a[a != 0], b[a != 0])
+
+
+def test_a_refit_brings_the_outputs_nearer_to_the_dense_ones():
+    alone, refitted = network(), network()
+    x = samples()
+    by_mask = kp.prune(alone, 0.6, calibration=x, refit=False, batch_norm=False)
+    by_refit = kp.prune(refitted, 0.6, calibration=x)
+    assert by_refit.divergence < 0.6 * by_mask.divergence
+    assert by_refit.sparsity == by_mask.sparsity
+    for a, b in zip(by_mask.model.get_weights(), by_refit.model.get_weights(), strict=True):
+        if a.ndim > 1:
+            np.testing.assert_array_equal(a == 0, b == 0)
+    assert [w.note for w in by_refit.weights] == ["refitted"] * 4
+    assert all(w.after < w.before for w in by_refit.weights)
+    assert "grouped/kernel" in str(by_refit)
+
+
+def test_the_model_is_what_the_report_says():
+    dense, model = network(), network()
+    x = samples()
+    report = kp.prune(model, 0.6, calibration=x)
+    held = x[np.arange(96) % 8 == 4]
+    a, b = (keras.ops.convert_to_numpy(m(held, training=False)) for m in (model, dense))
+    difference = np.square(a - b).sum() / np.square(b - b.mean(axis=0)).sum()
+    assert difference == pytest.approx(report.divergence, rel=1e-3)
+
+
+def test_a_sparsity_of_zero_leaves_the_model_as_it_is():
+    model = network()
+    before = weights(model)
+    report = kp.prune(model, 0.0, calibration=samples())
+    assert report.divergence < 1e-10
+    for a, b in zip(weights(model), before, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_norms_take_up_what_the_mask_takes_from_the_mean(refit):
+    found, x = {}, samples(96, (8,)) + 3
+    for batch_norm in (True, False):
+        keras.utils.set_random_seed(0)
+        parts = [layers.Dense(32, use_bias=False), layers.BatchNormalization(), layers.Dense(4)]
+        model = keras.Sequential([keras.Input((8,)), *parts])
+        kp.reestimate_batch_norm(model, x)
+        report = kp.prune(model, 0.5, calibration=x, refit=refit, batch_norm=batch_norm)
+        found[batch_norm] = report.divergence
+    assert found[True] < 0.9 * found[False]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("at", [0, 3])
+def test_after_an_interruption_the_model_is_as_it_was(monkeypatch, error, at):
+    model, seen = network(), []
+    before, attributes = weights(model), [sorted(la.__dict__) for la in model.layers]
+    refit = sequence._refit
+
+    def interrupted(*arguments):
+        seen.append(0)
+        if len(seen) > at:
+            raise error
+        return refit(*arguments)
+
+    monkeypatch.setattr(sequence, "_refit", interrupted)
+    with pytest.raises(error):
+        kp.prune(model, 0.5, calibration=samples())
+    assert unchanged(model, before)
+    assert [sorted(la.__dict__) for la in model.layers] == attributes
+
+
+def test_targets_in_several_groups_give_the_same(monkeypatch):
+    whole, parts = network(), network()
+    kp.prune(whole, 0.6, calibration=samples())
+    monkeypatch.setattr(sequence, "TARGETS_BYTES", 1)
+    kp.prune(parts, 0.6, calibration=samples())
+    for a, b in zip(weights(whole), weights(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_refit_that_makes_a_layer_worse_is_undone():
+    """Noise with fewer samples than inputs: what is learned from it does not carry over."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((300,)), layers.Dense(20, use_bias=False)])
+    noise = np.random.default_rng(0).normal(size=(40, 300)).astype("float32")
+    before = weights(model)[0]
+    report = kp.prune(model, 0.5, calibration=noise)
+    (row,) = report.weights
+    assert row.after <= row.before
+    if "undone" in row.note:
+        after = weights(model)[0]
+        np.testing.assert_array_equal(after[after != 0], before[after != 0])
+
+
+def test_a_copy_leaves_the_model_alone():
+    model = network()
+    before = weights(model)
+    report = kp.prune(model, 0.5, calibration=samples(), copy=True)
+    assert unchanged(model, before)
+    assert report.model is not model
+    kernel = keras.ops.convert_to_numpy(report.model.get_layer("head").kernel.value)
+    assert (kernel == 0).any()
+
+
+def test_frozen_weights_are_pruned_too():
+    model = network()
+    model.trainable = False
+    assert kp.prune(model, 0.5).sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_stages_end_at_the_sparsity_asked_for():
+    model = network()
+    report = kp.prune(model, 0.7, calibration=samples(), stages=3)
+    assert report.sparsity == pytest.approx(0.7, abs=0.01)
+    assert report.divergence < 1
+
+
+def test_patterns_keep_their_laws():
+    model = network()
+    report = kp.prune(model, pattern=kp.NM(2, 4), calibration=samples(), filters=["head", "shared"])
+    assert [w.sparsity for w in report.weights] == [0.5, 0.5]
+    groups = keras.ops.convert_to_numpy(model.get_layer("head").kernel.value).reshape(3, 4, 5)
+    assert (np.count_nonzero(groups, axis=1) == 2).all()
+
+
+def test_allocations_that_are_tried_are_all_shown():
+    model = network()
+    report = kp.prune(model, 0.6, calibration=samples(), allocation="auto")
+    assert [c.name for c in report.candidates] == ["lamp", "erk", "uniform, Wanda per output"]
+    best = min(report.candidates, key=lambda c: c.divergence)
+    assert [c.chosen for c in report.candidates] == [c is best for c in report.candidates]
+    assert report.divergence == best.divergence
+    assert report.sparsity == pytest.approx(0.6, abs=0.01)
+
+
+def test_beyond_ninety_per_cent_several_are_tried():
+    report = kp.prune(network(), 0.92, calibration=samples())
+    assert len(report.candidates) == 3
+
+
+def test_embeddings_and_unknown_layers_say_why_they_are_not_refitted():
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Embedding(9, 8), layers.LSTM(8), layers.Dense(3)]
+    )
+    x = np.random.default_rng(0).integers(0, 9, (64, 6))
+    report = kp.prune(model, 0.5, calibration=x)
+    notes = {w.path.split("/")[0].rstrip("_0123456789"): w.note for w in report.weights}
+    assert "stands alone" in notes["embedding"]
+    assert notes["dense"] == "refitted"
+    assert "refitted" in notes["lstm"]
+
+
+# ---------------------------------------------------------------------- kinds of models
+
+
+def transformer():
+    x = inputs = keras.Input((6, 8))
+    x = x + layers.MultiHeadAttention(2, 4)(x, x)
+    return keras.Model(inputs, layers.Dense(3)(layers.LayerNormalization()(x))), (6, 8)
+
+
+def bidirectional():
+    inputs = keras.Input((6, 8))
+    x = layers.Bidirectional(layers.LSTM(5, return_sequences=True))(inputs)
+    return keras.Model(inputs, layers.GRU(4)(layers.TimeDistributed(layers.Dense(6))(x))), (6, 8)
+
+
+def upsampling():
+    x = inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")(x)
+    x = layers.SeparableConv2D(8, 3, padding="same")(x)
+    return keras.Model(inputs, layers.Conv2DTranspose(3, 3, 2, padding="same")(x)), (8, 8, 2)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.parts = [layers.Dense(16, activation="relu"), layers.Dense(4)]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return {"logits": x, "sizes": keras.ops.sum(x, axis=-1)}
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 8), "float32"))
+    return model, (8,)
+
+
+@pytest.mark.parametrize("make", [transformer, bidirectional, upsampling, subclassed])
+def test_every_kind_of_model_is_refitted(make):
+    model, shape = make()
+    for number, weight in enumerate(model.trainable_variables):
+        weight.assign(np.random.default_rng(number).normal(size=weight.shape) * 0.4)
+    before = weights(model)
+    x = samples(128, shape)
+    alone = kp.prune(model, 0.5, calibration=x, refit=False).divergence
+    model.set_weights(before)
+    report = kp.prune(model, 0.5, calibration=x)
+    assert {w.note.split(":")[0] for w in report.weights} <= {"refitted", "rescaled", "undone"}
+    assert report.divergence < alone
+
+
+def test_mixed_precision():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, activation="relu", dtype="mixed_bfloat16"),
+            layers.Dense(4, dtype="mixed_bfloat16"),
+        ]
+    )
+    report = kp.prune(model, 0.5, calibration=samples(256, (8,)))
+    assert [w.note for w in report.weights] == ["refitted"] * 2
+
+
+# ---------------------------------------------------------------------- forms of calibration
+
+
+def two_inputs():
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    x = layers.Concatenate()([layers.Dense(6)(a), layers.Dense(6)(b)])
+    return keras.Model([a, b], layers.Dense(2)(x))
+
+
+def batches(x, *rest, size=32):
+    for i in range(0, len(x), size):
+        yield (x[i : i + size], *(r[i : i + size] for r in rest)) if rest else x[i : i + size]
+
+
+class Series(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self.x[32 * index : 32 * index + 32], np.zeros(32)
+
+
+def tf_data(x):
+    return pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices(x).batch(32)
+
+
+def data_loader(x):
+    torch = pytest.importorskip("torch")
+    data = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.zeros(len(x)))
+    return torch.utils.data.DataLoader(data, batch_size=32)
+
+
+FORMS = {
+    "array": lambda x: x,
+    "list": lambda x: [x],
+    "tensor": keras.ops.convert_to_tensor,
+    "generator": batches,
+    "generator with labels": lambda x: batches(x, np.zeros(len(x))),
+    "PyDataset": Series,
+    "tf.data": tf_data,
+    "DataLoader": data_loader,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calibration_in_every_form_gives_the_same(form):
+    x = samples(96, (8,))
+    found = []
+    for given in (x, FORMS[form](x)):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((8,)), layers.Dense(16), layers.Dense(4)])
+        kp.prune(model, 0.5, calibration=given)
+        found.append(weights(model))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["list", "dict", "tuples"])
+def test_several_inputs(form):
+    a, b = samples(96, (4,)), samples(96, (3,))
+    given = {"list": [a, b], "dict": {"a": a, "b": b}, "tuples": batches((a, b)[0])}[form]
+    if form == "tuples":
+        given = (((a[i : i + 32], b[i : i + 32]), None) for i in range(0, 96, 32))
+    report = kp.prune(two_inputs(), 0.5, calibration=given)
+    assert all(w.before > 0 for w in report.weights)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+BAD = {
+    "at least 16 samples": samples(8, (8,)),
+    "must be finite": np.where(np.arange(64)[:, None] == 5, np.nan, samples(64, (8,))),
+    "all the same": np.ones((64, 8), "float32"),
+    r"shape of the model's input, \(None, 8\)": samples(64, (9,)),
+    "must hold the 1 inputs": [samples(64, (8,)), samples(64, (8,))],
+    "must be arrays": 5,
+    "no batch at all": iter([]),
+    "as many samples in each": [samples(64, (8,)), samples(32, (8,))],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_calibration_that_cannot_be_used_says_what_to_do(message):
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        kp.prune(model, 0.5, calibration=BAD[message])
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "`sparsity` is missing"),
+        ({"sparsity": 80}, r"sparsity=0.8"),
+        ({"sparsity": 0.8, "pattern": kp.NM(2, 4)}, "fixed by NM"),
+        ({"sparsity": 0.8, "allocation": "auto"}, "`calibration` is needed for allocation"),
+        ({"sparsity": 0.8, "criterion": kp.wanda}, "`calibration` is needed for criterion=wanda"),
+        ({"sparsity": 0.8, "stages": 2}, "`calibration` is needed for stages"),
+        ({"sparsity": 0.8, "stages": 0}, "`stages` must be an integer"),
+    ],
+)
+def test_arguments_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        kp.prune(network(), **options)
+
+
+def test_a_criterion_of_the_wrong_shape():
+    with pytest.raises(ValueError, match="one score for each weight"):
+        kp.prune(network(), 0.5, calibration=samples(), criterion=lambda _, inputs: inputs.rms)
+
+
+def test_other_backends_are_not_imported_by_the_package():
+    module = importlib.import_module("keras_pruner.oneshot.solver")
+    assert not any(hasattr(module, name) for name in ("torch", "jax", "tf"))

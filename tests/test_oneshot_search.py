@@ -1,0 +1,110 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_pruner as kp
+from keras_pruner import oneshot
+
+
+def network(outputs=3):
+    keras.utils.set_random_seed(0)
+    parts = [layers.Dense(24, activation="relu", name="first"), layers.Dense(outputs, name="last")]
+    return keras.Sequential([keras.Input((8,)), *parts])
+
+
+def samples(count=128):
+    return np.random.default_rng(0).normal(size=(count, 8)).astype("float32")
+
+
+def zeros(model):
+    kernels = [keras.ops.convert_to_numpy(layer.kernel.value) for layer in model.layers]
+    return 1 - sum(map(np.count_nonzero, kernels)) / sum(k.size for k in kernels)
+
+
+def test_bisection_comes_to_where_the_metric_falls():
+    model = network()
+    curve = kp.find_sparsity(
+        model,
+        samples(),
+        metric=lambda pruned: 0.9 if zeros(pruned) < 0.7 else 0.5,
+        refit=False,
+        max_drop=0.1,
+        tolerance=0.02,
+    )
+    assert 0.67 < curve.sparsity < 0.71
+    assert curve.dense == 0.9
+    assert [s for s, _ in curve.points] == sorted(s for s, _ in curve.points)
+    assert zeros(model) == 0
+    assert "largest sparsity" in str(curve)
+
+
+def test_the_bound_may_be_met_everywhere_or_nowhere():
+    options = {"refit": False, "tolerance": 0.2}
+    everywhere = kp.find_sparsity(network(), samples(), metric=lambda _: 1.0, **options)
+    assert (everywhere.sparsity, len(everywhere.points)) == (0.98, 1)
+    nowhere = kp.find_sparsity(network(), samples(), metric=lambda m: -zeros(m), **options)
+    assert nowhere.sparsity == 0
+
+
+@pytest.mark.parametrize("outputs", [3, 1])
+def test_without_a_metric_it_is_agreement_with_the_dense_model(outputs):
+    curve = kp.find_sparsity(network(outputs), samples(), max_drop=0.2, tolerance=0.3)
+    assert curve.dense == 1
+    assert all(0 <= metric <= 1 for _, metric in curve.points)
+
+
+def test_the_model_is_as_it_was_after_an_error():
+    model, seen = network(), []
+
+    def metric(_):
+        seen.append(0)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        kp.find_sparsity(model, samples(), metric=metric)
+    assert zeros(model) == 0
+
+
+def test_the_curve_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    curve = oneshot.SparsityCurve(0.5, 0.1, 0.9, ((0.5, 0.85), (0.8, 0.2)))
+    curve.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_sensitivity_prunes_one_weight_at_a_time():
+    model, seen = network(), []
+
+    def metric(pruned):
+        kernels = [keras.ops.convert_to_numpy(layer.kernel.value) for layer in pruned.layers]
+        seen.append([np.mean(kernel == 0) for kernel in kernels])
+        return -10 * seen[-1][0] - seen[-1][1]
+
+    found = kp.sensitivity(model, metric=metric, sparsities=(0.25, 0.5))
+    assert seen == [[0, 0], [0.25, 0], [0.5, 0], [0, 0.25], [0, 0.5]]
+    assert found.drops == {"first/kernel": (2.5, 5.0), "last/kernel": (0.25, 0.5)}
+    assert str(found).index("first/kernel") < str(found).index("last/kernel")
+    assert zeros(model) == 0
+
+
+def test_sensitivity_from_samples():
+    found = kp.sensitivity(network(), samples(), sparsities=(0.9,), filters="first")
+    assert list(found.drops) == ["first/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: kp.find_sparsity(m, samples(), max_drop=-1), "`max_drop` must be"),
+        (lambda m: kp.find_sparsity(m, samples(), tolerance=0), "`tolerance` must be"),
+        (lambda m: kp.find_sparsity(m, samples(), highest=98), "highest=0.98"),
+        (lambda m: kp.sensitivity(m), "either calibration samples or a metric"),
+        (lambda m: kp.sensitivity(m, samples(), sparsities=(50,)), "sparsities=0.5"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(network())
