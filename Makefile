@@ -28,7 +28,7 @@ endef
 	$(call environment,.venv-demo,-c constraints.txt -e ".[jax$(comma)report]")
 
 .venv/complete: pyproject.toml constraints.txt
-	$(call environment,.venv,-c constraints.txt -e ".[tensorflow$(comma)jax$(comma)torch$(comma)report$(comma)test]")
+	$(call environment,.venv,-c constraints.txt -e ".[tensorflow$(comma)jax$(comma)torch$(comma)report$(comma)litert$(comma)test]")
 
 .venv-oldest/complete: pyproject.toml constraints-oldest.txt
 	$(call environment,.venv-oldest,-c constraints-oldest.txt -e ".[tensorflow$(comma)jax$(comma)report$(comma)test]")

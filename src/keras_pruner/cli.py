@@ -73,7 +73,8 @@ def _prune(arguments: argparse.Namespace) -> None:
         "overrides": dict.fromkeys(arguments.leave) if arguments.leave else None,
     }
     plan = Rules(**rules).plan(model, frozen=True)
-    report = prune(model, arguments.sparsity, **rules)
+    prune(model, arguments.sparsity, **rules)
+    report = summarize(model)
     files.save(model, arguments.output, overwrite=arguments.force)
     skipped = [{"path": skip.path, "reason": skip.reason} for skip in plan.skipped]
     result = {"output": str(arguments.output), **report.as_dict(), "skipped": skipped}

@@ -106,4 +106,4 @@ def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float,
     # Zeros are left out: when most weights are pruned already they would all be inside.
     low = max(sample[int(first)] if first >= 0 else 0.0, np.finfo(np.float32).smallest_subnormal)
     high = sample[int(last)] if last < sample.size - 1 else np.inf
-    return low, high
+    return float(low), float(high)
