@@ -6,7 +6,7 @@ BACKENDS := tensorflow jax torch
 PYTEST := -m pytest -p no:cacheprovider
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-oldest lint clean
+.PHONY: help demo test test-slow test-oldest test-oldest-torch lint clean
 
 help:
 	@echo "make demo         prune a network on real data to 80 % and see what it cost (3 minutes)"
@@ -33,6 +33,9 @@ endef
 .venv-oldest/complete: pyproject.toml constraints-oldest.txt
 	$(call environment,.venv-oldest,-c constraints-oldest.txt -e ".[tensorflow$(comma)jax$(comma)report$(comma)test]")
 
+.venv-oldest-torch/complete: pyproject.toml constraints-oldest.txt
+	$(call environment,.venv-oldest-torch,-c constraints-oldest.txt torch==2.6.0 -e ".[torch$(comma)report$(comma)test]")
+
 comma := ,
 
 demo: .venv-demo/complete
@@ -47,10 +50,14 @@ test-slow: .venv/complete
 test-oldest: .venv-oldest/complete
 	.venv-oldest/bin/python tests/on_every_backend.py tensorflow jax -- -m "not slow" $(ARGS)
 
+# Apart, because this release comes only with CUDA: 3 GB.
+test-oldest-torch: .venv-oldest-torch/complete
+	.venv-oldest-torch/bin/python tests/on_every_backend.py torch -- -m "not slow" $(ARGS)
+
 lint: .venv/complete
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
 clean:
-	rm -rf .venv .venv-demo .venv-oldest build dist keras-pruner-demo
+	rm -rf .venv .venv-demo .venv-oldest .venv-oldest-torch build dist keras-pruner-demo
