@@ -21,14 +21,13 @@ def test_zero_pruned_writes_exact_positive_zeros_over_anything(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_masked_gradients_are_new_and_exactly_zero(dtype):
+def test_masked_gradients_are_exactly_zero(dtype):
     gradient = keras.ops.convert_to_tensor(np.array([[1.0, -2.0], [np.nan, 4.0]]), dtype)
     mask = keras.Variable(np.array([[True, False], [False, True]]), dtype="bool", trainable=False)
     masked = OPS.mask_gradient(gradient, mask)
     assert keras.backend.standardize_dtype(masked.dtype) == dtype
     as_float = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(masked, "float32")))
     np.testing.assert_array_equal(as_float, [[1, 0], [0, 4]])
-    assert float(gradient[0, 1]) == -2
 
 
 def test_to_numpy_gives_the_value():

@@ -2,7 +2,8 @@
 
 Every module here has the same functions:
 
-- `mask_gradient(gradient, mask)`: the gradient with zeros where the mask is False.
+- `mask_gradient(gradient, mask)`: the gradient with zeros where the mask is False; the given one
+  may be overwritten.
 - `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False,
   inside a compiled step or outside, on every replica, without communication.
 - `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.

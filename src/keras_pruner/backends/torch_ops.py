@@ -17,9 +17,12 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mask_gradient(gradient: torch.Tensor, mask: keras.Variable) -> torch.Tensor:
-    """The gradient with zeros where the mask is False."""
-    product = torch.mul(_bits(gradient), mask.value.view(torch.uint8))
-    return product.view(gradient.dtype)
+    """The gradient with zeros where the mask is False; in place, for it is not used again.
+
+    A new tensor of its size in every step would cost more than the product.
+    """
+    zero([gradient], mask.value)
+    return gradient
 
 
 def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Variable]) -> None:
