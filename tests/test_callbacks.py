@@ -357,3 +357,13 @@ def test_law_4_sparsity_zero_changes_nothing(data):
     fit(plain, data)
     for a, b in zip(values(model.variables), values(plain.variables), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "schedule", [0.8, kp.ConstantSparsity(0.8, end_step=9)], ids=["0.8", "constant"]
+)
+def test_a_schedule_that_asks_for_nothing_more_ends_too(schedule, data):
+    model = mlp()
+    fit(model, data, kp.GradualPruning(0.8))
+    fit(model, data, kp.GradualPruning(schedule))
+    assert find(model) is None

@@ -315,9 +315,10 @@ class Pruner:
         return due
 
     def _is_due(self, step: int) -> bool:
-        """At an update that asks for another sparsity than the last one did."""
+        """At the last update, and at one that asks for another sparsity than the one before."""
         schedule = self.schedule
-        return schedule.updates_at(step) and schedule.sparsity_at(step) != self._at
+        changes = step == schedule.end_step or schedule.sparsity_at(step) != self._at
+        return schedule.updates_at(step) and changes
 
     def _update_if_due(self, wrapped: Any) -> bool:
         progress = wrapped.progress
