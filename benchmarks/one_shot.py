@@ -93,12 +93,18 @@ def cnn(shape):
     return head(inputs, x)
 
 
-def ds_cnn(shape):
+def ds_cnn(shape, filters=64, strides=((2, 2), 1, 1, 1, 1)):
+    """DS-CNN-S of Zhang et al. 2017 (arXiv:1711.07128)."""
     x = inputs = keras.Input(shape)
-    x = normed(x, 64, (10, 4), (2, 2))
-    for _ in range(4):
-        x = normed(depthwise(x), 64, 1)
+    x = normed(x, filters, (10, 4), strides[0])
+    for stride in strides[1:]:
+        x = normed(depthwise(x, stride), filters, 1)
     return head(inputs, x)
+
+
+def ds_cnn_m(shape):
+    """DS-CNN-M of the same."""
+    return ds_cnn(shape, 172, ((2, 1), 2, 1, 1, 1))
 
 
 def resnet(shape):
@@ -151,6 +157,7 @@ NETWORKS = {  # the network, its data, epochs of training
     "mlp": (mlp, images, 6),
     "cnn": (cnn, images, 4),
     "ds_cnn": (ds_cnn, speech, 12),
+    "ds_cnn_m": (ds_cnn_m, speech, 12),
     "resnet": (resnet, images, 4),
     "mobilenet": (mobilenet, images, 4),
     "transformer": (transformer, images, 4),
