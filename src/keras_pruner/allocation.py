@@ -212,7 +212,7 @@ def _from_zero_up(share: Share, read: Read) -> np.ndarray:
     return scores
 
 
-def _sparsities(shares: Sequence[Share], kept: Sequence[int]) -> Sparsities:
+def _sparsities(shares: Sequence[Share], kept: np.ndarray) -> Sparsities:
     return {share: float(1 - k / share.units) for share, k in zip(shares, kept, strict=True)}
 
 

@@ -19,7 +19,6 @@ from keras_pruner.comparison import Comparison, describe
 from keras_pruner.criteria import magnitude
 from keras_pruner.oneshot import prune, sensitivity, wanda
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
-from keras_pruner.plan import Rules
 from keras_pruner.report import summarize
 from keras_pruner.values import check_sparsity
 
@@ -68,22 +67,19 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _prune(arguments: argparse.Namespace) -> None:
     files.check_output(arguments.output, overwrite=arguments.force)
     model = files.load(arguments.model, trust=arguments.trust)
-    rules: dict[str, Any] = {
-        "pattern": _pattern(arguments),
-        "filters": arguments.filters,
-        "overrides": dict.fromkeys(arguments.leave) if arguments.leave else None,
-    }
-    plan = Rules(**rules).plan(model, frozen=True)
-    samples = files.samples(arguments.calibration, model) if arguments.calibration else None
-    rules |= {
-        "allocation": arguments.allocation,
-        "criterion": _CRITERIA[arguments.criterion],
-        "calibration": samples,
-    }
-    done = prune(model, arguments.sparsity, **rules)
+    done = prune(
+        model,
+        arguments.sparsity,
+        pattern=_pattern(arguments),
+        allocation=arguments.allocation,
+        criterion=_CRITERIA[arguments.criterion],
+        filters=arguments.filters,
+        overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
+        calibration=files.samples(arguments.calibration, model) if arguments.calibration else None,
+    )
     report = summarize(model)
     files.save(model, arguments.output, overwrite=arguments.force)
-    skipped = [{"path": skip.path, "reason": skip.reason} for skip in plan.skipped]
+    skipped = [{"path": skip.path, "reason": skip.reason} for skip in done.skipped]
     result = {"output": str(arguments.output), **report.as_dict(), "skipped": skipped}
     text = str(report)
     if arguments.calibration:
