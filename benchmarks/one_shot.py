@@ -218,8 +218,7 @@ def accuracy(model, test):
 def cells(name, seed, args, done):
     """A dictionary for each method and sparsity of one trained network that is not done yet."""
     wanted = [(m, METHODS[m], s) for m in args.methods for s in args.sparsities]
-    if args.structured:
-        wanted += [(m, STRUCTURED[m], 0.5 if "2:4" in m else 0.8) for m in STRUCTURED]
+    wanted += [(m, STRUCTURED[m], 0.5 if "2:4" in m else 0.8) for m in args.structured]
     wanted = [("dense", {}, 0.0), *wanted]
     todo = [w for w in wanted if (name, seed, w[0], w[2]) not in done]
     if not todo:
@@ -270,7 +269,7 @@ def main():
     parser.add_argument("--rows", type=int, default=60000, help="training samples at most")
     parser.add_argument("--test-rows", type=int, default=10000, help="test samples at most")
     parser.add_argument("--speech", type=pathlib.Path, help="fsdd.npz, for ds_cnn")
-    parser.add_argument("--structured", action="store_true", help="also 2:4 and block (4, 1)")
+    parser.add_argument("--structured", nargs="*", default=[], choices=STRUCTURED)
     parser.add_argument("--cache", type=pathlib.Path, default=HERE / ".cache")
     parser.add_argument("--plot", type=pathlib.Path, help="draw points lost into this image")
     parser.add_argument(
