@@ -15,7 +15,7 @@ SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
     {"values", "tables", "files", "page"},
-    {"schedules", "criteria", "selection", "ranking"},
+    {"schedules", "criteria", "selection", "ranking", "slots"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
     {"plan", "progress"},
