@@ -2,12 +2,15 @@
 
     python benchmarks/one_shot.py --networks mlp cnn --seeds 5 --json one_shot.json
 
+With --json a run that was cut short goes on where it stopped.
+
 Fashion-MNIST is taken from Keras' cache if it is there, else the 10,000 MNIST digits that come
 with the package. Spoken digits are the Free Spoken Digit Dataset as one .npz.
 The dense networks are trained once and kept in --cache.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -93,12 +96,18 @@ def cnn(shape):
     return head(inputs, x)
 
 
-def ds_cnn(shape):
+def ds_cnn(shape, filters=64, strides=((2, 2), 1, 1, 1, 1)):
+    """DS-CNN-S of Zhang et al. 2017 (arXiv:1711.07128)."""
     x = inputs = keras.Input(shape)
-    x = normed(x, 64, (10, 4), (2, 2))
-    for _ in range(4):
-        x = normed(depthwise(x), 64, 1)
+    x = normed(x, filters, (10, 4), strides[0])
+    for stride in strides[1:]:
+        x = normed(depthwise(x, stride), filters, 1)
     return head(inputs, x)
+
+
+def ds_cnn_m(shape):
+    """DS-CNN-M of the same."""
+    return ds_cnn(shape, 172, ((2, 1), 2, 1, 1, 1))
 
 
 def resnet(shape):
@@ -125,13 +134,23 @@ def mobilenet(shape):
     return head(inputs, normed(x, 96, 1))
 
 
+@keras.saving.register_keras_serializable("one_shot")
+class Places(layers.Layer):
+    """Adds a learned vector to each step."""
+
+    def build(self, shape):
+        self.places = self.add_weight(shape=shape[1:], initializer="uniform", name="places")
+
+    def call(self, x):
+        return x + self.places
+
+
 def transformer(shape):
     """Four blocks over the rows of the image."""
     x = inputs = keras.Input(shape)
     x = layers.Reshape(shape[:2])(x)
     x = layers.Dense(64)(x)
-    place = layers.Embedding(shape[0], 64)(keras.ops.arange(shape[0]))
-    x = x + place
+    x = Places()(x)
     for _ in range(4):
         y = layers.LayerNormalization()(x)
         x = x + layers.MultiHeadAttention(4, 16)(y, y)
@@ -151,6 +170,7 @@ NETWORKS = {  # the network, its data, epochs of training
     "mlp": (mlp, images, 6),
     "cnn": (cnn, images, 4),
     "ds_cnn": (ds_cnn, speech, 12),
+    "ds_cnn_m": (ds_cnn_m, speech, 12),
     "resnet": (resnet, images, 4),
     "mobilenet": (mobilenet, images, 4),
     "transformer": (transformer, images, 4),
@@ -186,6 +206,7 @@ METHODS = {
     "magnitude, uniform": {"allocation": "uniform", "calibration": None},
     "LAMP": {"allocation": "lamp", "refit": False},
     "LAMP + refit": {"allocation": "lamp"},
+    "SparseGPT, LAMP's allocation": {"allocation": "lamp", "criterion": "sparsegpt"},
     "ERK + refit": {"allocation": "erk"},
     "Wanda per output + refit": PER_OUTPUT,
     "auto": {"allocation": "auto"},
@@ -204,27 +225,42 @@ def accuracy(model, test):
     return 100 * float(np.mean(outputs.argmax(-1) == test[1]))
 
 
-def cells(name, seed, args):
-    """(method, sparsity, points lost, seconds) of one trained network."""
+def cells(name, seed, args, done):
+    """A dictionary for each method and sparsity of one trained network that is not done yet."""
+    wanted = [(m, METHODS[m], s) for m in args.methods for s in args.sparsities]
+    wanted += [(m, STRUCTURED[m], 0.5 if "2:4" in m else 0.8) for m in args.structured]
+    wanted = [("dense", {}, 0.0), *wanted]
+    todo = [w for w in wanted if (name, seed, w[0], w[2]) not in done]
+    if not todo:
+        return
     model, train, test = dense(name, seed, args)
     test = tuple(part[: args.test_rows] for part in test)
     weights = model.get_weights()
     best = accuracy(model, test)
-    yield "dense", 0.0, best, 0.0
     # Of all classes: some data sets are sorted by them.
     inputs = train[0][np.random.default_rng(seed).permutation(len(train[0]))[: args.samples]]
-    wanted = [(m, METHODS[m], s) for m in args.methods for s in args.sparsities]
-    if args.structured:
-        wanted += [(m, STRUCTURED[m], None if "2:4" in m else 0.8) for m in STRUCTURED]
-    for method, options, sparsity in wanted:
+    for method, options, sparsity in todo:
+        cell = {"network": name, "seed": seed, "method": method, "sparsity": sparsity}
+        if method == "dense":
+            yield cell | {"value": best, "seconds": 0.0, "masks": ""}
+            continue
         model.set_weights(weights)
         options = {"calibration": inputs, **options}
         if options.get("pattern") == kp.NM(2, 4):
             options["filters"] = takes_groups
         began = time.perf_counter()
-        kp.prune(model, sparsity, progress=False, **options)
+        report = kp.prune(model, sparsity, progress=False, **options)
+        seconds = time.perf_counter() - began
         lost = best - accuracy(model, test)
-        yield method, sparsity or options["pattern"].own_sparsity, lost, time.perf_counter() - began
+        yield cell | {"value": lost, "seconds": seconds, "masks": fingerprint(model, report)}
+
+
+def fingerprint(model, report):
+    """Of all masks together, to compare backends by."""
+    pruned = {row.path for row in report.weights}
+    values = [keras.ops.convert_to_numpy(w) for w in model.weights if w.path in pruned]
+    masks = [value != 0 for value in values]
+    return hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()[:12]
 
 
 def takes_groups(layer):
@@ -243,45 +279,52 @@ def main():
     parser.add_argument("--rows", type=int, default=60000, help="training samples at most")
     parser.add_argument("--test-rows", type=int, default=10000, help="test samples at most")
     parser.add_argument("--speech", type=pathlib.Path, help="fsdd.npz, for ds_cnn")
-    parser.add_argument("--structured", action="store_true", help="also 2:4 and block (4, 1)")
+    parser.add_argument("--structured", nargs="*", default=[], choices=STRUCTURED)
     parser.add_argument("--cache", type=pathlib.Path, default=HERE / ".cache")
     parser.add_argument("--plot", type=pathlib.Path, help="draw points lost into this image")
-    parser.add_argument("--json", type=pathlib.Path, help="write every cell to this file")
+    parser.add_argument(
+        "--json", type=pathlib.Path, help="every cell is kept in this file, and not measured again"
+    )
     args = parser.parse_args()
-    if args.speech is None and "ds_cnn" in args.networks:
-        args.networks.remove("ds_cnn")
-        print("ds_cnn left out: it needs --speech fsdd.npz (spoken digits: x, y, index)")
-    everything = []
+    if args.speech is None and any(name.startswith("ds_cnn") for name in args.networks):
+        args.networks = [name for name in args.networks if not name.startswith("ds_cnn")]
+        print(
+            "ds_cnn and ds_cnn_m left out: they need --speech fsdd.npz (spoken digits: x, y, index)"
+        )
+    kept = args.json and args.json.exists()
+    everything = json.loads(args.json.read_text()) if kept else []
+    keys = ("network", "seed", "method", "sparsity")
     for name in args.networks:
-        found = []
         for seed in range(args.seeds):
-            found += [(name, seed, *cell) for cell in cells(name, seed, args)]
-        print(table(name, found), flush=True)
-        everything += found
-        if args.json:
-            keys = ("network", "seed", "method", "sparsity", "value", "seconds")
-            rows = [dict(zip(keys, row, strict=True)) for row in everything]
-            args.json.write_text(json.dumps(rows, indent=1))
+            done = {tuple(cell[key] for key in keys) for cell in everything}
+            for cell in cells(name, seed, args, done):
+                everything.append(cell)
+                if args.json:
+                    args.json.write_text(json.dumps(everything, indent=1))
+        print(table(name, [cell for cell in everything if cell["network"] == name]), flush=True)
     if args.plot:
         plot(everything, args.plot)
+
+
+def lost(cells, method, sparsity):
+    """The points lost, one for each seed."""
+    key = (method, sparsity)
+    return [cell["value"] for cell in cells if (cell["method"], cell["sparsity"]) == key]
 
 
 def plot(everything, path):
     """Points lost against sparsity, a line for each method, a panel for each network."""
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(row[0] for row in everything))
+    names = list(dict.fromkeys(cell["network"] for cell in everything))
     figure = Figure(figsize=(4 * len(names), 3.4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
-        rows = [row for row in everything if row[0] == name and row[2] in METHODS]
-        for method in dict.fromkeys(row[2] for row in rows):
-            sparsities = sorted({row[3] for row in rows if row[2] == method})
-            lost = [
-                np.mean([row[4] for row in rows if row[2:4] == (method, sparsity)])
-                for sparsity in sparsities
-            ]
-            axes.plot(sparsities, lost, marker="o", label=method)
+        rows = [c for c in everything if c["network"] == name and c["method"] in METHODS]
+        for method in dict.fromkeys(cell["method"] for cell in rows):
+            sparsities = sorted({c["sparsity"] for c in rows if c["method"] == method})
+            means = [np.mean(lost(rows, method, sparsity)) for sparsity in sparsities]
+            axes.plot(sparsities, means, marker="o", label=method)
         axes.set(title=name, xlabel="sparsity", ylabel="accuracy points lost")
     panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
@@ -289,16 +332,16 @@ def plot(everything, path):
 
 def table(name, found):
     """Mean ± deviation over the seeds, one row for each method."""
-    accuracies = [row[4] for row in found if row[2] == "dense"]
-    rest = [row for row in found if row[2] != "dense"]
-    sparsities = sorted({row[3] for row in rest})
+    accuracies = lost(found, "dense", 0.0)
+    rest = [cell for cell in found if cell["method"] != "dense"]
+    sparsities = sorted({cell["sparsity"] for cell in rest})
     rows = []
-    for method in dict.fromkeys(row[2] for row in rest):
+    for method in dict.fromkeys(cell["method"] for cell in rest):
         line = [method]
         for sparsity in sparsities:
-            lost = [row[4] for row in rest if row[2:4] == (method, sparsity)]
-            line.append(f"{np.mean(lost):.1f} ± {np.std(lost):.1f}" if lost else "")
-        seconds = np.mean([row[5] for row in rest if row[2] == method])
+            points = lost(rest, method, sparsity)
+            line.append(f"{np.mean(points):.1f} ± {np.std(points):.1f}" if points else "")
+        seconds = np.mean([cell["seconds"] for cell in rest if cell["method"] == method])
         rows.append((*line, f"{seconds:.1f}"))
     title = (
         f"{name}: accuracy points lost (dense {np.mean(accuracies):.1f} %, "

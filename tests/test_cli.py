@@ -110,6 +110,75 @@ def test_filters_leave_and_allocation(capsys, dense, tmp_path):
     assert skipped["two/kernel"] == "left alone by an override"
 
 
+@pytest.fixture
+def samples(tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    np.savez(tmp_path / "samples.npz", x=x, y=np.zeros(64))
+    return tmp_path / "samples.npz"
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
+def test_prune_with_samples_refits(capsys, dense, samples, tmp_path, criterion):
+    out = tmp_path / "out.keras"
+    options = ["--sparsity", "0.5", "--calibration", samples, "--criterion", criterion]
+    said = succeeds(capsys, "prune", dense, *options, "-o", out)
+    assert "outputs on held-out samples differ by" in said
+    model = keras.saving.load_model(dense, compile=False)
+    given = {"magnitude": kp.magnitude, "wanda": kp.wanda, "sparsegpt": "sparsegpt"}[criterion]
+    kp.prune(model, 0.5, calibration=np.load(samples)["x"], criterion=given)
+    written = keras.saving.load_model(out).get_weights()
+    for mine, theirs in zip(model.get_weights(), written, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_prune_with_samples_says_what_it_tried(capsys, dense, samples, tmp_path):
+    options = ["--sparsity", "0.5", "--calibration", samples, "--allocation", "auto", "--json"]
+    data = json.loads(succeeds(capsys, "prune", dense, *options, "-o", tmp_path / "out.keras"))
+    assert len(data["oneshot"]["candidates"]) == 3
+    assert [w["path"] for w in data["oneshot"]["weights"]] == ["one/kernel", "two/kernel"]
+    assert data["oneshot"]["weights"][0]["before"] > 0
+
+
+def test_what_needs_samples_says_so(capsys, dense, tmp_path):
+    command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras"]
+    assert "`calibration` is needed" in fails(capsys, *command, "--allocation", "auto")
+    assert "`calibration` is needed" in fails(capsys, *command, "--criterion", "wanda")
+
+
+def test_samples_that_cannot_be_used(capsys, dense, tmp_path):
+    command = ["sensitivity", dense, "--calibration", tmp_path / "samples.npz"]
+    assert "is no .npz file of arrays" in fails(capsys, *command)
+    (tmp_path / "samples.npz").write_text("x")
+    assert "is no .npz file of arrays" in fails(capsys, *command)
+    np.savez(tmp_path / "samples.npz", a=np.ones(3), b=np.ones(3))
+    assert "must hold an array x: inputs of the model. It holds: ['a', 'b']" in fails(
+        capsys, *command
+    )
+    np.savez(tmp_path / "samples.npz", np.ones((64, 8)))
+    assert "samples that are all the same" in fails(capsys, *command)
+
+
+def test_samples_of_several_inputs_are_named_as_they_are(capsys, tmp_path):
+    inputs = [keras.Input((3,), name="one"), keras.Input((4,), name="two")]
+    outputs = keras.layers.Dense(5)(keras.layers.Concatenate()(inputs))
+    keras.Model(inputs, outputs).save(tmp_path / "model.keras")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "s.npz", two=rng.random((32, 4)), one=rng.random((32, 3)))
+    command = ["sensitivity", tmp_path / "model.keras", "--calibration"]
+    assert "most sensitive first" in succeeds(capsys, *command, tmp_path / "s.npz")
+    np.savez(tmp_path / "s.npz", one=rng.random((32, 3)))
+    assert "must hold arrays named ['one', 'two']" in fails(capsys, *command, tmp_path / "s.npz")
+
+
+def test_sensitivity(capsys, dense, samples):
+    options = ["--calibration", samples, "--sparsities", "0.3", "0.6", "--json"]
+    data = json.loads(succeeds(capsys, "sensitivity", dense, *options))
+    assert data["sparsities"] == [0.3, 0.6]
+    assert sorted(data["drops"]) == ["one/kernel", "two/kernel"]
+    data = json.loads(succeeds(capsys, "sensitivity", dense, *options, "--filters", "two"))
+    assert sorted(data["drops"]) == ["two/kernel"]
+
+
 def test_compare_shows_cost_and_gain(capsys, dense, tmp_path):
     out, samples = tmp_path / "out.keras", tmp_path / "samples.npz"
     succeeds(capsys, "prune", dense, "--sparsity", "0.75", "-o", out)
@@ -242,7 +311,7 @@ def test_wrong_usage_exits_with_2(capsys, dense):
     misused(capsys)
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "prune", "compare"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "prune", "sensitivity", "compare"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])

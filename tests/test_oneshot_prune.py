@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
-from keras_pruner.oneshot import sequence
+from keras_pruner.oneshot import sequence, solver
 
 
 def network(seed=0):
@@ -122,18 +122,50 @@ def test_targets_in_several_groups_give_the_same(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_refit_that_makes_a_layer_worse_is_undone():
-    """Noise with fewer samples than inputs: what is learned from it does not carry over."""
+def worse(rows, targets, matrix, *_, **__):
+    """A fit that is worse than the mask alone."""
+    del rows
+    return solver.Fit(matrix * 3, keras.ops.zeros_like(targets[:, :1]) + 5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_refit_that_makes_a_layer_worse_is_undone_and_said_so(monkeypatch, bias):
+    monkeypatch.setattr(solver, "refit", worse)
+    monkeypatch.setattr(solver, "rescale", worse)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(20, use_bias=bias)])
+    before = weights(model)
+    (row,) = kp.prune(model, 0.5, calibration=samples(96, (8,))).weights
+    assert row.note.startswith("undone: the refit's error is")
+    assert row.after == row.before
+    after = weights(model)
+    np.testing.assert_array_equal(after[0], np.where(after[0] != 0, before[0], 0))
+    assert np.count_nonzero(after[0]) == 80
+    for a, b in zip(after[1:], before[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_factor_for_each_output_takes_the_place_of_a_refit_that_is_worse(monkeypatch):
+    monkeypatch.setattr(solver, "refit", worse)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(20)])
+    before = weights(model)[0]
+    (row,) = kp.prune(model, 0.5, calibration=samples(96, (8,))).weights
+    assert row.note == "rescaled: a refit was worse"
+    assert row.after < row.before
+    after = weights(model)[0]
+    kept = after != 0
+    factors = np.divide(after, before, where=kept, out=np.full(after.shape, np.nan))
+    np.testing.assert_allclose(np.nanmin(factors, 0), np.nanmax(factors, 0), rtol=1e-4)
+
+
+def test_what_is_learned_from_noise_does_not_stay():
+    """With fewer samples than inputs and nothing in common, a refit cannot carry over."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((300,)), layers.Dense(20, use_bias=False)])
     noise = np.random.default_rng(0).normal(size=(40, 300)).astype("float32")
-    before = weights(model)[0]
-    report = kp.prune(model, 0.5, calibration=noise)
-    (row,) = report.weights
+    (row,) = kp.prune(model, 0.5, calibration=noise).weights
     assert row.after <= row.before
-    if "undone" in row.note:
-        after = weights(model)[0]
-        np.testing.assert_array_equal(after[after != 0], before[after != 0])
 
 
 def test_a_copy_leaves_the_model_alone():

@@ -44,7 +44,10 @@ SIZES = [(400, 50, 30, 0.3, 1), (40, 60, 20, 0.5, 1), (300, 17, 5, 0.1, 3), (90,
 
 @pytest.mark.parametrize("shift", [True, False])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_same_as_a_direct_solve_in_float64(size, shift):
+@pytest.mark.parametrize("block", [solver.BLOCK, 100])
+def test_the_same_as_a_direct_solve_in_float64(monkeypatch, size, shift, block):
+    monkeypatch.setattr(solver, "BLOCK", block)
+    monkeypatch.setattr(solver, "_TOLERANCE_FEW_ROWS", solver._TOLERANCE)
     rows, targets, matrix, mask = problem(0, *size)
     found, offset = solve(rows, targets, matrix, mask, shift=shift)
     exact = direct(rows, targets, matrix, mask, shift=shift)
@@ -56,6 +59,18 @@ def test_the_same_as_a_direct_solve_in_float64(size, shift):
         np.testing.assert_allclose(offset, gap, atol=1e-3)
     else:
         assert not offset.any()
+
+
+def test_with_fewer_rows_than_inputs_it_stops_earlier_and_is_no_worse_on_others():
+    """What the last iterations gain on the rows they lose on rows that were not seen."""
+    rows, targets, matrix, mask = problem(5, 120, 150, 40, 0.3)
+    fitted, others = slice(0, 60), slice(60, 120)
+    early, late = (
+        solve(rows[:, fitted], targets[:, fitted], matrix, mask, shift=False)[0],
+        direct(rows[:, fitted], targets[:, fitted], matrix, mask, shift=False),
+    )
+    errors = [np.square(rows[:, others] @ m - targets[:, others]).sum() for m in (early, late)]
+    assert errors[0] < 1.02 * errors[1]
 
 
 def test_a_full_mask_with_exact_rows_gives_the_weights_back():

@@ -15,7 +15,7 @@ SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
     {"values", "tables", "files", "page"},
-    {"schedules", "criteria", "selection", "slots"},
+    {"schedules", "criteria", "selection", "ranking", "slots"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
     {"plan", "progress"},

@@ -5,12 +5,15 @@ is left without any, and what is pruned already is not counted among what could 
 """
 
 import dataclasses
+import functools
+import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from keras_pruner.ranking import Read, by_lamp, kept_by_one_cut
 from keras_pruner.selection import kept_count
 from keras_pruner.values import check_regex, check_sparsity, serializable, value
 
@@ -76,7 +79,12 @@ def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
     Raises:
         ValueError: if scores are negative, which has no meaning here.
     """
-    return _largest_overall(shares, sparsity, [_lamp_scores(share) for share in shares], floor=0)
+    reads = [
+        functools.partial(_from_zero_up, share, read)
+        for share, read in zip(shares, _reads(shares), strict=True)
+    ]
+    budget = _budget(shares, sparsity)
+    return _sparsities(shares, kept_by_one_cut(reads, [1] * len(shares), budget, by_lamp))
 
 
 @value
@@ -100,8 +108,13 @@ class Global:
 
     def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
         """The sparsity of each weight after one top-k over all of them."""
-        scores = [np.sort(share.unit_scores())[::-1] for share in shares]
-        return _largest_overall(shares, sparsity, scores, floor=self.floor)
+        reads = _reads(shares)
+        # A floor is no reason to bring back what is pruned already.
+        least = [
+            max(1, min(math.ceil(share.units * self.floor * (1 - sparsity)), _live(read())))
+            for share, read in zip(shares, reads, strict=True)
+        ]
+        return _sparsities(shares, kept_by_one_cut(reads, least, _budget(shares, sparsity)))
 
 
 @value
@@ -169,52 +182,39 @@ def as_allocation(allocation: object) -> Allocation:
     )
 
 
-def _lamp_scores(share: Share) -> np.ndarray:
-    """The LAMP scores of one weight in descending order; -inf for what is pruned."""
-    scores = np.sort(share.unit_scores())[::-1].astype(np.float64)
-    live = _live(scores)
-    if live and scores[live - 1] < 0:
-        raise ValueError(
-            'The "lamp" allocation squares scores, so that they must not be negative. Received: '
-            f"{scores[live - 1]:.4g} for {share.path}. Give `criterion` values from 0 up, or use "
-            'allocation="global" or "uniform".'
-        )
-    squares = scores[:live]
-    if live and scores[0] > 0:
-        squares /= scores[0]  # so that no square is too large or too small
-        np.square(squares, out=squares)
-        np.divide(squares, np.cumsum(squares), out=squares)
-    return scores.astype(np.float32)
+HELD = 1 << 25
+"""Up to so many scores in all are asked for once and held; more are asked for twice."""
 
 
-def _live(descending: np.ndarray) -> int:
-    """How many of the scores are not those of pruned units, at -inf, which stand at the end."""
-    return descending.size - int(np.searchsorted(descending[::-1], -np.inf, side="right"))
+def _reads(shares: Sequence[Share]) -> list[Read]:
+    if sum(share.units for share in shares) > HELD:
+        return [share.unit_scores for share in shares]
+    held = [share.unit_scores() for share in shares]
+    return [lambda scores=scores: scores for scores in held]  # type: ignore[misc]
 
 
-def _largest_overall(
-    shares: Sequence[Share], sparsity: float, scores: list[np.ndarray], floor: float
-) -> Sparsities:
-    """Keep the highest of all scores, given in descending order for each weight."""
-    units = np.array([share.units for share in shares])
-    budget = kept_count(int(units.sum()), sparsity)
-    live = np.array([_live(s) for s in scores])
-    # A floor is no reason to bring back what is pruned already.
-    least = np.minimum(np.ceil(units * floor * (1 - sparsity)).astype(int), live)
-    least = np.maximum(1, least)
-    rest = [s[n:] for s, n in zip(scores, least, strict=True)]
-    free = max(0, budget - int(least.sum()))
-    pool = np.concatenate(rest)
-    kept = least.copy()
-    if free >= pool.size:
-        kept = units.copy()
-    elif free:
-        threshold = np.partition(pool, pool.size - free)[pool.size - free]
-        below = np.array([np.searchsorted(s[::-1], threshold, side="left") for s in rest])
-        up_to = np.array([np.searchsorted(s[::-1], threshold, side="right") for s in rest])
-        above = np.array([s.size for s in rest]) - up_to
-        level = up_to - below
-        # Of equal scores at the threshold, those of the earlier weights are kept.
-        before = np.concatenate([[0], np.cumsum(level)[:-1]])
-        kept += above + np.clip(free - above.sum() - before, 0, level)
-    return {share: float(1 - k / n) for share, k, n in zip(shares, kept, units, strict=True)}
+def _live(scores: np.ndarray) -> int:
+    """How many are not those of pruned units."""
+    return int(np.count_nonzero(scores > -np.inf))
+
+
+def _from_zero_up(share: Share, read: Read) -> np.ndarray:
+    """The scores, which "lamp" squares."""
+    scores = read()
+    if scores.min() < 0:
+        lowest = scores.min(where=scores > -np.inf, initial=0)
+        if lowest < 0:
+            raise ValueError(
+                'The "lamp" allocation squares scores, so that they must not be negative. '
+                f"Received: {lowest:.4g} for {share.path}. Give `criterion` values from 0 up, or "
+                'use allocation="global" or "uniform".'
+            )
+    return scores
+
+
+def _sparsities(shares: Sequence[Share], kept: np.ndarray) -> Sparsities:
+    return {share: float(1 - k / share.units) for share, k in zip(shares, kept, strict=True)}
+
+
+def _budget(shares: Sequence[Share], sparsity: float) -> int:
+    return kept_count(sum(share.units for share in shares), sparsity)

@@ -1,9 +1,10 @@
-"""The commands `demo`, `inspect`, `prune` and `compare`.
+"""The commands `demo`, `inspect`, `prune`, `sensitivity` and `compare`.
 
 Exit codes: 0 it worked, 1 it failed (with one line on standard error), 2 wrong usage.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ import numpy as np
 from keras_pruner import __version__, demo, files
 from keras_pruner.allocation import NAMED
 from keras_pruner.comparison import Comparison, describe
-from keras_pruner.oneshot import prune
+from keras_pruner.criteria import magnitude
+from keras_pruner.oneshot import prune, sensitivity, wanda
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
-from keras_pruner.plan import Rules
 from keras_pruner.report import summarize
 from keras_pruner.values import check_sparsity
 
@@ -66,24 +67,41 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _prune(arguments: argparse.Namespace) -> None:
     files.check_output(arguments.output, overwrite=arguments.force)
     model = files.load(arguments.model, trust=arguments.trust)
-    rules = {
-        "pattern": _pattern(arguments),
-        "allocation": arguments.allocation,
-        "filters": arguments.filters,
-        "overrides": dict.fromkeys(arguments.leave) if arguments.leave else None,
-    }
-    plan = Rules(**rules).plan(model, frozen=True)
-    prune(model, arguments.sparsity, **rules)
+    done = prune(
+        model,
+        arguments.sparsity,
+        pattern=_pattern(arguments),
+        allocation=arguments.allocation,
+        criterion=_CRITERIA[arguments.criterion],
+        filters=arguments.filters,
+        overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
+        calibration=files.samples(arguments.calibration, model) if arguments.calibration else None,
+    )
     report = summarize(model)
     files.save(model, arguments.output, overwrite=arguments.force)
-    skipped = [{"path": skip.path, "reason": skip.reason} for skip in plan.skipped]
+    skipped = [{"path": skip.path, "reason": skip.reason} for skip in done.skipped]
     result = {"output": str(arguments.output), **report.as_dict(), "skipped": skipped}
+    text = str(report)
+    if arguments.calibration:
+        result["oneshot"] = done.as_dict()
+        text = f"{done}\n\n{report}"
     _show(
         arguments,
         result,
-        f"{report}\n\nSaved the model as {arguments.output}, without what only training needs "
+        f"{text}\n\nSaved the model as {arguments.output}, without what only training needs "
         "(optimizer, loss).",
     )
+
+
+def _sensitivity(arguments: argparse.Namespace) -> None:
+    model = files.load(arguments.model, trust=arguments.trust)
+    found = sensitivity(
+        model,
+        files.samples(arguments.calibration, model),
+        sparsities=arguments.sparsities,
+        filters=arguments.filters,
+    )
+    _show(arguments, dataclasses.asdict(found), str(found))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -131,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_inspect(commands)
     _add_prune(commands)
+    _add_sensitivity(commands)
     _add_compare(commands)
     return parser
 
@@ -181,8 +200,9 @@ def _add_prune(commands: Any) -> None:
         commands,
         "prune",
         _prune,
-        "Prune a model file at once, by magnitude, without training.",
+        "Prune a model file at once, without training.",
         "keras-pruner prune model.keras --sparsity 0.8 -o out.keras",
+        "keras-pruner prune model.keras --sparsity 0.8 --calibration samples.npz -o out.keras",
         "keras-pruner prune model.keras --sparsity 0.5 --block 4 1 --allocation erk -o out.keras",
         "keras-pruner prune model.keras --nm 2:4 --filters conv dense --leave head -o out.keras",
     )
@@ -209,7 +229,20 @@ def _add_prune(commands: Any) -> None:
     )
     pattern.add_argument("--channel", choices=_AXES, help="zeros in whole channels")
     command.add_argument(
-        "--allocation", choices=sorted(NAMED), help="how the zeros are split over the layers"
+        "--allocation",
+        choices=["auto", *sorted(NAMED)],
+        help="how the zeros are split over the layers; auto, with --calibration, tries several",
+    )
+    command.add_argument(
+        "--calibration",
+        metavar="SAMPLES.npz",
+        help="a few hundred inputs without labels, named x: what is left is refitted to them",
+    )
+    command.add_argument(
+        "--criterion",
+        choices=list(_CRITERIA),
+        default="magnitude",
+        help="what decides which weights stay; default: %(default)s; others need --calibration",
     )
     command.add_argument(
         "--filters", nargs="+", metavar="REGEX", help="prune only layers whose path matches"
@@ -218,6 +251,35 @@ def _add_prune(commands: Any) -> None:
         "--leave", nargs="+", metavar="REGEX", help="leave weights alone whose path matches"
     )
     command.add_argument("--force", action="store_true", help="overwrite the output")
+    _add_trust(command)
+
+
+def _add_sensitivity(commands: Any) -> None:
+    command = _command(
+        commands,
+        "sensitivity",
+        _sensitivity,
+        "Prune one weight at a time and see how far the outputs stay the same.",
+        "keras-pruner sensitivity model.keras --calibration samples.npz",
+        "keras-pruner sensitivity model.keras --calibration samples.npz --sparsities 0.6 0.9",
+    )
+    command.add_argument("model", help="a .keras or .h5 file")
+    command.add_argument(
+        "--calibration",
+        required=True,
+        metavar="SAMPLES.npz",
+        help="a few hundred inputs without labels, named x",
+    )
+    command.add_argument(
+        "--sparsities",
+        nargs="+",
+        type=_sparsity,
+        default=[0.5, 0.8, 0.9],
+        help="to try for each weight; default: %(default)s",
+    )
+    command.add_argument(
+        "--filters", nargs="+", metavar="REGEX", help="look only at layers whose path matches"
+    )
     _add_trust(command)
 
 
@@ -284,6 +346,7 @@ def _nm(text: str) -> Pattern:
 
 
 _AXES = {"outputs": -1, "inputs": -2}
+_CRITERIA: dict[str, Any] = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": "sparsegpt"}
 
 
 def _pattern(arguments: argparse.Namespace) -> Pattern:

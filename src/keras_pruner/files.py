@@ -5,9 +5,11 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 
 class FileError(Exception):
@@ -72,6 +74,29 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
         raise FileError(f"{path.parent} does not exist: make the directory first.")
     if path.exists() and not overwrite:
         raise FileError(f"{path} exists already. Pass --force to overwrite it.")
+
+
+def samples(path: str | Path, model: keras.Model) -> Any:
+    """The inputs of a model in an `.npz` file.
+
+    That is the only array, or the one named x (labels, named y, are not looked at); for a model
+    of several inputs the arrays named as they are.
+
+    Raises:
+        FileError: if the file cannot be read, or does not hold them.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path} is no .npz file of arrays, which numpy.savez makes.") from error
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if len(names) > 1 and set(names) <= set(arrays):
+        return {name: arrays[name] for name in names}
+    if len(names) <= 1 and (len(arrays) == 1 or "x" in arrays):
+        return arrays.get("x", next(iter(arrays.values())))
+    wanted = f"arrays named {names}" if len(names) > 1 else "an array x"
+    raise FileError(f"{path} must hold {wanted}: inputs of the model. It holds: {sorted(arrays)}.")
 
 
 def plain_size(path: str | Path) -> int:

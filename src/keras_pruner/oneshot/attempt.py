@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import keras
@@ -15,7 +16,9 @@ from keras_pruner.oneshot.inputs import needs_inputs, scores_as_given
 from keras_pruner.oneshot.progress import Announce
 from keras_pruner.oneshot.rows import Linear
 from keras_pruner.oneshot.sequence import Outcome, Walk, go, inputs_of
+from keras_pruner.oneshot.sparsegpt import Groups
 from keras_pruner.oneshot.survey import Survey, survey
+from keras_pruner.patterns import NM
 from keras_pruner.plan import Plan, Target
 
 _NO_PRODUCT = "no product of inputs with this weight is known: mask alone"
@@ -61,12 +64,14 @@ class Attempt:
         calibrated: None to prune without calibration.
         sparsity: overall fraction of zeros.
         stages: rounds of pruning and refitting.
+        sparsegpt: whether SparseGPT chooses the masks and updates the weights.
     """
 
     model: keras.Model
     calibrated: Calibrated | None
     sparsity: float
     stages: int
+    sparsegpt: bool = False
 
     def variables(self, plan: Plan) -> list[keras.Variable]:
         """Everything that may change."""
@@ -102,7 +107,7 @@ class Attempt:
                 return outcomes
             if stage > 1:
                 dense.but({id(variable) for variable in plan.variables}).restore()
-            outcomes = go(self._walk(masks, dense, announce, is_dense=stage == 1))
+            outcomes = go(self._walk(masks, dense, announce, plan, is_dense=stage == 1))
         return {id(v): self._outcome(v, t, outcomes) for t, v in _both(plan)}
 
     def divergence(self) -> float | None:
@@ -114,7 +119,13 @@ class Attempt:
         return float(np.mean([relative_difference(a, b) for a, b in pairs]))
 
     def _walk(
-        self, masks: dict[int, np.ndarray], dense: Values, announce: Announce, *, is_dense: bool
+        self,
+        masks: dict[int, np.ndarray],
+        dense: Values,
+        announce: Announce,
+        plan: Plan,
+        *,
+        is_dense: bool,
     ) -> Walk:
         known = self.calibrated
         assert known is not None
@@ -129,7 +140,17 @@ class Attempt:
             known.batch_norm,
             known.refit,
             announce,
+            self._groups(plan) if self.sparsegpt else {},
         )
+
+    def _groups(self, plan: Plan) -> dict[int, Groups | None]:
+        """For each kernel that SparseGPT can prune: the inputs an N:M pattern compares, if any."""
+        found = {}
+        for target, variable in _both(plan):
+            linear = self._linear(variable)
+            if linear is not None:
+                found[id(variable)] = _groups_of(target, linear)
+        return found
 
     def _masks(
         self, plan: Plan, before: dict[int, np.ndarray], sparsity: float
@@ -158,7 +179,7 @@ class Attempt:
         else:
             matrix = linear.layout.to_matrix(values).astype(np.float32)
             inputs = inputs_of(
-                self._walk({}, Values([], []), lambda _: None, is_dense=True), linear
+                self._walk({}, Values([], []), lambda _: None, plan, is_dense=True), linear
             )
             criterion: Any = plan.criterion
             given = np.asarray(criterion(matrix, inputs))
@@ -194,6 +215,18 @@ class Attempt:
 
 def _both(plan: Plan) -> list[tuple[Target, keras.Variable]]:
     return list(zip(plan.targets, plan.variables, strict=True))
+
+
+def _groups_of(target: Target, linear: Linear) -> Groups | None:
+    """The rows of the matrix that N:M compares: consecutive inputs within a kernel's tap."""
+    if not isinstance(target.pattern, NM):
+        return None
+    shape = target.kernel_shape
+    per_tap = -(-shape[-2] // target.pattern.m)
+    taps = np.arange(math.prod(shape[:-2])).reshape(*shape[:-2], 1, 1) * per_tap
+    numbers = taps + (np.arange(shape[-2]) // target.pattern.m)[:, None]
+    kernel = target.from_kernel(np.broadcast_to(numbers, shape))
+    return Groups(linear.layout.to_matrix(kernel)[0, :, 0], target.pattern.n)
 
 
 def _mask(masks: dict[int, np.ndarray], variable: keras.Variable) -> np.ndarray:

@@ -18,7 +18,7 @@ from keras_pruner.oneshot.inputs import PerOutput, needs_inputs, wanda
 from keras_pruner.oneshot.progress import announcing
 from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
 from keras_pruner.oneshot.sequence import Outcome
-from keras_pruner.patterns import Pattern, Unstructured
+from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Filters, Override, Plan, Rules
 from keras_pruner.values import check_integer, check_sparsity
 
@@ -63,7 +63,9 @@ def prune(
             or "uniform" where the pattern is neither unstructured nor of blocks; with
             calibration and above 90% unstructured zeros, "auto".
         criterion: weights -> scores of the same shape, higher is better; or a function of the
-            weights and their inputs, such as `wanda`, which needs calibration.
+            weights and their inputs, such as `wanda`, which needs calibration. "sparsegpt":
+            layer by layer, masks and updates by Frantar & Alistarh 2023 in place of the refit,
+            with as many zeros in each as the allocation gives it by magnitude.
         filters: layers to prune: a regex or a list of them, or a function layer -> bool.
         overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
         calibration: arrays as the model takes them, or batches of such: a `tf.data.Dataset`, a
@@ -88,14 +90,20 @@ def prune(
     sparsity = _sparsity_for(sparsity, pattern)
     check_integer("stages", stages, least=1)
     check_integer("samples", samples, least=samples_of.LEAST)
+    sparsegpt = isinstance(criterion, str) and criterion == "sparsegpt"
     if calibration is None:
         _check_without_calibration(allocation, criterion, stages)
     elif allocation is None and sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured):
         allocation = "auto" if criterion is magnitude else None
     auto = isinstance(allocation, str) and allocation == "auto"
+    if sparsegpt:
+        _check_sparsegpt(refit=refit, stages=stages, auto=auto)
+        criterion = magnitude
     ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
     rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
-    rules[0].plan(model, frozen=True)
+    plan = rules[0].plan(model, frozen=True)
+    if sparsegpt:
+        _check_patterns(plan)
     if copy:
         model = _copy_of(model)
     plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
@@ -104,7 +112,7 @@ def prune(
         if calibration is not None:
             inputs = samples_of.read(calibration, model, samples)
             calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
-        attempt = Attempt(model, calibrated, sparsity, stages)
+        attempt = Attempt(model, calibrated, sparsity, stages, sparsegpt)
         found = _best(attempt, plans, progress)
     plan = next(iter(plans.values()))
     return _report(model, plan, found, time.perf_counter() - began)
@@ -183,7 +191,8 @@ def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
 def _check_without_calibration(allocation: Any, criterion: Any, stages: int) -> None:
     needs = {
         'allocation="auto"': isinstance(allocation, str) and allocation == "auto",
-        f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion),
+        f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion)
+        or criterion == "sparsegpt",
         f"stages={stages}": stages > 1,
     }
     for said, needed in needs.items():
@@ -191,6 +200,26 @@ def _check_without_calibration(allocation: Any, criterion: Any, stages: int) -> 
             raise ValueError(
                 f"`calibration` is needed for {said}. Received: calibration=None. Pass a few "
                 "hundred of the model's inputs."
+            )
+
+
+def _check_sparsegpt(*, refit: bool, stages: int, auto: bool) -> None:
+    said = {"refit=False": not refit, f"stages={stages}": stages > 1, 'allocation="auto"': auto}
+    for argument, given in said.items():
+        if given:
+            raise ValueError(
+                '`criterion` "sparsegpt" updates the weights itself, in one pass with one '
+                f"allocation. Received: {argument}. Leave that out, or use another criterion."
+            )
+
+
+def _check_patterns(plan: Plan) -> None:
+    for target in plan.targets:
+        if not isinstance(target.pattern, Unstructured | NM):
+            raise ValueError(
+                '`criterion` "sparsegpt" is for unstructured zeros and N:M. Received: '
+                f"pattern={target.pattern!r} for {target.path}. Use magnitude or wanda, with a "
+                "refit."
             )
 
 

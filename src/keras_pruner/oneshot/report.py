@@ -1,6 +1,7 @@
 """What pruning at once has done, as data; printing is a method of it."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -68,6 +69,16 @@ class PruneReport:
     candidates: tuple[Candidate, ...]
     seconds: float
     model: keras.Model = dataclasses.field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was done, as JSON can hold it."""
+        return {
+            "sparsity": self.sparsity,
+            "weights": [dataclasses.asdict(weight) for weight in self.weights],
+            "divergence": self.divergence,
+            "candidates": [dataclasses.asdict(candidate) for candidate in self.candidates],
+            "seconds": self.seconds,
+        }
 
     def __str__(self) -> str:
         title = f"pruned to a sparsity of {self.sparsity:.4g} in {self.seconds:.1f} s"

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.oneshot import batch_norm as norms
-from keras_pruner.oneshot import solver
+from keras_pruner.oneshot import solver, sparsegpt
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.capture import Call, Enough, Values, listening, run
 from keras_pruner.oneshot.inputs import Inputs
@@ -61,6 +61,8 @@ class Walk:
         batch_norm: whether batch norms are re-estimated.
         refit: whether weights are refitted.
         announce: told the name of each layer.
+        by_sparsegpt: the kernels that SparseGPT prunes in place of a refit, by id; with the
+            groups of an N:M pattern.
     """
 
     model: keras.Model
@@ -73,6 +75,7 @@ class Walk:
     batch_norm: bool
     refit: bool
     announce: Callable[[str], None]
+    by_sparsegpt: Mapping[int, sparsegpt.Groups | None]
 
     def nodes(self) -> list[Node]:
         """What has to be visited, in order."""
@@ -157,31 +160,66 @@ def _refit(walk: Walk, linear: Linear, targets: _Pair) -> Outcome:
     to_matrix = linear.layout.to_matrix
     mask = to_matrix(walk.masks[id(linear.kernel)])
     weights = to_matrix(backends.current().to_numpy(linear.kernel)).astype(np.float32)
+    updated = None
+    if id(linear.kernel) in walk.by_sparsegpt and not mask.all():
+        groups = walk.by_sparsegpt[id(linear.kernel)]
+        updated, mask = _by_sparsegpt(rows.fit, weights, mask, groups)
     masked = keras.ops.convert_to_tensor(np.where(mask, weights, 0))
+    del weights
     shifts = linear.bias is not None or norm is not None
-    alone = solver.Fit(masked, keras.ops.zeros_like(masked[:, :1]))
-    if norm is not None and linear.bias is None:
-        alone = solver.Fit(masked, solver.mean_gap(rows.fit, targets.fit, masked))
-    before = after = _error(alone, rows.held, targets.held)
-    best, note = alone, "nothing to make up for"
+
+    def unfitted(matrix: Any) -> solver.Fit:
+        """With the shift that the statistics of a norm behind it will bring about."""
+        if norm is not None and linear.bias is None:
+            return solver.Fit(matrix, solver.mean_gap(rows.fit, targets.fit, matrix))
+        return solver.Fit(matrix, keras.ops.zeros_like(matrix[:, :1]))
+
+    best = unfitted(masked)
+    before = after = _error(best, rows.held, targets.held)
+    note = "nothing to make up for"
     if before > _NOTHING_MISSING:
-        fits = {"refitted": solver.refit(rows.fit, targets.fit, masked, mask, shift=shifts)}
-        after = _error(fits["refitted"], rows.held, targets.held)
-        if not after < before and shifts:
-            fits["rescaled: a refit was worse"] = solver.rescale(rows.fit, targets.fit, masked)
-        errors = {note: _error(fit, rows.held, targets.held) for note, fit in fits.items()}
-        note = min(errors, key=lambda key: errors[key])
-        after = errors[note]
-        best = fits[note]
-        if not after < before:
-            best, note = alone, f"undone: the refit's error is {after:.3g}"
-            after = before
+        note, worse = "", np.inf
+        for name in _ways(updated is not None, shifts):
+            if name == _REFITTED:
+                fit = solver.refit(rows.fit, targets.fit, masked, mask, shift=shifts)
+            elif name == _RESCALED:
+                fit = solver.rescale(rows.fit, targets.fit, masked)
+            else:
+                fit = unfitted(keras.ops.convert_to_tensor(updated))
+            error = _error(fit, rows.held, targets.held)
+            if error < before:
+                best, after, note = fit, error, name
+                break
+            worse = min(worse, error)
+        note = note or f"undone: the refit's error is {worse:.3g}"
     _write(linear, best, mask)
     if norm is not None:
         shift = best.shift if linear.bias is not None else 0.0
         outputs = keras.ops.matmul(rows.fit, best.matrix) + shift
         norms.shift(norm, norms.moments_of(targets.fit), norms.moments_of(outputs))
     return Outcome(before, after, note)
+
+
+_REFITTED = "refitted"
+_RESCALED = "rescaled: a refit was worse"
+_SPARSEGPT = "SparseGPT"
+
+
+def _ways(by_sparsegpt: bool, shifts: bool) -> tuple[str, ...]:
+    """What to try, until one is better than the mask alone."""
+    if by_sparsegpt:
+        return (_SPARSEGPT,)
+    return (_REFITTED, _RESCALED) if shifts else (_REFITTED,)
+
+
+def _by_sparsegpt(
+    rows: Any, weights: np.ndarray, mask: np.ndarray, groups: sparsegpt.Groups | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Updated weights and their mask, with as many kept as in the mask given."""
+    inputs = keras.ops.convert_to_numpy(rows)
+    kept = [int(np.count_nonzero(part)) for part in mask]
+    pruned = [sparsegpt.prune(*each, groups) for each in zip(inputs, weights, kept, strict=True)]
+    return tuple(np.stack(parts) for parts in zip(*pruned, strict=True))  # type: ignore[return-value]
 
 
 def _write(linear: Linear, fit: solver.Fit, mask: np.ndarray) -> None:

@@ -17,7 +17,12 @@ DAMPING = 0.01
 """The ridge as a fraction of the mean of H's diagonal; it pulls towards the given weights."""
 _ITERATIONS = 40
 _CHECK_EVERY = 5
-_TOLERANCE = 1e-4  # of the residual, relative to where it began
+_TOLERANCE = 1e-4
+"""Of the residual, relative to where it began, at which the solver stops."""
+_TOLERANCE_FEW_ROWS = 1e-2
+"""The same with fewer rows than inputs: what it would gain on these it loses on others."""
+BLOCK = 1 << 22
+"""Weights solved for at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +41,9 @@ class Fit:
 def refit(rows: Any, targets: Any, matrix: Any, mask: Any, *, shift: bool) -> Fit:
     """The weights that best give `targets` from `rows` under a mask.
 
-    Memory beside the arguments: one more copy of `rows` and of `targets`, and the smaller of
-    inputs x inputs and nothing: with fewer rows than inputs, H is applied as two products.
+    Memory beside the arguments: one more copy of `rows`, the result twice, inputs x inputs if
+    there are more rows than inputs, else nothing, as H is applied as two products; and a dozen
+    arrays of one block of outputs, of 4 M weights together.
 
     Args:
         rows: inputs of the layer, shape (groups, n, inputs).
@@ -49,18 +55,31 @@ def refit(rows: Any, targets: Any, matrix: Any, mask: Any, *, shift: bool) -> Fi
     Returns:
         The refitted weights; a full mask with exact rows gives `matrix` itself.
     """
-    mask = ops.cast(mask, "float32")
-    matrix = ops.cast(matrix, "float32") * mask
-    mean_rows, mean_targets = ops.zeros_like(rows[:, :1]), ops.zeros_like(targets[:, :1])
-    if shift:
-        mean_rows, mean_targets = (ops.mean(a, axis=1, keepdims=True) for a in (rows, targets))
+    groups, n, inputs = rows.shape
+    mean_rows = ops.mean(rows, axis=1, keepdims=True) if shift else ops.zeros_like(rows[:, :1])
     centred = rows - mean_rows
-    missing = targets - mean_targets - ops.matmul(centred, matrix)
+    turned = ops.transpose(centred, (0, 2, 1))
     product, diagonal = damped_gram(centred)
-    n = rows.shape[1]
-    force = mask * ops.matmul(ops.transpose(centred, (0, 2, 1)), missing) / n
-    matrix = matrix + conjugate_gradients(product, force, mask, diagonal)
-    return Fit(matrix, mean_targets - ops.matmul(mean_rows, matrix))
+    tolerance = _TOLERANCE_FEW_ROWS if n < inputs else _TOLERANCE
+
+    def block(matrix: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
+        mask = ops.cast(mask, "float32")
+        matrix = ops.cast(matrix, "float32") * mask
+        mean = ops.mean(targets, axis=1, keepdims=True) if shift else 0.0
+        missing = targets - mean - ops.matmul(centred, matrix)
+        force = mask * ops.matmul(turned, missing) / n
+        matrix = matrix + conjugate_gradients(product, force, mask, diagonal, tolerance)
+        return matrix, mean - ops.matmul(mean_rows, matrix)
+
+    outputs = targets.shape[-1]
+    width = max(1, BLOCK // (groups * inputs))
+    parts = [
+        block(*(whole[:, :, i : i + width] for whole in (matrix, targets, mask)))
+        for i in range(0, outputs, width)
+    ]
+    if len(parts) == 1:
+        return Fit(*parts[0])
+    return Fit(*(ops.concatenate(part, axis=2) for part in zip(*parts, strict=True)))
 
 
 def rescale(rows: Any, targets: Any, matrix: Any) -> Fit:
@@ -94,7 +113,13 @@ def damped_gram(centred: Any) -> tuple[Callable[[Any], Any], Any]:
     return lambda v: ops.matmul(gram, v) + ridge * v, diagonal + ridge
 
 
-def conjugate_gradients(product: Callable[[Any], Any], force: Any, mask: Any, diagonal: Any) -> Any:
+def conjugate_gradients(
+    product: Callable[[Any], Any],
+    force: Any,
+    mask: Any,
+    diagonal: Any,
+    tolerance: float = _TOLERANCE,
+) -> Any:
     """Solve M A M v = M f for every column, with its own step sizes, preconditioned by diag(A).
 
     Args:
@@ -102,6 +127,7 @@ def conjugate_gradients(product: Callable[[Any], Any], force: Any, mask: Any, di
         force: f, shape (groups, inputs, outputs), already masked.
         mask: M as 0.0 and 1.0, of the same shape.
         diagonal: of A, shape (groups, inputs, 1).
+        tolerance: residual, relative to where it began, at which to stop.
 
     Returns:
         v, zero where the mask is.
@@ -111,7 +137,7 @@ def conjugate_gradients(product: Callable[[Any], Any], force: Any, mask: Any, di
     scaled = residual / diagonal
     direction = scaled
     energy = _columns(residual, scaled)
-    enough = _TOLERANCE**2 * float(np.max(keras.ops.convert_to_numpy(energy), initial=0.0))
+    enough = tolerance**2 * _largest(energy)
     for iteration in range(_ITERATIONS):
         if iteration % _CHECK_EVERY == 0 and _largest(energy) <= enough:
             break

@@ -1,0 +1,223 @@
+"""One cut through the scores of many weights, without sorting them or holding them all.
+
+A first pass over each weight counts its scores in bins, by the leading bits of their floating-
+point numbers. That bounds the rank of every bin; only the few bins that the cut may go through
+are read again and ranked one by one. The result is that of sorting everything.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+Read = Callable[[], np.ndarray]
+"""Gives the scores of one weight, shape (n,); -inf for what is pruned."""
+Rank = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(scores relative to the highest of their weight, running sums of their squares) -> ranks."""
+
+CHUNK = 1 << 17
+_SLACK = 1e-9  # relative, for the rounding of sums in float64
+
+
+def by_lamp(scores: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """s^2 over the sum of all squares from s up (Lee et al. 2021, arXiv:2010.07611)."""
+    live = scores > -np.inf
+    squares = np.square(scores, where=live, out=scores.astype(np.float64))
+    return np.divide(squares, np.maximum(sums, 1), where=live, out=squares).astype(np.float32)
+
+
+def kept_by_one_cut(
+    reads: Sequence[Read], least: Sequence[int], budget: int, rank: Rank | None = None
+) -> np.ndarray:
+    """How many of each weight are among the `budget` highest ranks of all.
+
+    Among equal ranks, those of the earlier weights count as higher.
+
+    Args:
+        reads: of each weight; called twice.
+        least: how many of each are kept whatever the others have.
+        budget: how many to keep in all.
+        rank: `by_lamp`, which takes scores from 0 up, or -inf; None to rank by the scores.
+
+    Returns:
+        The counts; their sum is `budget`, or that of `least` if it is larger.
+
+    Raises:
+        ValueError: if the scores differ between two readings.
+    """
+    columns = [_Column.of(read) for read in reads]
+    floors, units = np.array(least), np.array([column.units for column in columns])
+    if budget >= units.sum():
+        return units
+    if budget <= floors.sum():
+        return floors
+    lows, highs = zip(*(column.bounds(rank) for column in columns), strict=True)
+
+    def level(bounds: Sequence[np.ndarray]) -> float:
+        """The highest bound that leaves enough at or above it."""
+
+        def enough(bound: float) -> bool:
+            ends = [np.searchsorted(-each, -bound, side="right") for each in bounds]
+            counts = [column.ends[end] for column, end in zip(columns, ends, strict=True)]
+            return bool(np.maximum(floors, counts).sum() >= budget)
+
+        return _highest(np.unique(np.concatenate(bounds)), enough)
+
+    low, high = level(lows), level(highs)  # the cut lies between them
+    first = [int(np.count_nonzero(each > high)) for each in lows]
+    last = [int(np.count_nonzero(each >= low)) for each in highs]
+    certain = np.array([c.ends[i] for c, i in zip(columns, first, strict=True)])
+    kept = np.maximum(floors, certain)
+    pools = [
+        column.ranks(slice(*which), rank)[surplus:]
+        for column, surplus, *which in zip(columns, kept - certain, first, last, strict=True)
+    ]
+    return kept + _cut(pools, budget - int(kept.sum()))
+
+
+def _highest(levels: np.ndarray, enough: Callable[[float], bool]) -> float:
+    """The highest of ascending levels that is low enough; the lowest one is."""
+    first, last = 0, len(levels) - 1
+    while first < last:
+        middle = (first + last + 1) // 2
+        first, last = (middle, last) if enough(levels[middle]) else (first, middle - 1)
+    return float(levels[first])
+
+
+def _cut(pools: Sequence[np.ndarray], free: int) -> np.ndarray:
+    """How many of each pool are among the `free` highest of all."""
+    if not free:
+        return np.zeros(len(pools), int)
+    together = np.concatenate(pools)
+    threshold = np.partition(together, together.size - free)[together.size - free]
+    above = np.array([np.count_nonzero(pool > threshold) for pool in pools])
+    equal = np.array([np.count_nonzero(pool == threshold) for pool in pools])
+    before = np.concatenate([[0], np.cumsum(equal)[:-1]])
+    return above + np.clip(free - above.sum() - before, 0, equal)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Column:
+    """The scores of one weight in bins, from the highest down.
+
+    Attributes:
+        read: gives the scores.
+        dtype: of the scores.
+        top: the highest.
+        bins: the leading bits of those in each bin.
+        ends: how many scores come before each bin, and in all; one longer than `bins`.
+        sums: in the same way, of the squares of the scores relative to the highest.
+    """
+
+    read: Read
+    dtype: np.dtype
+    top: float
+    bins: np.ndarray
+    ends: np.ndarray
+    sums: np.ndarray
+
+    @classmethod
+    def of(cls, read: Read) -> "_Column":
+        """Count the scores."""
+        scores = _wide(read())
+        top = float(scores.max())
+        first, last = (int(_leading(scores[[i]])[0]) for i in (scores.argmin(), scores.argmax()))
+        counts, squares = np.zeros(last - first + 1, np.int64), np.zeros(last - first + 1)
+        for chunk in _chunks(scores):
+            bins = _leading(chunk) - first
+            counts += np.bincount(bins, minlength=counts.size)
+            relative = np.maximum(_relative(chunk, top), 0)
+            squares += np.bincount(bins, np.square(relative), counts.size)
+        found = np.flatnonzero(counts)[::-1]
+        ends, sums = (np.concatenate([[0], np.cumsum(each[found])]) for each in (counts, squares))
+        return cls(read, scores.dtype, top, found + first, ends, sums)
+
+    @property
+    def units(self) -> int:
+        """How many scores there are."""
+        return int(self.ends[-1])
+
+    def bounds(self, rank: Rank | None) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest rank that each bin may hold, in descending order."""
+        low, high = (np.minimum(edge, self.top) for edge in _edges(self.bins, self.dtype))
+        if rank is None:
+            return low, high
+        low, high = _relative(low, self.top), _relative(high, self.top)
+        return (
+            rank(low * (1 - _SLACK), self.sums[1:]),
+            rank(high * (1 + _SLACK), self.sums[:-1] + np.square(np.maximum(high, 0))),
+        )
+
+    def ranks(self, which: slice, rank: Rank | None) -> np.ndarray:
+        """Those of some consecutive bins, in descending order."""
+        lows, highs = (bound[which] for bound in self.bounds(rank))
+        sizes = np.diff(self.ends)[which]
+        if (lows == highs).all():
+            return np.repeat(lows, sizes)
+        scores = self._scores(which)
+        if len(scores) != sizes.sum():
+            raise ValueError(
+                "`criterion` must give a weight the same scores each time it is asked. Received: "
+                "scores that have changed between two readings."
+            )
+        if rank is None:
+            return scores
+        scores = _relative(scores, self.top)
+        # Bin by bin, so that a rank does not depend on where the cut is.
+        parts = np.split(scores, np.cumsum(sizes)[:-1])
+        sums = [
+            start + np.cumsum(np.square(np.maximum(part, 0)))
+            for start, part in zip(self.sums[which], parts, strict=False)
+        ]
+        return rank(scores, np.concatenate(sums))
+
+    def _scores(self, which: slice) -> np.ndarray:
+        """The scores in some consecutive bins, in descending order."""
+        bins = self.bins[which]
+        found = []
+        for chunk in _chunks(_wide(self.read())):
+            leading = _leading(chunk)
+            found.append(chunk[(leading <= bins[0]) & (leading >= bins[-1])])
+        scores = np.concatenate(found)
+        scores.sort()
+        return scores[::-1]
+
+
+# ---------------------------------------------------------------------- floating-point numbers
+
+
+def _wide(scores: np.ndarray) -> np.ndarray:
+    return scores.astype(np.float32) if scores.dtype.itemsize < 4 else scores
+
+
+def _chunks(scores: np.ndarray) -> Iterator[np.ndarray]:
+    return (scores[i : i + CHUNK] for i in range(0, len(scores), CHUNK))
+
+
+def _relative(scores: np.ndarray, top: float) -> np.ndarray:
+    """In float64, so that no square is too large or too small; -inf stays."""
+    wide = scores.astype(np.float64)
+    return np.divide(wide, top, where=wide > -np.inf, out=wide) if top > 0 else wide
+
+
+def _leading(scores: np.ndarray) -> np.ndarray:
+    """The leading 16 bits, as integers in the order of the numbers."""
+    integers = scores.view(_integer(scores.dtype))
+    size = 8 * integers.dtype.itemsize
+    positive = integers.dtype.type((1 << (size - 1)) - 1)
+    return ((integers ^ ((integers >> (size - 1)) & positive)) >> (size - 16)).astype(np.intp)
+
+
+def _edges(bins: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest number with these leading bits; -inf is alone in its bin."""
+    size = 8 * dtype.itemsize
+    low = bins.astype(_integer(dtype)) << (size - 16)
+    high = low + low.dtype.type((1 << (size - 16)) - 1)
+    positive = low.dtype.type((1 << (size - 1)) - 1)
+    edges = ((key ^ ((key >> (size - 1)) & positive)).view(dtype) for key in (low, high))
+    below, above = (np.where(np.isnan(edge), -np.inf, edge) for edge in edges)
+    return below, above
+
+
+def _integer(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.int32 if dtype.itemsize == 4 else np.int64)
