@@ -157,10 +157,10 @@ def accuracy(options, keras, sparsity_api, sparsity, seed, data):
     schedule = sparsity_api.PolynomialDecay(0.0, sparsity, 10, last, frequency=10)
     model = sparsity_api.prune_low_magnitude(model, pruning_schedule=schedule)
     train(keras, model, 1e-3, x, y, [sparsity_api.UpdatePruningStep()])
-    return finish(keras, sparsity_api.strip_pruning(model), data)
+    return finish(sparsity_api.strip_pruning(model), data)
 
 
-def finish(keras, model, data):
+def finish(model, data):
     """The figures of a pruned model."""
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     kernels = [w for w in model.get_weights() if w.ndim > 1]
@@ -216,7 +216,9 @@ def step(options, keras, sparsity_api, xla):
 def update(options, side, keras):
     """Seconds of whole mask updates of one matrix, and of np.partition of it."""
     edge = int(options.weights**0.5)
-    model = keras.Sequential([keras.layers.InputLayer((edge,)), keras.layers.Dense(edge, None, False)])
+    model = keras.Sequential(
+        [keras.layers.InputLayer((edge,)), keras.layers.Dense(edge, None, False)]
+    )
     weights = np.ravel(model.get_weights()[0])
     if side == "tfmot":
         import tensorflow as tf
@@ -286,8 +288,8 @@ def measure(options):
     if "accuracy" in options.what:
         data = digits(options)
         for seed, sparsity in itertools.product(range(options.seeds), options.sparsity):
-            note(options, f"{options.data} {options.side} uniform {sparsity} {seed}", lambda: accuracy(
-                options, keras, api, sparsity, seed, data))  # noqa: B023  # fmt: skip
+            key = f"{options.data} {options.side} uniform {sparsity} {seed}"
+            note(options, key, lambda: accuracy(options, keras, api, sparsity, seed, data))  # noqa: B023
     if "allocation" in options.what:
         data = digits(options)
         for seed, sparsity, name in itertools.product(
@@ -317,7 +319,7 @@ def native(options, keras, allocation, sparsity, seed, data):
         sparsity, initial_sparsity=0.0, begin_step=9, end_step=last - 1, frequency=10
     )
     train(keras, model, 1e-3, x, y, [kp.GradualPruning(schedule, allocation=allocation)])
-    return finish(keras, model, data)
+    return finish(model, data)
 
 
 def note(options, key, job):

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +281,7 @@ def _restore_layer(layer: Any, group: h5py.Group) -> None:
             _in_order(_member(group, "vars")),
         )
     for name in group:
-        if name == "vars" or not any(True for _ in _datasets(_member(group, name))):
+        if name == "vars" or not _holds_arrays(_member(group, name)):
             continue
         spellings = (name, name.lstrip("_"), f"_{name}")
         part = next((getattr(layer, s) for s in spellings if hasattr(layer, s)), None)
@@ -338,13 +338,15 @@ def _in_order(group: h5py.Group) -> list[np.ndarray]:
     return [_array(group, name) for name in sorted(group, key=int)]
 
 
-def _datasets(group: h5py.Group) -> Iterator[str]:
+def _holds_arrays(group: h5py.Group) -> bool:
     found: list[str] = []
-    keep: Callable[[str, Any], None] = (
-        lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
-    )
-    group.visititems(keep)
-    yield from found
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.append(name)
+
+    group.visititems(note)
+    return bool(found)
 
 
 def _member(group: h5py.Group, name: str) -> h5py.Group:

@@ -72,7 +72,7 @@ def mask_of(weight, sparsity=0.5, block=(1, 1), pooling="AVG", m_by_n=None):
 
 def is_shifted(shape, block):
     """Whether TFMOT pools a ragged edge from the wrong side (its padding begins before 0)."""
-    return any((-size) % side >= 2 for size, side in zip(shape, block))
+    return any((-size) % side >= 2 for size, side in zip(shape, block, strict=True))
 
 
 def schedules():
@@ -97,7 +97,8 @@ def traces():
 
         class Note(keras.callbacks.Callback):
             def on_train_batch_end(self, batch, logs=None):
-                seen.append([bits(w != 0) for w in self.model.get_weights()[::2]])  # noqa: B023
+                kernels = [layer.layer.kernel.numpy() for layer in self.model.layers]
+                seen.append([bits(kernel != 0) for kernel in kernels])  # noqa: B023
 
         x, y = weights((16, 9), 5), weights((16, 3), 6)
         callbacks = [S.UpdatePruningStep(), Note()]
@@ -171,7 +172,9 @@ def attention():
     x = keras.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
     x = keras.layers.LayerNormalization()(x)
     x = keras.layers.Flatten()(x)
-    dense = S.prune_low_magnitude(keras.layers.Dense(3, activation="softmax"), sparsity_m_by_n=(2, 4))
+    dense = S.prune_low_magnitude(
+        keras.layers.Dense(3, activation="softmax"), sparsity_m_by_n=(2, 4)
+    )
     return keras.Model(inputs, dense(x), name="attention"), weights((40, 5, 8), 3)
 
 
@@ -186,7 +189,9 @@ def models():
         model.compile("adam", "sparse_categorical_crossentropy")
         model.fit(x, y, 5, epochs=1, verbose=0, callbacks=[S.UpdatePruningStep()])
         name = make.__name__
-        np.savez_compressed(FOLDER / f"{name}.npz", x=x[:4], predictions=model.predict(x[:4], verbose=0))
+        np.savez_compressed(
+            FOLDER / f"{name}.npz", x=x[:4], predictions=model.predict(x[:4], verbose=0)
+        )
         if make is cnn:  # TFMOT gives the masks of a layer with two of them one name: no .h5
             model.save(FOLDER / f"{name}_wrapped.h5")
         model.save(FOLDER / f"{name}_wrapped.keras")

@@ -3,6 +3,7 @@
 `import tensorflow_model_optimization as tfmot` becomes `import keras_pruner.tfmot as tfmot`.
 """
 
-from keras_pruner.tfmot import sparsity
+from keras_pruner.keras2 import load_model
+from keras_pruner.tfmot import sparsity, tools
 
-__all__ = ["sparsity"]
+__all__ = ["load_model", "sparsity", "tools"]

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.events import EventFile
 from keras_pruner.optimizer import Masked
 from keras_pruner.pruner import Pruner
 from keras_pruner.tfmot import pruning
-from keras_pruner.tfmot.events import EventFile
 
 Logs = dict[str, Any] | None
 
@@ -212,5 +212,3 @@ def _figures(masked: Masked) -> dict[str, float]:
         f"{target.path}/sparsity": 1 - np.count_nonzero(weight) / weight.size,
         f"{target.path}/threshold": threshold,
     }
-
-

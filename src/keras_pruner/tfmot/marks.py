@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -33,9 +33,9 @@ class Mark:
     """
 
     schedule: PruningSchedule
-    block_size: tuple[int, int]
+    block_size: Sequence[int]
     pooling: str
-    m_by_n: tuple[int, int] | None
+    m_by_n: Sequence[int] | None
     allows: Callable[[keras.layers.Layer], bool]
 
     def __post_init__(self) -> None:
@@ -91,6 +91,12 @@ def _pair(name: str, value: Any, *, least: int) -> tuple[int, int]:
     for number in (first, second):
         check_integer(name, number, least=least)
     return int(first), int(second)
+
+
+def everything(layer: keras.layers.Layer) -> bool:
+    """No policy: every layer is pruned."""
+    del layer
+    return True
 
 
 def is_marked(layer: keras.layers.Layer) -> bool:

@@ -57,9 +57,13 @@ def prune_low_magnitude(
     _take_layer_arguments(None if is_model or layers is to_prune else to_prune, kwargs)
     if pruning_policy is not None and is_model:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    allows = (lambda layer: True) if pruning_policy is None else pruning_policy.allow_pruning
+    allows = pruning_policy.allow_pruning if pruning_policy else marks.everything
     mark = marks.Mark(
-        pruning_schedule, block_size, block_pooling_type, sparsity_m_by_n, allows  # type: ignore[arg-type]
+        pruning_schedule,
+        block_size,
+        block_pooling_type,
+        sparsity_m_by_n,
+        allows,
     )
     leaves = [leaf for layer in layers for leaf in _leaves(layer)]
     for leaf in leaves:

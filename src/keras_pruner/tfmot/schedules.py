@@ -2,8 +2,7 @@
 
 import abc
 import dataclasses
-import numbers
-from typing import Any
+from typing import Any, SupportsInt
 
 import keras
 
@@ -47,7 +46,7 @@ class PruningSchedule(abc.ABC):
         return step >= begin_step and not ended and (step - begin_step) % frequency == 0
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.get_config() == other.get_config()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.get_config() == other.get_config()
 
     def __hash__(self) -> int:
         return hash(type(self))
@@ -66,7 +65,7 @@ class _Spanned(PruningSchedule):
             if field.name.endswith("_sparsity"):
                 check_sparsity(field.name, number)
                 object.__setattr__(self, field.name, float(number))
-            elif isinstance(number, numbers.Real) and number == int(number):
+            elif isinstance(number, SupportsInt) and number == int(number):
                 # The guides compute steps with NumPy, whose integers no JSON takes.
                 object.__setattr__(self, field.name, int(number))
         check_integer("begin_step", self.begin_step, least=0)
@@ -150,7 +149,11 @@ class PolynomialDecay(_Spanned):
     def __call__(self, step: int) -> tuple[bool, float]:
         """Whether `step` prunes, and the sparsity then; held at its ends outside of them."""
         span = self.end_step - self.begin_step
-        elapsed = min(1.0, max(0.0, (step - self.begin_step) / span)) if span else float(step >= self.end_step)
+        elapsed = (
+            min(1.0, max(0.0, (step - self.begin_step) / span))
+            if span
+            else float(step >= self.end_step)
+        )
         rise = self.initial_sparsity - self.final_sparsity
         return self._is_due(step), self.final_sparsity + rise * (1 - elapsed) ** self.power
 
