@@ -60,7 +60,7 @@ def test_masks_count_where_tfmot_left_weights_dense(tmp_path):
 def test_plain_keras_says_how_to_read_a_wrapped_file():
     with (
         tfmot.sparsity.keras.prune_scope(),
-        pytest.raises((ValueError, TypeError), match="keras_pruner.tfmot.load_model"),
+        pytest.raises((ValueError, TypeError), match=r"keras_pruner\.tfmot\.load_model"),
     ):
         keras.saving.load_model(FOLDER / "cnn_wrapped.h5", compile=False)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import keras
 
@@ -43,5 +44,5 @@ def zipped_sizes(*paths: str | os.PathLike[str]) -> list[dict[str, object]]:
             "bytes": files.plain_size(path),
             "zipped": files.compressed_size(path),
         }
-        for path in paths
+        for path in map(Path, paths)
     ]
