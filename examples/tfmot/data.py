@@ -27,9 +27,8 @@ def mnist(samples=4000):
 def reviews(archive=None, words=5000, length=40, samples=4000):
     """Film reviews as numbers of words: `keras.datasets.imdb`, or the archive of vaderSentiment.
 
-    Args:
-        archive: its source distribution (`pip download --no-binary :all: --no-deps
-            vaderSentiment==3.3.2`), with 10,605 rated snippets (Hutto & Gilbert 2014), MIT.
+    The archive is its source distribution, with 10,605 rated snippets (Hutto & Gilbert 2014),
+    MIT: `pip download --no-binary :all: --no-deps vaderSentiment==3.3.2`.
     """
     if archive is None:
         try:

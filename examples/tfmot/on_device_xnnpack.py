@@ -47,9 +47,7 @@ callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
 model_for_pruning.fit(images, y_train, epochs=2, callbacks=callbacks, verbose=2)
 _, accuracy = model_for_pruning.evaluate(test_images, y_test, verbose=0)
 model_for_export = tfmot.sparsity.keras.strip_pruning(model_for_pruning)
-pointwise = [
-    layer.kernel for layer in model_for_export.layers if type(layer) is keras.layers.Conv2D
-]
+layers = [layer for layer in model_for_export.layers if type(layer) is keras.layers.Conv2D]
 zeros = [float(np.mean(layer.get_weights()[0] == 0)) for layer in layers]
 print(f"accuracy {accuracy:.4f}; zeros {[round(z, 3) for z in zeros]}")
 assert zeros[0] < 0.1  # the first convolution is 3x3
