@@ -23,7 +23,7 @@ LAYERS = [
     {"backends"},
     {"optimizer"},
     {"pruner"},
-    {"callbacks", "oneshot", "deploy", "testing"},
+    {"callbacks", "oneshot", "deploy", "testing", "summaries"},
     {"comparison"},
     {"demo"},
     {"tfmot"},

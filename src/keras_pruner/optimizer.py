@@ -347,6 +347,15 @@ def find(model: keras.Model) -> PrunedOptimizer | None:
     return optimizer if isinstance(optimizer, PrunedOptimizer) else None
 
 
+def wrappers(model: keras.Model) -> list[PrunedOptimizer]:
+    """The wrapped optimizers around the user's own, outermost first; one for each schedule."""
+    found, optimizer = [], find(model)
+    while isinstance(optimizer, PrunedOptimizer):
+        found.append(optimizer)
+        optimizer = optimizer.inner_optimizer
+    return found
+
+
 def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Make `optimizer` the one that the model trains and is saved with.
 

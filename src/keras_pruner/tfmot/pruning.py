@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_pruner import backends
-from keras_pruner.optimizer import PrunedOptimizer, find, install
+from keras_pruner.optimizer import PrunedOptimizer, install, wrappers
 from keras_pruner.pruner import Pruner
 from keras_pruner.tfmot import marks
 from keras_pruner.tfmot.policy import PruningPolicy
@@ -110,14 +110,10 @@ def _check_plan(model: keras.Model) -> None:
 
 
 def attach(model: keras.Model) -> list[PrunedOptimizer]:
-    """Wrap the model's optimizer, once for each schedule; the wrappers, outermost first.
-
-    A model that was never compiled keeps its own optimizer, for it is the user's loop that
-    applies it: the wrappers then only hold the masks.
-    """
-    wrappers = _chain(find(model))
-    if wrappers or getattr(model, "optimizer", None) is None:
-        return wrappers
+    """Wrap the model's optimizer, once for each schedule; the wrappers, outermost first."""
+    wrapped = wrappers(model)
+    if wrapped or getattr(model, "optimizer", None) is None:
+        return wrapped
     optimizer = model.optimizer
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
@@ -126,18 +122,17 @@ def attach(model: keras.Model) -> list[PrunedOptimizer]:
             continue
         find_plan = functools.partial(marks.plan_of, model, schedule)
         with backends.current().variable_scope(model):
-            name = f"pruned_{len(wrappers)}"  # a name each, or an .h5 file cannot hold them
+            name = f"pruned_{len(wrapped)}"  # a name each, or an .h5 file cannot hold them
             optimizer = PrunedOptimizer(optimizer, Steps(schedule), find_plan, name)
             optimizer.before_first_step = _refuse
             if model.built:
                 optimizer.build(model.trainable_variables)
-        wrappers.insert(0, optimizer)
-    if wrappers and model.compiled:
-        install(model, optimizer)
-    if wrappers:
+        wrapped.insert(0, optimizer)
+    if wrapped:
+        _put(model, optimizer)
         for layer, _ in marks.marks_of(model):
             marks.attended(layer)
-    return wrappers
+    return wrapped
 
 
 def pruners_for(model: keras.Model) -> list[Pruner]:
@@ -152,12 +147,11 @@ def pruners_for(model: keras.Model) -> list[Pruner]:
     return pruners
 
 
-def _chain(optimizer: Any) -> list[PrunedOptimizer]:
-    wrappers = []
-    while isinstance(optimizer, PrunedOptimizer):
-        wrappers.append(optimizer)
-        optimizer = optimizer.inner_optimizer
-    return wrappers
+def _put(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    if model.compiled:
+        install(model, optimizer)
+    else:  # a loop of the user's own, which has the optimizer within in hand
+        model.optimizer = optimizer
 
 
 def _refuse() -> None:
@@ -195,8 +189,8 @@ def remove_all(model: keras.Model) -> None:
         marks.remove(layer)
         for name in _HOOKS:
             vars(layer).pop(name, None)
-    if wrappers := _chain(find(model)):
-        install(model, wrappers[-1].inner_optimizer)
+    if wrapped := wrappers(model):
+        _put(model, wrapped[-1].inner_optimizer)
 
 
 def strip_pruning(model: keras.Model) -> keras.Model:

@@ -1,6 +1,7 @@
 """`tfmot.sparsity.keras`: TFMOT's eleven names."""
 
-from keras_pruner.tfmot.callbacks import PruningSummaries, UpdatePruningStep
+from keras_pruner.summaries import PruningSummaries
+from keras_pruner.tfmot.callbacks import UpdatePruningStep
 from keras_pruner.tfmot.layer import PrunableLayer
 from keras_pruner.tfmot.policy import PruneForLatencyOnXNNPack, PruningPolicy
 from keras_pruner.tfmot.pruning import prune_low_magnitude, prune_scope, strip_pruning

@@ -1,4 +1,4 @@
-"""TFMOT's tools: prune for a benchmark, check m by n, compare zipped sizes."""
+"""Small tools: prune for a benchmark, check m by n, compare zipped sizes."""
 
 import os
 from collections.abc import Sequence
