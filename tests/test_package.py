@@ -15,7 +15,7 @@ SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
     {"values", "tables", "files", "page", "events"},
-    {"schedules", "criteria", "selection", "keras2"},
+    {"schedules", "criteria", "selection", "slots", "keras2"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
     {"plan", "progress"},

@@ -100,10 +100,15 @@ def _leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 
 def _check_plan(model: keras.Model) -> None:
-    if model.built and not marks.plan_of(model).targets:
+    if not model.built:
+        return
+    try:
         plan = marks.plan_of(model)
+        if not plan.targets:
+            raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
+    except ValueError:
         remove_all(model)
-        raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
+        raise
 
 
 # ---------------------------------------------------------------------- the optimizer
