@@ -72,7 +72,8 @@ def rewritten(folder, change):
         config = json.loads(old.read("config.json"))
         change(config)
         new.writestr("config.json", json.dumps(config))
-        new.writestr("model.weights.h5", old.read("model.weights.h5"))
+        for name in ("metadata.json", "model.weights.h5"):
+            new.writestr(name, old.read(name))
     return path
 
 

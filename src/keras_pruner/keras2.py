@@ -90,22 +90,18 @@ def _from_h5(path: Path, custom: Mapping[str, Any]) -> keras.Model:
 
 def _from_zip(path: Path, custom: Mapping[str, Any]) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
-        if not {"config.json", "model.weights.h5"} <= set(archive.namelist()):
-            raise FileError("it is no .keras archive: config.json or model.weights.h5 is missing.")
+        needed = {"metadata.json", "config.json", "model.weights.h5"}
+        if missing := needed - set(archive.namelist()):
+            raise FileError(f"it is no .keras archive: {sorted(missing)} is missing.")
         if archive.getinfo("config.json").file_size > _LARGEST_CONFIG:
             raise FileError("its config.json is larger than any model's.")
         config = json.loads(archive.read("config.json"))
-        if not _is_keras2(config):
+        if not json.loads(archive.read("metadata.json"))["keras_version"].startswith("2."):
             raise FileError("it was not saved by Keras 2. Use `keras.saving.load_model`.")
         model, _ = _build(config, custom)
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
             _restore_graph(model, config["config"]["layers"], _member(file, "layers"))
     return model
-
-
-def _is_keras2(config: Any) -> bool:
-    text = json.dumps(config)
-    return "tf_keras" in text or f'"{_WRAPPER}"' in text or '"keras.src.engine' in text
 
 
 # ---------------------------------------------------------------------- configuration
