@@ -57,7 +57,7 @@ def test_compile_and_fit_prune_and_strip_leaves_nothing_behind(kind, data):
     assert is_half(pruned)
     exported = S.strip_pruning(pruned)
     assert [layer.name for layer in exported.layers] == names
-    assert type(exported.optimizer) is keras.optimizers.Adam
+    assert isinstance(exported.optimizer, keras.optimizers.Adam)
     assert not {"compile", "fit", "make_train_function"} & set(vars(exported))
     exported.fit(x, y, verbose=0)
     assert sparsity(kernels_of(exported)) < 0.1
@@ -117,7 +117,7 @@ def test_each_layer_has_its_own_schedule_and_goes_on_after_loading(data, tmp_pat
     loaded.fit(x, y, 8, verbose=0, callbacks=callbacks)
     assert [sparsity([v]) for v in kernels_of(loaded)] == [0.5, 0.8]
     S.strip_pruning(loaded)
-    assert type(loaded.optimizer) is keras.optimizers.Adam
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
 
 
 def test_clone_function_and_nested_models(data):
