@@ -9,7 +9,7 @@ Python is given by --tfmot-python or TFMOT_PYTHON. Without one, only this packag
 accuracy    both sides go on from the same trained weights, with the same data in the same order;
             each result is written to --results at once, and a second run goes on from there
 allocation  what "lamp" and "erk" add to "uniform" here, at the same sparsity of the whole model
-step        time of a training step, pruned / dense in turns: 6.3 M weights, batch 64
+step        time of a training step, pruned / dense in turns: 6 M weights, batch 64
 update      time of a whole mask update of one weight matrix
 checkpoint  bytes of a saved model with Adam, in mid-schedule
 """
@@ -72,7 +72,7 @@ def libraries(side):
 
 
 def cnn(keras):
-    """A small convolutional network, 13,000 weights."""
+    """A small convolutional network, 20,000 weights."""
     layers = [
         keras.layers.Conv2D(12, 5, strides=2, activation="relu", input_shape=(28, 28, 1)),
         keras.layers.Conv2D(24, 5, strides=2, activation="relu"),
@@ -84,7 +84,7 @@ def cnn(keras):
 
 
 def mlp(keras):
-    """6.3 million weights."""
+    """6 million weights."""
     sizes = [2048, 1536, 512]
     layers = [keras.layers.Dense(n, "relu") for n in sizes]
     return keras.Sequential([keras.layers.InputLayer((1024,)), *layers, keras.layers.Dense(10)])
