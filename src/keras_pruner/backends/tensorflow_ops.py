@@ -8,6 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+CHUNK = 1 << 22
+"""Entries worked on in one go, outside of the compiled step."""
+
+Distributed = tf.distribute.DistributedValues
+
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
@@ -45,13 +50,78 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
             strategy.extended.update(variable, zero, args=(mask,), group=False)
 
     replica = tf.distribute.get_replica_context()
-    if replica is None:
+    if not tf.inside_function() and not any(isinstance(v, Distributed) for v, _ in pairs):
+        for variable, mask in pairs:
+            for rows in _rows(variable):
+                _assign(variable, rows, _masked(variable[rows], mask[rows]))
+    elif replica is None:
         update(tf.distribute.get_strategy(), pairs)
     elif tf.distribute.has_strategy():
         replica.merge_call(update, args=(pairs,))
     else:
         for variable, mask in pairs:
             zero(variable, mask)
+
+
+def is_in_memory(variable: keras.Variable) -> bool:
+    """Whether NumPy can look at the value where it is."""
+    return "CPU" in tf.convert_to_tensor(variable.value).device
+
+
+def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
+    """How many entries score `score` or more."""
+    return sum(
+        int(tf.math.count_nonzero(_scores(variable, mask, rows) >= score))
+        for rows in _rows(variable.value)
+    )
+
+
+def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
+    """How many entries up to the flat index `last` have this score."""
+    count = 0
+    for rows in _rows(variable.value):
+        scores = _scores(variable, mask, rows)
+        is_equal = (scores == score) & (_indices(variable.value, rows) <= last)
+        count += int(tf.math.count_nonzero(is_equal))
+    return count
+
+
+def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
+    """Make the mask that of a cut, in place."""
+    for rows in _rows(variable.value):
+        scores = _scores(variable, mask, rows)
+        is_equal = (scores == score) & (_indices(variable.value, rows) <= last)
+        _assign(mask.value, rows, (scores > score) | is_equal)
+
+
+def _rows(variable: Any) -> list[slice]:
+    """The whole, or parts of it along the first axis where it is large and can be had in parts."""
+    length = variable.shape[0]
+    if isinstance(variable, Distributed):
+        return [slice(0, length)]
+    rows = max(1, CHUNK // max(1, variable.shape.num_elements() // length))
+    return [slice(i, min(i + rows, length)) for i in range(0, length, rows)]
+
+
+def _assign(variable: Any, rows: slice, value: tf.Tensor) -> None:
+    if rows == slice(0, variable.shape[0]):
+        variable.assign(value)
+    else:
+        variable[rows].assign(value)
+
+
+def _scores(variable: keras.Variable, mask: keras.Variable, rows: slice) -> tf.Tensor:
+    """Magnitudes, and -1 of what is pruned."""
+    value = tf.abs(variable.value[rows])
+    value = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+    return tf.where(mask.value[rows], value, tf.constant(-1, value.dtype))
+
+
+def _indices(variable: Any, rows: slice) -> tf.Tensor:
+    """Of each entry of these rows, in the flat variable."""
+    width = variable.shape.num_elements() // variable.shape[0]
+    shape = [rows.stop - rows.start, *variable.shape[1:]]
+    return tf.reshape(tf.range(rows.start * width, rows.stop * width, dtype=tf.int64), shape)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
