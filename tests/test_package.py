@@ -24,7 +24,7 @@ LAYERS = [
     {"cuts", "optimizer"},
     {"pruner"},
     {"callbacks", "oneshot", "deploy", "testing", "summaries"},
-    {"comparison"},
+    {"comparison", "benchmarking"},
     {"demo"},
     {"tfmot"},
     {"tool_commands"},

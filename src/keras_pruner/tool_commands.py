@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_pruner import files, tables
-from keras_pruner.deploy.tools import check_m_by_n, prune_for_benchmark, zipped_sizes
+from keras_pruner.benchmarking import check_m_by_n, prune_for_benchmark, zipped_sizes
 from keras_pruner.report import summarize
 
 Show = Callable[[argparse.Namespace, dict[str, Any], str], None]

@@ -3,7 +3,7 @@
 `import tensorflow_model_optimization as tfmot` becomes `import keras_pruner.tfmot as tfmot`.
 """
 
-from keras_pruner.deploy import tools
+from keras_pruner import benchmarking as tools
 from keras_pruner.keras2 import load_model
 from keras_pruner.tfmot import sparsity
 
