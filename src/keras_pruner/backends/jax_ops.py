@@ -94,7 +94,10 @@ def _cut(value: jax.Array, mask: jax.Array, score: float, last: int) -> jax.Arra
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The value as a NumPy array; on a CPU a view of JAX's own memory."""
-    return np.asarray(variable.value)
+    value = variable.value
+    if is_in_memory(variable) and value.dtype != jnp.bfloat16:  # which DLPack lacks
+        return np.from_dlpack(value)  # np.asarray would copy booleans, and keep the copy
+    return np.asarray(value)
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:

@@ -8,11 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-CHUNK = 1 << 22
-"""Entries worked on in one go, outside of the compiled step."""
-
-Distributed = tf.distribute.DistributedValues
-
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
@@ -50,11 +45,7 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
             strategy.extended.update(variable, zero, args=(mask,), group=False)
 
     replica = tf.distribute.get_replica_context()
-    if not tf.inside_function() and not any(isinstance(v, Distributed) for v, _ in pairs):
-        for variable, mask in pairs:
-            for rows in _rows(variable):
-                _assign(variable, rows, _masked(variable[rows], mask[rows]))
-    elif replica is None:
+    if replica is None:
         update(tf.distribute.get_strategy(), pairs)
     elif tf.distribute.has_strategy():
         replica.merge_call(update, args=(pairs,))
@@ -70,58 +61,41 @@ def is_in_memory(variable: keras.Variable) -> bool:
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
     """How many entries score `score` or more."""
-    return sum(
-        int(tf.math.count_nonzero(_scores(variable, mask, rows) >= score))
-        for rows in _rows(variable.value)
-    )
+    return int(tf.math.count_nonzero(_scores(variable, mask) >= score))
 
 
 def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
     """How many entries up to the flat index `last` have this score."""
-    count = 0
-    for rows in _rows(variable.value):
-        scores = _scores(variable, mask, rows)
-        is_equal = (scores == score) & (_indices(variable.value, rows) <= last)
-        count += int(tf.math.count_nonzero(is_equal))
-    return count
+    scores = _scores(variable, mask)
+    return int(tf.math.count_nonzero((scores == score) & _is_up_to(last, scores)))
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut, in place."""
-    for rows in _rows(variable.value):
-        scores = _scores(variable, mask, rows)
-        is_equal = (scores == score) & (_indices(variable.value, rows) <= last)
-        _assign(mask.value, rows, (scores > score) | is_equal)
+    """Make the mask that of a cut.
+
+    As a whole: a variable that was ever assigned in parts is copied by TensorFlow at each
+    reading from then on.
+    """
+    scores = _scores(variable, mask)
+    kept = scores >= score
+    if last < variable.value.shape.num_elements() - 1:
+        kept &= (scores > score) | _is_up_to(last, scores)
+    mask.assign(kept)
 
 
-def _rows(variable: Any) -> list[slice]:
-    """The whole, or parts of it along the first axis where it is large and can be had in parts."""
-    length = variable.shape[0]
-    if isinstance(variable, Distributed):
-        return [slice(0, length)]
-    rows = max(1, CHUNK // max(1, variable.shape.num_elements() // length))
-    return [slice(i, min(i + rows, length)) for i in range(0, length, rows)]
-
-
-def _assign(variable: Any, rows: slice, value: tf.Tensor) -> None:
-    if rows == slice(0, variable.shape[0]):
-        variable.assign(value)
-    else:
-        variable[rows].assign(value)
-
-
-def _scores(variable: keras.Variable, mask: keras.Variable, rows: slice) -> tf.Tensor:
+def _scores(variable: keras.Variable, mask: keras.Variable) -> tf.Tensor:
     """Magnitudes, and -1 of what is pruned."""
-    value = tf.abs(variable.value[rows])
+    value = tf.abs(variable.value)
     value = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
-    return tf.where(mask.value[rows], value, tf.constant(-1, value.dtype))
+    return tf.where(mask.value, value, tf.constant(-1, value.dtype))
 
 
-def _indices(variable: Any, rows: slice) -> tf.Tensor:
-    """Of each entry of these rows, in the flat variable."""
-    width = variable.shape.num_elements() // variable.shape[0]
-    shape = [rows.stop - rows.start, *variable.shape[1:]]
-    return tf.reshape(tf.range(rows.start * width, rows.stop * width, dtype=tf.int64), shape)
+def _is_up_to(last: int, scores: tf.Tensor) -> tf.Tensor:
+    """Which entries have a flat index of at most `last`."""
+    size = scores.shape.num_elements()
+    return tf.reshape(
+        tf.concat([tf.ones(last + 1, bool), tf.zeros(size - last - 1, bool)], 0), scores.shape
+    )
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
