@@ -14,8 +14,8 @@ pytestmark = pytest.mark.backend_free
 SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
-    {"values", "tables", "files", "page"},
-    {"schedules", "criteria", "selection", "ranking", "slots"},
+    {"values", "tables", "files", "page", "events"},
+    {"schedules", "criteria", "selection", "ranking", "slots", "keras2"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
     {"plan", "progress"},
@@ -23,10 +23,12 @@ LAYERS = [
     {"backends"},
     {"cuts", "optimizer"},
     {"pruner"},
-    {"callbacks", "oneshot", "deploy", "testing"},
-    {"comparison"},
+    {"callbacks", "oneshot", "deploy", "testing", "summaries"},
+    {"comparison", "benchmarking"},
     {"demo"},
-    {"tfmot", "cli", "__main__"},
+    {"tfmot"},
+    {"tool_commands"},
+    {"cli", "__main__"},
 ]
 """A module imports only from layers above its own, or from its own folder."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import __version__, demo, files
+from keras_pruner import __version__, demo, files, tool_commands
 from keras_pruner.allocation import NAMED
 from keras_pruner.comparison import Comparison, describe
 from keras_pruner.criteria import magnitude
@@ -151,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prune(commands)
     _add_sensitivity(commands)
     _add_compare(commands)
+    tool_commands.add(commands, _command, _show)
     return parser
 
 

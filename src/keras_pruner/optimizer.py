@@ -93,9 +93,9 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Make a mask, all True, for each target among `variables`."""
-        if self.built:
-            return
         variables = list(variables)
+        if self.built or not variables:  # Keras builds with none when it loads an `.h5` file
+            return
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         self._trainable_variables = variables
@@ -287,9 +287,19 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "PrunedOptimizer":
         """Make the optimizer again; its targets find their variables by position."""
+        config = dict(config)
+        inner = keras.optimizers.deserialize(config.pop("inner_optimizer"), custom_objects)
         parts = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
-        plan = Plan(tuple(parts["targets"]), (), (), parts["allocation"], parts["criterion"])
-        return cls(parts["inner_optimizer"], parts["schedule"], lambda: plan, parts["name"])
+        allocation, criterion = map(_function, (parts["allocation"], parts["criterion"]))
+        plan = Plan(tuple(parts["targets"]), (), (), allocation, criterion)
+        return cls(inner, parts["schedule"], lambda: plan, parts["name"])
+
+
+def _function(function: Any) -> Any:
+    """A function, or the one of this package that an `.h5` file names."""
+    if not isinstance(function, str):
+        return function
+    return keras.saving.get_registered_object(f"{PACKAGE}>{function.split('>')[-1]}")
 
 
 def save_masks(masked: Sequence[Masked], progress: Progress, store: Any) -> None:
@@ -339,6 +349,15 @@ def find(model: keras.Model) -> PrunedOptimizer | None:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, PrunedOptimizer) else None
+
+
+def wrappers(model: keras.Model) -> list[PrunedOptimizer]:
+    """The wrapped optimizers around the user's own, outermost first; one for each schedule."""
+    found, optimizer = [], find(model)
+    while isinstance(optimizer, PrunedOptimizer):
+        found.append(optimizer)
+        optimizer = optimizer.inner_optimizer
+    return found
 
 
 def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:

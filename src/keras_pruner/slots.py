@@ -27,7 +27,8 @@ def keeps_zeros(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras
     that makes all gradients NaN when one of them is, for a constraint, and for classes that are
     not known.
     """
-    by_entry = type(optimizer) in ENTRY_BY_ENTRY
+    is_keras = type(optimizer).__module__.startswith("keras.")  # on torch, subclasses of these
+    by_entry = is_keras and isinstance(optimizer, ENTRY_BY_ENTRY)
     divides = getattr(optimizer, "epsilon", 1) > 0
     by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
     constrained = any(variable.constraint is not None for variable in variables)

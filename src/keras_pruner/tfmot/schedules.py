@@ -1,0 +1,198 @@
+"""TFMOT's schedules: when to prune, and how much, in its steps, which begin at 1."""
+
+import abc
+import dataclasses
+from typing import Any, SupportsInt
+
+import keras
+
+from keras_pruner.schedules import Schedule
+from keras_pruner.values import check_integer, check_sparsity, value
+
+
+class PruningSchedule(abc.ABC):
+    """When to prune and how much. Subclasses written for TFMOT work as they are.
+
+    The first training batch is step 1. Subclasses are registered with Keras when they are
+    defined, so that they are saved and loaded along with a model.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keras.saving.register_keras_serializable(cls.__module__)(cls)
+
+    @abc.abstractmethod
+    def __call__(self, step: int) -> tuple[Any, Any]:
+        """Whether to prune at `step`, and the fraction of zeros to prune to."""
+
+    @abc.abstractmethod
+    def get_config(self) -> dict[str, Any]:
+        """The arguments to make the schedule again; or TFMOT's form, which has a class name."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PruningSchedule":
+        """Make the schedule again, from either form of configuration."""
+        return cls(**(config["config"] if set(config) == {"class_name", "config"} else config))
+
+    @property
+    def final_step(self) -> int | None:
+        """The step that brings the last change; always an update. None: not known."""
+        return None
+
+    def _should_prune_in_step(
+        self, step: int, begin_step: int, end_step: int, frequency: int
+    ) -> bool:
+        ended = 0 <= end_step < step
+        return step >= begin_step and not ended and (step - begin_step) % frequency == 0
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class _Spanned(PruningSchedule):
+    """What both of TFMOT's schedules have: a begin, an end and a frequency."""
+
+    begin_step: int
+    end_step: int
+    frequency: int
+
+    def _check(self, *, may_be_endless: bool) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            number = getattr(self, field.name)
+            if field.name.endswith("_sparsity"):
+                check_sparsity(field.name, number)
+                object.__setattr__(self, field.name, float(number))
+            elif isinstance(number, SupportsInt) and number == int(number):
+                # The guides compute steps with NumPy, whose integers no JSON takes.
+                object.__setattr__(self, field.name, int(number))
+        check_integer("begin_step", self.begin_step, least=0)
+        check_integer("frequency", self.frequency, least=1)
+        if may_be_endless and self.end_step == -1:
+            return
+        check_integer("end_step", self.end_step, least=0)
+        if self.end_step < self.begin_step:
+            raise ValueError(
+                "`end_step` must not come before `begin_step`. Received: "
+                f"begin_step={self.begin_step}, end_step={self.end_step}."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """In TFMOT's form."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        config = {field.name: getattr(self, field.name) for field in fields}
+        return {"class_name": type(self).__name__, "config": config}
+
+    def _is_due(self, step: int) -> bool:
+        return self._should_prune_in_step(step, self.begin_step, self.end_step, self.frequency)
+
+
+@dataclasses.dataclass(eq=False)
+class ConstantSparsity(_Spanned):
+    """The same sparsity from `begin_step` on.
+
+    Args:
+        target_sparsity: fraction of zeros, in [0, 1).
+        begin_step: the first step that prunes.
+        end_step: the last one; -1: none.
+        frequency: steps between updates.
+    """
+
+    target_sparsity: float
+    begin_step: int
+    end_step: int = -1
+    frequency: int = 100
+
+    def __post_init__(self) -> None:
+        self._check(may_be_endless=True)
+
+    @property
+    def final_step(self) -> int:
+        """The first one: more zeros do not come later."""
+        return self.begin_step
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Whether `step` prunes, and `target_sparsity`."""
+        return self._is_due(step), self.target_sparsity
+
+
+@dataclasses.dataclass(eq=False)
+class PolynomialDecay(_Spanned):
+    """Sparsity that rises fast at first (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1).
+
+    Args:
+        initial_sparsity: fraction of zeros at `begin_step`, in [0, 1).
+        final_sparsity: fraction of zeros at `end_step`, in [0, 1).
+        begin_step: the first step that prunes.
+        end_step: the last one; it always prunes.
+        power: 3 is the paper's.
+        frequency: steps between updates.
+    """
+
+    initial_sparsity: float
+    final_sparsity: float
+    begin_step: int
+    end_step: int
+    power: float = 3
+    frequency: int = 100
+
+    def __post_init__(self) -> None:
+        self._check(may_be_endless=False)
+
+    @property
+    def final_step(self) -> int:
+        """`end_step`."""
+        return self.end_step
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Whether `step` prunes, and the sparsity then; held at its ends outside of them."""
+        span = self.end_step - self.begin_step
+        elapsed = (
+            min(1.0, max(0.0, (step - self.begin_step) / span))
+            if span
+            else float(step >= self.end_step)
+        )
+        rise = self.initial_sparsity - self.final_sparsity
+        return self._is_due(step), self.final_sparsity + rise * (1 - elapsed) ** self.power
+
+
+@value
+class Steps(Schedule):
+    """A TFMOT schedule in this library's count: its step t comes when t - 1 updates are done.
+
+    Args:
+        schedule: TFMOT's, or a user's subclass.
+    """
+
+    schedule: PruningSchedule
+
+    frequency = None
+
+    @property
+    def begin_step(self) -> int:  # type: ignore[override]
+        """The first step that may prune; a step 0 never comes, so what it asks for comes at 1."""
+        return max(0, getattr(self.schedule, "begin_step", 1) - 1)
+
+    @property
+    def end_step(self) -> int | None:  # type: ignore[override]
+        """The last step that changes anything; None if nobody knows."""
+        final = self.schedule.final_step
+        return None if final is None else max(0, final - 1)
+
+    def updates_at(self, step: int) -> bool:
+        """As the schedule says; and at its end."""
+        asked = bool(self.schedule(step + 1)[0]) or (step == 0 and bool(self.schedule(0)[0]))
+        return asked or step == self.end_step
+
+    def sparsity_at(self, step: int) -> float:
+        """As the schedule says; checked."""
+        sparsity = float(self.schedule(step + 1)[1])
+        check_sparsity(f"{type(self.schedule).__name__}({step + 1})[1]", sparsity)
+        return sparsity
+
+    def resolve(self, steps: int | None, sparsity: float) -> "Steps":
+        """Itself: nothing is open."""
+        del steps, sparsity
+        return self
