@@ -26,6 +26,8 @@ LAYERS = [
     {"callbacks", "oneshot", "deploy", "testing"},
     {"comparison"},
     {"demo"},
+    {"cli_arguments"},
+    {"cli_shipping"},
     {"tfmot", "cli", "__main__"},
 ]
 """A module imports only from layers above its own, or from its own folder."""

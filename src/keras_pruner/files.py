@@ -1,6 +1,5 @@
-"""Model files: read with errors that say what to do, written whole or not at all, measured."""
+"""Model files: read with errors that say what to do, written whole or not at all."""
 
-import gzip
 import os
 import re
 import zipfile
@@ -72,16 +71,6 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
         raise FileError(f"{path.parent} does not exist: make the directory first.")
     if path.exists() and not overwrite:
         raise FileError(f"{path} exists already. Pass --force to overwrite it.")
-
-
-def plain_size(path: str | Path) -> int:
-    """The bytes of a file."""
-    return Path(path).stat().st_size
-
-
-def compressed_size(path: str | Path) -> int:
-    """The bytes of a file after gzip at its strongest level."""
-    return len(gzip.compress(Path(path).read_bytes(), 9))
 
 
 def _why_not(path: Path, error: Exception) -> str:

@@ -53,6 +53,13 @@ class Advice:
     gain: float
     notes: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers; a pattern as its text, None for dense."""
+        found = dataclasses.asdict(self)
+        for row, layer in zip(found["layers"], self.layers, strict=True):
+            row["pattern"] = None if layer.pattern is None else repr(layer.pattern)
+        return found
+
     def __str__(self) -> str:
         rows = [
             (x.path, f"{x.share:.0%}", x.pattern or "dense", f"{x.gain:.1f}x", x.reason)
