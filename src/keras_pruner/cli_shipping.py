@@ -20,7 +20,7 @@ from keras_pruner.cli_arguments import (
 from keras_pruner.comparison import compare
 from keras_pruner.deploy.advise import advise
 from keras_pruner.deploy.eligible import make_eligible
-from keras_pruner.deploy.gains import RUNTIMES
+from keras_pruner.deploy.gains import DENSE_RUNTIMES, RUNTIMES
 from keras_pruner.deploy.litert import export_litert
 from keras_pruner.deploy.sparse_file import save_sparse
 from keras_pruner.deploy.storage import save_compressed
@@ -156,7 +156,10 @@ def _add_advise(commands: Any) -> None:
     )
     command.add_argument("model", help="a .keras or .h5 file")
     command.add_argument(
-        "--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="default: %(default)s"
+        "--runtime",
+        choices=[*RUNTIMES, *DENSE_RUNTIMES],
+        default=RUNTIMES[0],
+        help="default: %(default)s",
     )
     command.add_argument("--sparsity", type=sparsity, default=0.8, help="default: %(default)s")
     command.add_argument(
