@@ -169,14 +169,13 @@ def main():
     parser.add_argument("--node-modules", help="directory with @litertjs/core, for wasm")
     parser.add_argument("--json", action="store_true", help="one JSON object for each row")
     arguments = parser.parse_args()
+    runtime = "litert-wasm" if arguments.runtime == "wasm" else "litert-x86"
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(arguments.files or scratch)
         directory.mkdir(parents=True, exist_ok=True)
         for case in cases(arguments):
             if arguments.prepare:
-                case.files(
-                    directory, "litert-wasm" if arguments.runtime == "wasm" else "litert-x86"
-                )
+                case.files(directory, runtime)
                 continue
             row = case.measure(directory, arguments)
             if arguments.json:
