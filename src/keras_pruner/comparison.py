@@ -292,7 +292,7 @@ class _Judged(keras.Model):
     """
 
     def __init__(self, model: keras.Model) -> None:
-        super().__init__()
+        super().__init__(name="judged")
         self._inner = model
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
