@@ -92,7 +92,8 @@ def export_litert(
         What was stored how, and why.
 
     Raises:
-        ValueError: for a wrong argument, or a model with dynamic shapes and no signature.
+        ValueError: for a wrong argument, a model with dynamic shapes and no signature, or one
+            quantized by Keras.
         RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
         ImportError: without the extras "litert" and "tensorflow".
     """
@@ -104,6 +105,7 @@ def export_litert(
         )
     if runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
+    _check_unquantized(model)
     signature = _signature(model, input_signature)
     inputs = _inputs(signature, samples)
     flatbuffer.schema()
@@ -126,6 +128,16 @@ def export_litert(
             )
         size, dense_size = unfinished.stat().st_size, dense.stat().st_size
     return Export(str(path), size, dense_size, tuple(encoded), difference)
+
+
+def _check_unquantized(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"{layer.name!r} is quantized by Keras ({mode}), which TensorFlow's converter does "
+                'not take. Export the model as it was before, with weights="int8".'
+            )
 
 
 def _signature(model: keras.Model, given: Signature | None) -> Signature:
