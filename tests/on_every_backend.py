@@ -10,16 +10,28 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
+from datetime import timedelta
 
 
-def run(backend: str, arguments: list[str]) -> tuple[int, Counter[str]]:
-    """Run pytest on one backend; give back its exit code and what it counted."""
+def run(backend: str, arguments: list[str], cache: str) -> tuple[int, Counter[str]]:
+    """Run pytest on one backend; give back its exit code and what it counted.
+
+    `cache` is a directory where JAX keeps compiled steps: many tests compile the same one.
+    """
     workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     print(f"\n--- {backend}: {' '.join(command[1:])}", flush=True)
     # One thread a worker: more of both only wait for each other.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "KERAS_BACKEND": backend}
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **os.environ,
+        "KERAS_BACKEND": backend,
+    }
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
     )
@@ -37,16 +49,19 @@ def main() -> int:
     backends, arguments = sys.argv[1:split], sys.argv[split + 1 :]
     where = arguments.index("-m") + 1 if "-m" in arguments else None
     total: Counter[str] = Counter()
-    worst = 0
+    worst, start = 0, time.monotonic()
     for i, backend in enumerate(backends):
         mine = list(arguments)
         if i and where is not None:  # the first backend runs those that need none
             mine[where] = f"({arguments[where]}) and not backend_free"
-        code, counts = run(backend, mine)
+        with tempfile.TemporaryDirectory() as cache:
+            code, counts = run(backend, mine, cache)
         worst = max(worst, 0 if code == 5 else code)  # 5: nothing was selected
         total += counts
+    seconds = time.monotonic() - start
     summary = ", ".join(f"{total[word]} {word}" for word in sorted(total))
-    print(f"\n=== {summary} on {', '.join(backends)} ===")
+    print(f"\nTogether, on {', '.join(backends)}:")
+    print(f" {summary} in {seconds:.2f}s ({timedelta(seconds=int(seconds))}) ".center(80, "="))
     return worst
 
 

@@ -15,7 +15,7 @@ SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
     {"values", "tables", "files", "page"},
-    {"schedules", "criteria", "selection"},
+    {"schedules", "criteria", "selection", "slots"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
     {"plan", "progress"},

@@ -13,6 +13,7 @@ from keras_pruner import backends
 from keras_pruner.plan import Plan, Target
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
+from keras_pruner.slots import keeps_zeros, slots_of
 from keras_pruner.values import PACKAGE
 
 UNATTENDED = (
@@ -43,10 +44,11 @@ class Masked:
 class PrunedOptimizer(keras.optimizers.Optimizer):
     """An optimizer that leaves every pruned weight at exactly 0.0.
 
-    It hides the gradients of pruned weights from the user's optimizer, lets that make its step,
-    and zeroes the pruned weights, all inside the compiled step. The masks are its variables, so
-    they are saved, restored, replicated and sharded as any optimizer's state. It never changes
-    a mask itself: that is the `Pruner`'s part.
+    It hides the gradients of pruned weights from the user's optimizer and lets that make its
+    step, all inside the compiled step. A weight that is zero, with a gradient and slots that are
+    zero, then stays zero by itself under most optimizers; under the others it is zeroed again.
+    The masks are its variables, so they are saved, restored, replicated and sharded as any
+    optimizer's state. It never changes a mask itself: that is the `Pruner`'s part.
 
     Args:
         inner_optimizer: the user's optimizer.
@@ -104,7 +106,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             "only_first_replica",
             name="progress",
         )
-        slots = _slots(self.inner_optimizer, variables)
+        slots = slots_of(self.inner_optimizer, variables)
         averages = self._model_variables_moving_average if self.use_ema else None
         position = {id(variable): i for i, variable in enumerate(variables)}
         masked = []
@@ -124,6 +126,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             masked.append(Masked(target, variable, mask, mine, tuple(slots[index])))
         self.masked = tuple(masked)
         self._masks = {self._var_key(m.variable): m.mask for m in masked}
+        self._zeros_stay = keeps_zeros(self.inner_optimizer, [m.variable for m in masked])
         self.built = True
 
     def _bind(self, variables: list[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
@@ -162,7 +165,8 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             for gradient, mask in zip(grads, masks, strict=True)
         ]
         self.inner_optimizer.apply(live, trainable_variables)
-        self.zero_pruned()
+        if not self._zeros_stay:
+            self.zero_pruned()
 
     def zero_pruned(self, *, slots: bool = False) -> None:
         """Set every pruned weight and its average to 0.0; what else belongs to it, if asked."""
@@ -353,28 +357,3 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
 
 def _size(variable: keras.Variable) -> int:
     return math.prod(variable.shape)
-
-
-def _slots(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> list[list[keras.Variable]]:
-    """The optimizer's variables that belong to each of `variables`, entry by entry.
-
-    Keras names a slot after its variable: `{path with underscores}_{slot}`. The longest name
-    that fits is meant, and of variables with the same name each has the next slot in turn.
-    """
-    stems: dict[str, list[int]] = {}
-    for i, variable in enumerate(variables):
-        stems.setdefault(variable.path.replace("/", "_") + "_", []).append(i)
-    by_length = sorted(stems, key=len, reverse=True)
-    slots: list[list[keras.Variable]] = [[] for _ in variables]
-    turns: dict[str, int] = {}
-    for slot in optimizer.variables:
-        stem = next((stem for stem in by_length if slot.name.startswith(stem)), None)
-        if stem is None:
-            continue
-        turn = turns[slot.name] = turns.get(slot.name, -1) + 1
-        owner = stems[stem][turn % len(stems[stem])]
-        if tuple(slot.shape) == tuple(variables[owner].shape):
-            slots[owner].append(slot)
-    return slots

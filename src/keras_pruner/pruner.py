@@ -328,6 +328,7 @@ class Pruner:
             self._resolved = progress.restore(self._given)
             if progress.updated_at >= 0:
                 self._at = self._resolved.sparsity_at(progress.updated_at)
+                wrapped.zero_pruned()  # weights loaded beside the masks may be dense
         step = wrapped.completed_updates - progress.origin
         due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
         self._seen = self._scanned = step

@@ -8,6 +8,9 @@ import keras
 import numpy as np
 import torch
 
+CHUNK = 1 << 20
+"""Entries zeroed in one go."""
+
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -35,10 +38,15 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
 def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
     """Set the tensors to exactly 0.0 where the mask is False, in place.
 
-    By an integer product with the mask's bytes: exact also where the tensor is not finite.
+    By an integer product with the mask's bytes: exact also where the tensor is not finite. In
+    parts, for PyTorch first widens the bytes to the tensor's type.
     """
+    mask = mask.view(torch.uint8)
     for tensor in tensors:
-        _bits(tensor.detach()).mul_(mask.view(torch.uint8))
+        bits = _bits(tensor.detach())
+        rows = max(1, CHUNK // max(1, bits[:1].numel()))
+        for part, kept in zip(bits.split(rows), mask.split(rows), strict=True):
+            part.mul_(kept)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:

@@ -16,12 +16,24 @@ from keras_pruner.schedules import Schedule
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
 
+ENTRY_BY_ENTRY = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+)
+"""As `keras_pruner.slots.ENTRY_BY_ENTRY`: zeros stay zero by themselves."""
+
 
 class TorchOptimizerMasks:
     """Leaves every pruned weight at exactly 0.0 after each step of a `torch.optim` optimizer.
 
-    The optimizer stays what it is. Hooks hide the gradients of pruned weights from it and zero
-    the pruned weights after it; its `state_dict` carries the masks and the count, in bits.
+    The optimizer stays what it is. Hooks hide the gradients of pruned weights from it, and zero
+    the pruned weights after it where they would not stay zero by themselves; its `state_dict`
+    carries the masks and the count, in bits.
 
     Args:
         optimizer: the user's optimizer.
@@ -43,6 +55,9 @@ class TorchOptimizerMasks:
             Masked(target, variable, _all_true(variable), (), ())
             for target, variable in zip(plan.targets, plan.variables, strict=True)
             if any(variable.value is p for group in optimizer.param_groups for p in group["params"])
+        )
+        self._zeros_stay = type(optimizer) in ENTRY_BY_ENTRY and all(
+            group.get("eps", 1) > 0 for group in optimizer.param_groups
         )
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -80,7 +95,8 @@ class TorchOptimizerMasks:
 
     def _after_step(self, *_: Any) -> None:
         self.completed_updates += 1
-        self.zero_pruned()
+        if not self._zeros_stay:
+            self.zero_pruned()
 
     def _save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
         arrays: dict[str, np.ndarray] = {}
