@@ -189,7 +189,7 @@ class Comparison:
 _ENTROPY = (
     "Entropy: what a coder needs that sees no structure between weights, in bytes: the mask of "
     "the zeros, sign and exponent of each other weight as often as they occur, mantissas in full. "
-    "Blocks and other patterns can be coded in less."
+    "Blocks and other patterns can be coded in less, and so can mantissas that end in zeros."
 )
 
 

@@ -22,7 +22,7 @@ def entropy_bytes(weight: np.ndarray) -> float:
 
     The zeros cost the entropy of their mask. What survives costs the entropy of its sign and
     exponent, as often as each occurs, and its mantissa as it is; integers the entropy of their
-    values. Structure between weights, such as blocks, can be coded in less.
+    values. Structure, such as blocks or mantissas that end in zeros, can be coded in less.
 
     Args:
         weight: of any shape and numeric type.
