@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner import backends
+from keras_pruner import backends, cuts, selection
 
 OPS = backends.current()
 
@@ -28,6 +28,34 @@ def test_masked_gradients_are_exactly_zero(dtype):
     assert keras.backend.standardize_dtype(masked.dtype) == dtype
     as_float = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(masked, "float32")))
     np.testing.assert_array_equal(as_float, [[1, 0], [0, 4]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("parts", [1, 7])
+def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
+    """On any device a weight is counted, not read; here that is made to happen on a CPU."""
+    rng = np.random.default_rng(0)
+    values = np.round(rng.standard_normal((23, 5)) * 4)  # many equal ones
+    alive = rng.random(values.shape) < 0.7
+    monkeypatch.setattr(OPS, "CHUNK", values.size // parts, raising=False)
+    for count in (1, 20, 60, 100, values.size):
+        variable = keras.Variable(values, dtype=dtype)
+        mask = keras.Variable(alive, dtype="bool", trainable=False)
+        cut = cuts.find(variable, mask, count)
+        cuts.make(cut, variable, mask)
+        expected = selection.largest(np.where(alive, np.abs(values), -np.inf).ravel(), count)
+        kept = np.asarray(keras.ops.convert_to_numpy(mask))
+        np.testing.assert_array_equal(kept.ravel(), expected)
+        OPS.zero_pruned([variable], [mask])
+        left = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")))
+        np.testing.assert_array_equal(left, np.where(kept, values, 0))
+
+
+def test_large_weights_are_zeroed_too(monkeypatch):
+    monkeypatch.setattr(OPS, "LARGE", 1, raising=False)
+    variable = keras.Variable(np.ones((4, 3)))
+    OPS.zero_pruned([variable], [keras.Variable(np.eye(4, 3, dtype=bool), dtype="bool")])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.eye(4, 3))
 
 
 def test_to_numpy_gives_the_value():

@@ -21,7 +21,7 @@ LAYERS = [
     {"plan", "progress"},
     {"masks", "report"},
     {"backends"},
-    {"optimizer"},
+    {"cuts", "optimizer"},
     {"pruner"},
     {"callbacks", "oneshot", "deploy", "testing"},
     {"comparison"},

@@ -11,7 +11,10 @@ from keras_pruner.allocation import Share
 from keras_pruner.criteria import magnitude
 from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Plan, Target
-from keras_pruner.selection import kept_count
+from keras_pruner.selection import Cut, kept_count
+
+Choice = Cut | np.ndarray
+"""Which entries of a weight stay: where they end, or a mask of the weight's shape."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,11 +25,14 @@ class Weight:
         target: what it is.
         read: gives the weights.
         read_mask: gives the present mask, True = kept.
+        find_cut: gives the cut that keeps so many entries of the largest magnitude, where there
+            is a better way to find it than by reading the weight.
     """
 
     target: Target
     read: Callable[[], np.ndarray]
     read_mask: Callable[[], np.ndarray]
+    find_cut: Callable[[int], Cut] | None = None
 
     def scores(self, criterion: Criterion) -> np.ndarray:
         """The criterion's scores as a kernel (..., inputs, outputs); -inf for the pruned."""
@@ -41,18 +47,27 @@ class Weight:
             raise self._not_finite()
         return np.where(self.target.to_kernel(self.read_mask()), scores, -np.inf)
 
-    def keep(self, count: int, criterion: Criterion) -> np.ndarray:
-        """The mask, of the weight's shape, that keeps the `count` highest-scored units."""
+    def choose(self, count: int, criterion: Criterion) -> Choice:
+        """Which `count` units stay: those of the highest scores."""
         target = self.target
-        if criterion is magnitude and target.pattern == Unstructured():
-            # The common case: nothing of the weight's size is made but the mask.
-            weights, alive = (target.to_kernel(read()) for read in (self.read, self.read_mask))
-            try:
-                kept = selection.largest_magnitudes(weights.reshape(-1), alive.reshape(-1), count)
-            except ValueError:
-                raise self._not_finite() from None
-            return target.from_kernel(kept.reshape(weights.shape))
-        return target.from_kernel(target.pattern.keep(self.scores(criterion), count))
+        if not (criterion is magnitude and target.pattern == Unstructured() and target.is_kernel):
+            return target.from_kernel(target.pattern.keep(self.scores(criterion), count))
+        # The common case: nothing of the weight's size is made.
+        try:
+            if self.find_cut is not None:
+                return self.find_cut(count)
+            return selection.magnitude_cut(*self._flat(), count)
+        except ValueError:
+            raise self._not_finite() from None
+
+    def mask(self, choice: Choice) -> np.ndarray:
+        """The choice as a mask of the weight's shape."""
+        if isinstance(choice, Cut):
+            return selection.marked(*self._flat(), choice).reshape(self.target.shape)
+        return choice
+
+    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.read().reshape(-1), self.read_mask().reshape(-1)
 
     def _not_finite(self) -> ValueError:
         return ValueError(
@@ -62,16 +77,24 @@ class Weight:
         )
 
 
-def decide(
+def choose(
     weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
-) -> list[np.ndarray]:
-    """The masks at `sparsity`.
+) -> list[Choice]:
+    """Which units of each weight stay at `sparsity`.
 
     Weights that share a pattern share a budget. A weight with a sparsity of its own comes to it
     in the same proportion as the others come to `final_sparsity`; N:M comes at once.
     """
     counts = _counts(weights, plan, sparsity, final_sparsity)
-    return [weight.keep(counts[weight], plan.criterion) for weight in weights]
+    return [weight.choose(counts[weight], plan.criterion) for weight in weights]
+
+
+def decide(
+    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
+) -> list[np.ndarray]:
+    """`choose`, as masks."""
+    choices = choose(weights, plan, sparsity, final_sparsity)
+    return [weight.mask(choice) for weight, choice in zip(weights, choices, strict=True)]
 
 
 def _counts(

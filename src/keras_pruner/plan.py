@@ -62,6 +62,12 @@ class Target:
         """How many weights, blocks or channels the pattern sees in it."""
         return self.pattern.units(self.kernel_shape)
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the variable's own axes are in the order (..., inputs, outputs)."""
+        order = sum(self.axes, ())
+        return order == tuple(range(len(order)))
+
     def to_kernel(self, weight: np.ndarray) -> np.ndarray:
         """The weight with its axes in the order (..., inputs, outputs); a view if possible."""
         return weight.transpose(sum(self.axes, ())).reshape(self.kernel_shape)

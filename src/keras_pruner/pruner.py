@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import backends
+from keras_pruner import backends, cuts
 from keras_pruner.criteria import magnitude
-from keras_pruner.masks import Weight, decide
+from keras_pruner.masks import choose
 from keras_pruner.optimizer import PrunedOptimizer, find, install
 from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
@@ -357,18 +357,10 @@ class Pruner:
         return given.resolve(self.updates, sparsity)
 
     def _prune(self, wrapped: Any, sparsity: float) -> None:
-        to_numpy = backends.current().to_numpy
-        weights = [
-            Weight(
-                masked.target,
-                functools.partial(to_numpy, masked.variable),
-                functools.partial(to_numpy, masked.mask),
-            )
-            for masked in wrapped.masked
-        ]
-        masks = decide(weights, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
-        for masked, mask in zip(wrapped.masked, masks, strict=True):
-            masked.mask.assign(mask)
+        weights = [cuts.weight(m.target, m.variable, m.mask) for m in wrapped.masked]
+        choices = choose(weights, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
+        for masked, choice in zip(wrapped.masked, choices, strict=True):
+            cuts.make(choice, masked.variable, masked.mask)
         wrapped.zero_pruned(slots=True)
         self._at = sparsity
 

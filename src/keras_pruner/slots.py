@@ -19,9 +19,7 @@ ENTRY_BY_ENTRY = (
 """Their update of an entry is zero where the entry, its gradient and its slots are zero."""
 
 
-def keeps_zeros(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> bool:
+def keeps_zeros(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> bool:
     """Whether an entry that is zero, with gradient and slots that are zero, surely stays zero.
 
     Zeroing the weights again after each step is then a pass over them for nothing. Not so for an

@@ -6,6 +6,10 @@ Every module here has the same functions:
   may be overwritten.
 - `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False,
   inside a compiled step or outside, on every replica, without communication.
+- `is_in_memory(variable)`: whether NumPy can look at the value where it is, without a copy.
+- `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
+  `selection.counted_cut`, without moving the value.
+- `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`.
 - `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.
 - `variable_scope(model)`: a context in which new variables live where the model's do.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.

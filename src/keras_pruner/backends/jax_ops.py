@@ -15,15 +15,89 @@ def mask_gradient(gradient: jax.Array, mask: keras.Variable) -> jax.Array:
     return jnp.where(mask.value, gradient, 0)
 
 
+LARGE = 1 << 27
+"""Entries from which a second copy may not fit beside the first."""
+
+
 def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Variable]) -> None:
-    """Set the variables to exactly 0.0 where the masks are False."""
+    """Set the variables to exactly 0.0 where the masks are False.
+
+    A large array that belongs to the variable alone is given up to be written over, as Keras'
+    own training step does with all of them.
+    """
     for variable, mask in zip(variables, masks, strict=True):
-        variable.assign(jnp.where(mask.value, variable.value, 0))
+        value = variable.value
+        is_own = is_readable(value) and value is variable._value
+        zero = _zero_in_place if is_own and value.size >= LARGE else _zero
+        variable.assign(zero(value, mask.value))
+
+
+def _zero(value: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, value, 0)
+
+
+_zero_in_place = jax.jit(_zero, donate_argnums=0)
+
+
+def is_in_memory(variable: keras.Variable) -> bool:
+    """Whether NumPy can look at the value where it is."""
+    devices = variable.value.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
+    """How many entries score `score` or more."""
+    return int(_count_from(variable.value, mask.value, score))
+
+
+def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
+    """How many entries up to the flat index `last` have this score."""
+    return int(_count_equal(variable.value, mask.value, score, np.uint32(last)))
+
+
+def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
+    """Make the mask that of a cut."""
+    mask.assign(_cut(variable.value, mask.value, score, np.uint32(last)))
+
+
+def _scores(value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Magnitudes, and -1 of what is pruned; in parts where the value is in parts."""
+    wide = jnp.promote_types(value.dtype, jnp.float32)
+    return jnp.where(mask, jnp.abs(value).astype(wide), -1)
+
+
+def _indices(value: jax.Array) -> jax.Array:
+    """Of each entry, in the flat array."""
+    indices, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(value.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis)
+        indices, stride = indices + along * np.uint32(stride), stride * value.shape[axis]
+    return indices
+
+
+@jax.jit
+def _count_from(value: jax.Array, mask: jax.Array, score: float) -> jax.Array:
+    return jnp.sum(_scores(value, mask) >= score, dtype=jnp.uint32)
+
+
+@jax.jit
+def _count_equal(value: jax.Array, mask: jax.Array, score: float, last: int) -> jax.Array:
+    is_equal = (_scores(value, mask) == score) & (_indices(value) <= last)
+    return jnp.sum(is_equal, dtype=jnp.uint32)
+
+
+@jax.jit
+def _cut(value: jax.Array, mask: jax.Array, score: float, last: int) -> jax.Array:
+    scores = _scores(value, mask)
+    return (scores > score) | ((scores == score) & (_indices(value) <= last))
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The value as a NumPy array; on a CPU a view of JAX's own memory."""
-    return np.asarray(variable.value)
+    value = variable.value
+    if is_in_memory(variable) and value.dtype != jnp.bfloat16:  # which DLPack lacks
+        return np.from_dlpack(value)  # np.asarray would copy booleans, and keep the copy
+    return np.asarray(value)
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:

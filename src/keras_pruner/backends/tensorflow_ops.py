@@ -54,6 +54,50 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
             zero(variable, mask)
 
 
+def is_in_memory(variable: keras.Variable) -> bool:
+    """Whether NumPy can look at the value where it is."""
+    return "CPU" in tf.convert_to_tensor(variable.value).device
+
+
+def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
+    """How many entries score `score` or more."""
+    return int(tf.math.count_nonzero(_scores(variable, mask) >= score))
+
+
+def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
+    """How many entries up to the flat index `last` have this score."""
+    scores = _scores(variable, mask)
+    return int(tf.math.count_nonzero((scores == score) & _is_up_to(last, scores)))
+
+
+def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
+    """Make the mask that of a cut.
+
+    As a whole: a variable that was ever assigned in parts is copied by TensorFlow at each
+    reading from then on.
+    """
+    scores = _scores(variable, mask)
+    kept = scores >= score
+    if last < variable.value.shape.num_elements() - 1:
+        kept &= (scores > score) | _is_up_to(last, scores)
+    mask.assign(kept)
+
+
+def _scores(variable: keras.Variable, mask: keras.Variable) -> tf.Tensor:
+    """Magnitudes, and -1 of what is pruned."""
+    value = tf.abs(variable.value)
+    value = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+    return tf.where(mask.value, value, tf.constant(-1, value.dtype))
+
+
+def _is_up_to(last: int, scores: tf.Tensor) -> tf.Tensor:
+    """Which entries have a flat index of at most `last`."""
+    size = scores.shape.num_elements()
+    return tf.reshape(
+        tf.concat([tf.ones(last + 1, bool), tf.zeros(size - last - 1, bool)], 0), scores.shape
+    )
+
+
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The value as a NumPy array; on a CPU a view of TensorFlow's own memory."""
     value = tf.convert_to_tensor(variable.value)

@@ -1,7 +1,7 @@
 """PyTorch."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -47,6 +47,42 @@ def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
         rows = max(1, CHUNK // max(1, bits[:1].numel()))
         for part, kept in zip(bits.split(rows), mask.split(rows), strict=True):
             part.mul_(kept)
+
+
+def is_in_memory(variable: keras.Variable) -> bool:
+    """Whether NumPy can look at the value where it is."""
+    return variable.value.device.type == "cpu"
+
+
+def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
+    """How many entries score `score` or more."""
+    counts = [(scores >= score).sum() for scores, *_ in _parts(variable, mask)]
+    return int(torch.stack(counts).sum())
+
+
+def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
+    """How many entries up to the flat index `last` have this score."""
+    counts = [
+        ((scores == score) & (indices <= last)).sum()
+        for scores, indices, _ in _parts(variable, mask)
+    ]
+    return int(torch.stack(counts).sum())
+
+
+def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
+    """Make the mask that of a cut, in place."""
+    for scores, indices, kept in _parts(variable, mask):
+        kept.copy_((scores > score) | ((scores == score) & (indices <= last)))
+
+
+def _parts(variable: keras.Variable, mask: keras.Variable) -> Iterator[Sequence[torch.Tensor]]:
+    """Magnitudes, with -1 of what is pruned; flat indices; and the mask, a part at a time."""
+    values, kept = variable.value.detach().reshape(-1), mask.value.view(-1)
+    for start in range(0, len(values), CHUNK):
+        value, part = values[start : start + CHUNK], kept[start : start + CHUNK]
+        wide = torch.promote_types(value.dtype, torch.float32)
+        indices = torch.arange(start, start + len(value), device=value.device)
+        yield torch.where(part, value.abs().to(wide), -1), indices, part
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
