@@ -1,15 +1,21 @@
 """Latency of pruned LiteRT files against dense ones, interleaved; prints ratios.
 
 `--what stacks`: Dense stacks natively (and in WebAssembly with --runtime wasm).
-`--what cnn`: MobileNet V1 and V2, stock and rewritten, in LiteRT.js under Node.
+`--what cnn`: MobileNet V1 and V2, stock and rewritten; --runtime wasm for LiteRT.js under Node.
 `--what others`: a small ResNet and an LSTM, natively.
-Each row has what `kp.advise` expected, so the rules are held to the measurements.
+Each row has what `kp.advise` expected, so the rules are held to the measurements. Every figure is
+the median over `--rounds` runs, each in a process of its own; their range stands behind it.
+With `--files DIR` the exported files stay there and are used again: convert first with
+`--prepare`, measure later, on a quiet machine.
 """
 
 import argparse
+import dataclasses
 import json
 import os
+import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,6 +26,7 @@ import numpy as np
 import keras_pruner as kp
 
 PATTERNS = {"block 1x4": kp.Block((4, 1)), "unstructured": kp.Unstructured()}
+STACKS = {"small": (256, 512, 512, 256), "large": (1024, 2048, 2048, 1024)}
 
 
 def stack(*sizes):
@@ -76,58 +83,74 @@ def prune(model, pattern, sparsity):
             variable.assign(np.where(mask, weight, 0))
 
 
-def compare(make, pattern, sparsity, directory, arguments, rewrite=False):
-    """One row: measured and expected gain."""
-    runtime = "litert-wasm" if arguments.runtime == "wasm" else "litert-x86"
-    model = randomize(make())
-    dense, pruned = directory / "dense.tflite", directory / "pruned.tflite"
-    kp.export_litert(model, dense, runtime=runtime)
-    prune(model, pattern, sparsity)
-    if rewrite:
-        model = kp.make_eligible(model).model
-    kp.export_litert(model, pruned, runtime=runtime)
-    reference = directory / "reference.tflite"
-    _without_sparse_tensors(model, reference)
-    options = {"node_modules": arguments.node_modules} if arguments.runtime == "wasm" else {}
-    measured = kp.benchmark_litert(
-        reference if not rewrite else dense, pruned, runtime=arguments.runtime,
-        seconds=arguments.seconds, **options,
-    ).timings[0]  # fmt: skip
-    expected = kp.advise(model, runtime, sparsity=sparsity, pattern=pattern).gain
-    return {
-        "measured": round(measured.speedup, 2), "expected": round(expected, 2),
-        "off": round(expected / measured.speedup - 1, 2),
-        "quartiles": [round(q, 2) for q in measured.spread],
-        "dense_ms": round(measured.dense_ms, 3), "outputs_differ": measured.difference,
-    }  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row: a model, its zeros, and whether it is rewritten first."""
 
+    label: str
+    make: Callable[[], keras.Model]
+    zeros: str
+    sparsity: float
+    rewrite: bool = False
 
-def _without_sparse_tensors(model, path):
-    """The same zeros, stored dense: what the sparse encoding itself gains."""
-    from keras_pruner.deploy.convert import convert
+    def build(self):
+        keras.utils.set_random_seed(0)
+        model = randomize(self.make())
+        prune(model, PATTERNS[self.zeros], self.sparsity)
+        return kp.make_eligible(model).model if self.rewrite else model
 
-    specs = [keras.InputSpec(i.dtype, (1, *i.shape[1:]), name=i.name) for i in model.inputs]
-    convert(model, path, specs, "float32")
+    def files(self, directory, runtime):
+        """The dense file, as the model is, and the pruned one; made if they are not there."""
+        name = self.label.replace(" ", "-")
+        dense = directory / f"{name}-{runtime}.tflite"
+        form = f"{self.zeros.replace(' ', '-')}-{self.sparsity}-{'r' * self.rewrite}"
+        pruned = directory / f"{name}-{form}-{runtime}.tflite"
+        if not dense.exists():
+            keras.utils.set_random_seed(0)
+            kp.export_litert(randomize(self.make()), dense, runtime=runtime)
+        if not pruned.exists():
+            kp.export_litert(self.build(), pruned, runtime=runtime)
+        return dense, pruned
+
+    def measure(self, directory, arguments):
+        runtime = "litert-wasm" if arguments.runtime == "wasm" else "litert-x86"
+        dense, pruned = self.files(directory, runtime)
+        options = {"node_modules": arguments.node_modules} if arguments.runtime == "wasm" else {}
+        timings = [
+            kp.benchmark_litert(
+                dense, pruned, runtime=arguments.runtime, seconds=arguments.seconds, **options
+            ).timings[0]
+            for _ in range(arguments.rounds)
+        ]
+        speedups = sorted(timing.speedup for timing in timings)
+        measured = statistics.median(speedups)
+        pattern = PATTERNS[self.zeros]
+        advice = kp.advise(self.build(), runtime, sparsity=self.sparsity, pattern=pattern)
+        return {
+            "model": self.label, "rewritten": self.rewrite, "zeros": self.zeros,
+            "sparsity": self.sparsity, "measured": measured, "rounds": speedups,
+            "expected": advice.gain, "off": advice.gain / measured - 1,
+            "dense_ms": statistics.median(timing.dense_ms for timing in timings),
+            "load": os.getloadavg()[0],
+        }  # fmt: skip
 
 
 def cases(arguments):
     if arguments.what == "stacks":
-        for sizes in ((256, 512, 512, 256), (1024, 2048, 2048, 1024)):
-            for name, sparsities in (("block 1x4", (0.75, 0.8, 0.9)),
-                                     ("unstructured", (0.8, 0.9, 0.95))):  # fmt: skip
-                for s in sparsities:
-                    yield f"Dense {sizes}", name, s, lambda sizes=sizes: stack(*sizes), False
+        for name in arguments.stacks:
+            for zeros in PATTERNS:
+                for s in arguments.sparsity or (0.75, 0.8, 0.9, 0.95):
+                    yield Case(f"Dense {name}", lambda n=name: stack(*STACKS[n]), zeros, s)
     elif arguments.what == "cnn":
         for model in arguments.models:
             for rewrite in (False, True):
                 for s in arguments.sparsity or (0.6, 0.8, 0.9):
-                    label = f"{model} {'rewritten' if rewrite else 'stock'}"
-                    yield label, "unstructured", s, lambda m=model: mobilenet(m), rewrite
+                    yield Case(model, lambda m=model: mobilenet(m), "unstructured", s, rewrite)
     else:
-        for s in (0.8, 0.9):
-            for name in PATTERNS:
-                yield "small ResNet", name, s, small_resnet, False
-                yield "LSTM", name, s, lstm, False
+        for label, make in (("small ResNet", small_resnet), ("LSTM", lstm)):
+            for zeros in PATTERNS:
+                for s in arguments.sparsity or (0.8, 0.9):
+                    yield Case(label, make, zeros, s)
 
 
 def main():
@@ -137,21 +160,33 @@ def main():
     parser.add_argument("--what", choices=["stacks", "cnn", "others"], default="stacks")
     parser.add_argument("--runtime", choices=["native", "wasm"], default="native")
     parser.add_argument("--models", nargs="*", default=["MobileNet", "MobileNetV2"])
-    parser.add_argument("--sparsity", type=float, nargs="*", help="for --what cnn")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--stacks", nargs="*", choices=list(STACKS), default=list(STACKS))
+    parser.add_argument("--sparsity", type=float, nargs="*")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--files", metavar="DIR", help="where exported files stay")
+    parser.add_argument("--prepare", action="store_true", help="only export, into --files")
     parser.add_argument("--node-modules", help="directory with @litertjs/core, for wasm")
     parser.add_argument("--json", action="store_true", help="one JSON object for each row")
     arguments = parser.parse_args()
-    for label, name, sparsity, make, rewrite in cases(arguments):
-        with tempfile.TemporaryDirectory() as directory:
-            row = compare(make, PATTERNS[name], sparsity, Path(directory), arguments, rewrite)
-        if arguments.json:
-            print(json.dumps({"model": label, "zeros": name, "sparsity": sparsity, **row}))
-        else:
+    runtime = "litert-wasm" if arguments.runtime == "wasm" else "litert-x86"
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(arguments.files or scratch)
+        directory.mkdir(parents=True, exist_ok=True)
+        for case in cases(arguments):
+            if arguments.prepare:
+                case.files(directory, runtime)
+                continue
+            row = case.measure(directory, arguments)
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+                continue
+            name = f"{case.label}{', rewritten' if case.rewrite else ''}"
             print(
-                f"{label:32} {name:13} {sparsity:.2f}  measured {row['measured']:5.2f}x  "
-                f"expected {row['expected']:5.2f}x  ({row['off']:+.0%})  "
-                f"dense {row['dense_ms']:.3f} ms", flush=True,
+                f"{name:24} {case.zeros:13} {case.sparsity:.2f}  measured {row['measured']:5.2f}x "
+                f"({row['rounds'][0]:.2f} - {row['rounds'][-1]:.2f})  expected "
+                f"{row['expected']:5.2f}x ({row['off']:+.0%})  dense {row['dense_ms']:.3f} ms  "
+                f"load {row['load']:.1f}", flush=True,
             )  # fmt: skip
 
 

@@ -73,6 +73,15 @@ def test_layers_of_every_kind_get_a_reason():
     assert sum(layer.share for layer in advice.layers) + 0.1 > 0.99
 
 
+@pytest.mark.parametrize("runtime", gains.DENSE_RUNTIMES)
+def test_runtimes_that_unpack_zeros_gain_nothing(runtime):
+    for model in (stack(256, 512, 512, 256), mobilenet()):
+        advice = advise(model, runtime, sparsity=0.95)
+        assert advice.gain == 1
+        assert {x.pattern for x in advice.layers} == {None}
+        assert "unpacks zeros" in str(advice)
+
+
 @pytest.mark.backend_free
 def test_gains_are_consistent():
     for runtime in gains.RUNTIMES:

@@ -4,12 +4,15 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner import files
 from keras_pruner.deploy import encoding, flatbuffer
+from keras_pruner.deploy.litert import export_litert
 from keras_pruner.deploy.sparse_file import load_sparse, save_sparse
+from keras_pruner.deploy.storage import save_compressed
 from keras_pruner.deploy.verify import verify_litert
 
 pytestmark = pytest.mark.backend_free
-COUNT = 1000
+COUNTS = [300, pytest.param(2000, marks=pytest.mark.slow)]
 MEMORY = 1 << 28  # bytes that reading a file of a few kilobytes may take
 
 
@@ -33,26 +36,30 @@ def mutations(content, count, seed=0):
         yield bytes(data)
 
 
-def read_all(tmp_path, content, read, check):
-    """Every mutation gives a ValueError, or something that passes `check`."""
-    path = tmp_path / "mutated"
+def read_all(tmp_path, content, count, read, check, suffix="", errors=ValueError):
+    """Every mutation gives an error of a kind, or something that passes `check`.
+
+    Returns the share of those that were refused.
+    """
+    path = tmp_path / f"mutated{suffix}"
     tracemalloc.start()
     refused = 0
-    for data in mutations(content, COUNT):
+    for data in mutations(content, count):
         path.write_bytes(data)
         try:
             result = read(path)
-        except ValueError:
+        except errors:
             refused += 1
         else:
             check(result)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < MEMORY
-    return refused
+    return refused / count
 
 
-def test_mutated_sparse_files(tmp_path):
+@pytest.mark.parametrize("count", COUNTS)
+def test_mutated_sparse_files(tmp_path, count):
     def small():
         return keras.Sequential([keras.Input((24,)), keras.layers.Dense(16, name="d")])
 
@@ -67,20 +74,72 @@ def test_mutated_sparse_files(tmp_path):
         np.testing.assert_array_equal(loaded, kernel)
 
     content = (tmp_path / "w.safetensors").read_bytes()
-    refused = read_all(tmp_path, content, lambda path: load_sparse(other, path), unchanged)
-    assert refused > 0.9 * COUNT
+    refused = read_all(tmp_path, content, count, lambda path: load_sparse(other, path), unchanged)
+    assert refused > 0.9
 
 
-def test_mutated_tflite_files(tmp_path):
+def sound(contents):
+    assert all(0 <= w.sparsity <= 1 for w in contents.weights)
+    str(contents)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_mutated_tflite_files_of_weights(tmp_path, count):
     pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
     from test_flatbuffer import model_of, weight_of
 
     weights = [(weight_of((6, 8)), e) for e in (None, encoding.csr, encoding.blocks)]
     flatbuffer.write(model_of(*weights), tmp_path / "m.tflite")
     content = (tmp_path / "m.tflite").read_bytes()
+    assert read_all(tmp_path, content, count, verify_litert, sound) > 0.3
 
-    def sound(contents):
-        assert all(0 <= w.sparsity <= 1 for w in contents.weights)
-        str(contents)
 
-    assert read_all(tmp_path, content, verify_litert, sound) > 0.3 * COUNT
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A small MobileNet of real operators, each kind of weight sparse, as bytes."""
+    pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
+    pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.ZeroPadding2D(1)(image)
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu6")(x)
+    x = keras.layers.DepthwiseConv2D(3, padding="same")(x)
+    x = keras.layers.Conv2D(16, 1, activation="relu6")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(64)(keras.layers.Dense(16)(x)))
+    for layer in model.layers[3:]:
+        if layer.weights:
+            kernel = np.random.default_rng(0).normal(size=layer.kernel.shape)
+            kernel[np.abs(kernel) < 1.5] = 0
+            layer.kernel.assign(kernel)
+    model.layers[-1].kernel.assign(np.eye(16, 64) * 3)
+    path = tmp_path_factory.mktemp("converted") / "m.tflite"
+    export_litert(model, path)
+    encodings = {w.encoding for w in verify_litert(path).weights}
+    assert {"dense", "csr"} <= encodings
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_mutated_tflite_files_of_operators(tmp_path, count, converted):
+    assert flatbuffer_operators(tmp_path, converted) > 4
+    assert read_all(tmp_path, converted, count, verify_litert, sound) > 0.3
+
+
+def flatbuffer_operators(tmp_path, content):
+    (tmp_path / "m.tflite").write_bytes(content)
+    return len(flatbuffer.read(tmp_path / "m.tflite").subgraphs[0].operators)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_mutated_keras_files(tmp_path, count):
+    model = keras.Sequential([keras.Input((24,)), keras.layers.Dense(16, name="d")])
+    save_compressed(model, tmp_path / "small.keras")
+    kernel = keras.ops.convert_to_numpy(model.layers[0].kernel.value)
+
+    def the_same(loaded):
+        its = keras.ops.convert_to_numpy(loaded.layers[0].kernel.value)
+        np.testing.assert_array_equal(its, kernel)
+
+    content = (tmp_path / "small.keras").read_bytes()
+    refused = read_all(tmp_path, content, count, files.load, the_same, ".keras", files.FileError)
+    assert refused > 0.5

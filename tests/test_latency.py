@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner.deploy import latency
 from keras_pruner.deploy.latency import benchmark_litert, find_litertjs
 from keras_pruner.deploy.litert import export_litert
 
@@ -71,3 +72,16 @@ def test_wrong_arguments_say_what_is_right(files, tmp_path):
     export_litert(other, tmp_path / "other.tflite")
     with pytest.raises(ValueError, match="must have the same inputs"):
         benchmark_litert(files[0], tmp_path / "other.tflite")
+
+
+@pytest.mark.parametrize("outputs", [[[1.0, 2.0], [3.0]], [[3.0], [1.0, 2.01]]], ids=str)
+def test_outputs_of_another_build_may_come_in_another_order(monkeypatch, outputs):
+    monkeypatch.setattr(latency, "_natively", lambda _: {"outputs": [[[1.0, 2.0], [3.0]]]})
+    latency._check_against_native(["m.tflite"], [outputs])
+
+
+@pytest.mark.parametrize("garbage", [[0.0, 7.5], [float("nan"), 2.0], [1.0]], ids=str)
+def test_garbage_from_litertjs_is_an_error(monkeypatch, garbage):
+    monkeypatch.setattr(latency, "_natively", lambda _: {"outputs": [[[1.0, 2.0]]]})
+    with pytest.raises(RuntimeError, match=r"m.tflite computes something else in LiteRT.js"):
+        latency._check_against_native(["m.tflite"], [[garbage]])

@@ -26,8 +26,8 @@ LAYERS = [
     {"callbacks", "oneshot", "deploy", "testing", "summaries"},
     {"comparison", "benchmarking"},
     {"demo"},
-    {"tfmot"},
-    {"tool_commands"},
+    {"tfmot", "cli_arguments"},
+    {"cli_shipping", "tool_commands"},
     {"cli", "__main__"},
 ]
 """A module imports only from layers above its own, or from its own folder."""

@@ -2,6 +2,7 @@
 
 from keras_pruner.allocation import Global, erk, lamp, uniform
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
+from keras_pruner.comparison import Comparison, compare
 from keras_pruner.criteria import magnitude
 from keras_pruner.deploy.advise import advise
 from keras_pruner.deploy.eligible import make_eligible
@@ -33,6 +34,7 @@ __all__ = [
     "NM",
     "Block",
     "Channel",
+    "Comparison",
     "ConstantSparsity",
     "FunctionSchedule",
     "Global",
@@ -52,6 +54,7 @@ __all__ = [
     "advise",
     "benchmark_litert",
     "check_zeros",
+    "compare",
     "erk",
     "export_litert",
     "find_sparsity",

@@ -1,26 +1,28 @@
-"""The commands `demo`, `inspect`, `prune`, `sensitivity` and `compare`.
+"""The command line; here are `demo`, `inspect`, `prune` and `sensitivity`.
 
 Exit codes: 0 it worked, 1 it failed (with one line on standard error), 2 wrong usage.
 """
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-import numpy as np
-
-from keras_pruner import __version__, demo, files, tool_commands
+from keras_pruner import __version__, cli_shipping, demo, files, tool_commands
 from keras_pruner.allocation import NAMED
-from keras_pruner.comparison import Comparison, describe
+from keras_pruner.cli_arguments import (
+    add_command,
+    add_pattern,
+    add_trust,
+    pattern_of,
+    positive,
+    show,
+    sparsity,
+)
 from keras_pruner.criteria import magnitude
 from keras_pruner.oneshot import prune, sensitivity, wanda
-from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.report import summarize
-from keras_pruner.values import check_sparsity
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except (files.FileError, ValueError, ImportError, OSError) as error:
         print(f"keras-pruner: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # of a converter or a runtime, whose own words follow
+        print(f"keras-pruner: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("keras-pruner: interrupted", file=sys.stderr)
@@ -49,7 +54,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
     )
     each = arguments.epochs
-    _show(
+    show(
         arguments,
         result.as_dict(),
         f"{result.comparison}\n\n"
@@ -61,7 +66,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     report = summarize(files.load(arguments.model, trust=arguments.trust))
-    _show(arguments, report.as_dict(), str(report))
+    show(arguments, report.as_dict(), str(report))
 
 
 def _prune(arguments: argparse.Namespace) -> None:
@@ -70,7 +75,7 @@ def _prune(arguments: argparse.Namespace) -> None:
     done = prune(
         model,
         arguments.sparsity,
-        pattern=_pattern(arguments),
+        pattern=pattern_of(arguments),
         allocation=arguments.allocation,
         criterion=_CRITERIA[arguments.criterion],
         filters=arguments.filters,
@@ -85,7 +90,7 @@ def _prune(arguments: argparse.Namespace) -> None:
     if arguments.calibration:
         result["oneshot"] = done.as_dict()
         text = f"{done}\n\n{report}"
-    _show(
+    show(
         arguments,
         result,
         f"{text}\n\nSaved the model as {arguments.output}, without what only training needs "
@@ -101,39 +106,7 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         sparsities=arguments.sparsities,
         filters=arguments.filters,
     )
-    _show(arguments, dataclasses.asdict(found), str(found))
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    paths = (arguments.dense, arguments.pruned)
-    compiled = arguments.data is not None
-    models = [files.load(path, trust=arguments.trust, compile=compiled) for path in paths]
-    scores = _scores(models, arguments.data) if compiled else [{}, {}]
-    sides = [describe(*side) for side in zip(models, paths, scores, strict=True)]
-    comparison = Comparison(*sides)
-    _show(arguments, comparison.as_dict(), str(comparison))
-
-
-def _scores(models: Sequence[keras.Model], path: str) -> list[dict[str, float]]:
-    """Loss and metrics of each; a model without any is judged by those of the other."""
-    with np.load(path) as data:
-        if not {"x", "y"} <= set(data):
-            raise ValueError(f"{path} must hold the arrays x and y. It holds: {sorted(data)}.")
-        x, y = data["x"], data["y"]
-    judge = next((model for model in models if model.compiled), None)
-    if judge is None:
-        raise ValueError(
-            "Neither model is compiled, so that there is no telling what to measure on "
-            f"{path}. Compile the dense one with its loss and metrics, and save it again."
-        )
-    for model in models:
-        if not model.compiled:
-            model.compile_from_config(judge.get_compile_config())
-    return [model.evaluate(x, y, verbose=0, return_dict=True) for model in models]
-
-
-def _show(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
-    print(json.dumps(data, indent=2) if arguments.json else text)
+    show(arguments, dataclasses.asdict(found), str(found))
 
 
 # ----------------------------------------------------------------------- arguments
@@ -150,13 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_prune(commands)
     _add_sensitivity(commands)
-    _add_compare(commands)
-    tool_commands.add(commands, _command, _show)
+    cli_shipping.add_commands(commands)
+    tool_commands.add_commands(commands)
     return parser
 
 
 def _add_demo(commands: Any) -> None:
-    command = _command(
+    command = add_command(
         commands,
         "demo",
         _demo,
@@ -167,24 +140,24 @@ def _add_demo(commands: Any) -> None:
     command.add_argument(
         "-o", "--output", metavar="DIR", default="keras-pruner-demo", help="default: %(default)s"
     )
-    command.add_argument("--sparsity", type=_sparsity, default=0.8, help="default: %(default)s")
+    command.add_argument("--sparsity", type=sparsity, default=0.8, help="default: %(default)s")
     command.add_argument(
         "--epochs",
-        type=_positive,
+        type=positive,
         default=4,
         help="of dense training, and again of pruning; default: %(default)s",
     )
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     command.add_argument(
         "--samples",
-        type=_positive,
+        type=positive,
         default=demo.TRAIN_SAMPLES,
         help="digits to train with; default: all %(default)s",
     )
 
 
 def _add_inspect(commands: Any) -> None:
-    command = _command(
+    command = add_command(
         commands,
         "inspect",
         _inspect,
@@ -193,11 +166,11 @@ def _add_inspect(commands: Any) -> None:
         "keras-pruner inspect model.keras --json",
     )
     command.add_argument("model", help="a .keras or .h5 file")
-    _add_trust(command)
+    add_trust(command)
 
 
 def _add_prune(commands: Any) -> None:
-    command = _command(
+    command = add_command(
         commands,
         "prune",
         _prune,
@@ -212,23 +185,9 @@ def _add_prune(commands: Any) -> None:
         "-o", "--output", required=True, metavar="OUT.keras", help="the file to write"
     )
     command.add_argument(
-        "--sparsity", type=_sparsity, help="the fraction of zeros, in [0, 1); not with --nm"
+        "--sparsity", type=sparsity, help="the fraction of zeros, in [0, 1); not with --nm"
     )
-    pattern = command.add_mutually_exclusive_group()
-    pattern.add_argument(
-        "--block",
-        nargs=2,
-        type=_positive,
-        metavar=("H", "W"),
-        help="zeros in blocks of H inputs by W outputs",
-    )
-    pattern.add_argument(
-        "--nm",
-        type=_nm,
-        metavar="N:M",
-        help="keep N weights of every M consecutive inputs, like 2:4",
-    )
-    pattern.add_argument("--channel", choices=_AXES, help="zeros in whole channels")
+    add_pattern(command)
     command.add_argument(
         "--allocation",
         choices=["auto", *sorted(NAMED)],
@@ -252,11 +211,11 @@ def _add_prune(commands: Any) -> None:
         "--leave", nargs="+", metavar="REGEX", help="leave weights alone whose path matches"
     )
     command.add_argument("--force", action="store_true", help="overwrite the output")
-    _add_trust(command)
+    add_trust(command)
 
 
 def _add_sensitivity(commands: Any) -> None:
-    command = _command(
+    command = add_command(
         commands,
         "sensitivity",
         _sensitivity,
@@ -274,85 +233,14 @@ def _add_sensitivity(commands: Any) -> None:
     command.add_argument(
         "--sparsities",
         nargs="+",
-        type=_sparsity,
+        type=sparsity,
         default=[0.5, 0.8, 0.9],
         help="to try for each weight; default: %(default)s",
     )
     command.add_argument(
         "--filters", nargs="+", metavar="REGEX", help="look only at layers whose path matches"
     )
-    _add_trust(command)
+    add_trust(command)
 
 
-def _add_compare(commands: Any) -> None:
-    command = _command(
-        commands,
-        "compare",
-        _compare,
-        "Compare a dense model file with a pruned one: zeros, bytes, accuracy.",
-        "keras-pruner compare model.keras out.keras",
-        "keras-pruner compare model.keras out.keras --data samples.npz --json",
-    )
-    command.add_argument("dense", help="the model before pruning")
-    command.add_argument("pruned", help="the model after pruning")
-    command.add_argument(
-        "--data",
-        metavar="SAMPLES.npz",
-        help="arrays x and y to measure loss and metrics on, if a model is compiled",
-    )
-    _add_trust(command)
-
-
-def _command(commands: Any, name: str, run: Any, purpose: str, *examples: str) -> Any:
-    command = commands.add_parser(
-        name,
-        help=purpose,
-        description=purpose,
-        epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(run=run)
-    command.add_argument("--json", action="store_true", help="print JSON, for machines")
-    return command
-
-
-def _add_trust(command: Any) -> None:
-    command.add_argument(
-        "--trust", action="store_true", help="run Python code that the model file may hold"
-    )
-
-
-def _sparsity(text: str) -> float:
-    try:
-        check_sparsity("--sparsity", float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return float(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _nm(text: str) -> Pattern:
-    kept, colon, of = text.partition(":")
-    try:
-        if not colon:
-            raise ValueError("must be two numbers like 2:4")
-        return NM(int(kept), int(of))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error} (received {text!r})") from None
-
-
-_AXES = {"outputs": -1, "inputs": -2}
 _CRITERIA: dict[str, Any] = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": "sparsegpt"}
-
-
-def _pattern(arguments: argparse.Namespace) -> Pattern:
-    if arguments.block:
-        return Block(tuple(arguments.block))
-    if arguments.channel:
-        return Channel(_AXES[arguments.channel])
-    return arguments.nm or Unstructured()

@@ -2,19 +2,17 @@
 
 import dataclasses
 import importlib.resources
-import importlib.util
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_pruner import files, page
+from keras_pruner import files
 from keras_pruner.callbacks import GradualPruning
-from keras_pruner.comparison import COLUMNS, Comparison, describe
+from keras_pruner.comparison import Comparison, compare
 
 TRAIN_SAMPLES = 8000
 BATCH_SIZE = 64
@@ -87,27 +85,20 @@ def run(
     before = train("dense", 2e-3)
     start = model.get_weights()
     train("dense, as long", 5e-4)
-    dense = _ship(model, output / "dense.keras", test)
+    dense = _ship(model, output / "dense.keras")
     model.set_weights(start)
     after = train("pruned", 5e-4, pruning)
-    pruned = _ship(model, output / "pruned.keras", test)
-    comparison = Comparison(dense, pruned)
+    pruned = _ship(model, output / "pruned.keras")
+    dense.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    comparison = compare(dense, pruned, data=test, progress=False)
     history = {
         "sparsity": [0.0] * epochs + after["sparsity"],
         "test accuracy": before["val_accuracy"] + after["val_accuracy"],
     }
-    report = write_report(output / "report.html", comparison, history)
+    report = output / "report.html"  # without matplotlib it has no plots, and says how to have them
+    report.write_text(comparison.to_html(history=history), encoding="utf-8")
     seconds = time.perf_counter() - begun
     return Demo(comparison, before["val_accuracy"][-1], history, seconds, report)
-
-
-def write_report(path: Path, comparison: Comparison, history: dict[str, list[float]]) -> Path:
-    """Write the page; without matplotlib it has no plots, and says how to have them."""
-    facts = page.table("Before and after pruning", COLUMNS, comparison.overall())
-    plots = importlib.util.find_spec("matplotlib") is not None
-    text = comparison.pruned.report.to_html(history=history, facts=facts, plots=plots)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def digits(samples: int = TRAIN_SAMPLES) -> tuple[np.ndarray, ...]:
@@ -118,7 +109,7 @@ def digits(samples: int = TRAIN_SAMPLES) -> tuple[np.ndarray, ...]:
     return x[:samples], y[:samples], x[TRAIN_SAMPLES:], y[TRAIN_SAMPLES:]
 
 
-def network() -> keras.Model:
+def network(name: str = "digits") -> keras.Model:
     """A small convolutional network; most of its weights are in one dense layer."""
     return keras.Sequential(
         [
@@ -131,7 +122,7 @@ def network() -> keras.Model:
             keras.layers.Dense(64, activation="relu", name="hidden"),
             keras.layers.Dense(10, activation="softmax", name="digit"),
         ],
-        name="digits",
+        name=name,
     )
 
 
@@ -158,10 +149,9 @@ class Lines(keras.callbacks.Callback):
         )
 
 
-def _ship(model: keras.Model, path: Path, test: Sequence[np.ndarray]) -> Any:
-    """Save the model without what only training needs, and describe it."""
-    scores = model.evaluate(*test, verbose=0, return_dict=True)
-    bare = network()
+def _ship(model: keras.Model, path: Path) -> keras.Model:
+    """Save the model without what only training needs, and give back what was saved."""
+    bare = network(path.stem)
     bare.set_weights(model.get_weights())
     files.save(bare, path, overwrite=True)
-    return describe(bare, path, {"accuracy": scores["accuracy"]})
+    return bare

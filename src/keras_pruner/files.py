@@ -1,6 +1,5 @@
-"""Model files: read with errors that say what to do, written whole or not at all, measured."""
+"""Model files: read with errors that say what to do, written whole or not at all."""
 
-import gzip
 import os
 import re
 import zipfile
@@ -97,16 +96,6 @@ def samples(path: str | Path, model: keras.Model) -> Any:
         return arrays.get("x", next(iter(arrays.values())))
     wanted = f"arrays named {names}" if len(names) > 1 else "an array x"
     raise FileError(f"{path} must hold {wanted}: inputs of the model. It holds: {sorted(arrays)}.")
-
-
-def plain_size(path: str | Path) -> int:
-    """The bytes of a file."""
-    return Path(path).stat().st_size
-
-
-def compressed_size(path: str | Path) -> int:
-    """The bytes of a file after gzip at its strongest level."""
-    return len(gzip.compress(Path(path).read_bytes(), 9))
 
 
 def _why_not(path: Path, error: Exception) -> str:

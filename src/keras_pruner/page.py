@@ -109,6 +109,26 @@ def bars(label: str, values: Sequence[tuple[str, float]]) -> str:
     return _svg(drawing, label)
 
 
+def pairs(label: str, sides: tuple[str, str], values: Sequence[tuple[str, float, float]]) -> str:
+    """Two horizontal bars for each name, one for each side, with their numbers, as SVG."""
+    drawing = _figure(1.1 + 0.55 * len(values))
+    axes = drawing.subplots()
+    largest = max((number for _, *both in values for number in both), default=0.0) or 1.0
+    for side, (name, color) in enumerate(zip(sides, (_SOFT, _FIRST), strict=True)):
+        positions = [row + 0.36 * (side - 0.5) for row in range(len(values))]
+        numbers = [both[side] for _, *both in values]
+        axes.barh(positions, numbers, color=color, height=0.34, label=name)
+        for position, number in zip(positions, numbers, strict=True):
+            place = number + 0.01 * largest
+            axes.text(place, position, f"{number:.3g}", va="center", color=_INK, fontsize=9)
+    axes.set(xlim=(0, 1.12 * largest), xlabel=label, ylim=(len(values) - 0.4, -0.6))
+    axes.set_yticks(range(len(values)), [_short(name) for name, *_ in values], parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, labelcolor=_INK)
+    return _svg(drawing, label)
+
+
 def lines(label: str, curves: Mapping[str, Sequence[float]]) -> str:
     """Curves over the same steps, each with a panel of its own, as SVG."""
     drawing = _figure(0.5 + 2.0 * len(curves))

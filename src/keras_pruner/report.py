@@ -134,7 +134,7 @@ class SparsityReport:
             bars = [(row.path, row.sparsity) for row in kernels]
             parts.append(page.figure("Sparsity by layer", page.bars("sparsity", bars)))
         if plots and history:
-            parts += [page.figure("While training", page.lines("epoch", _curves(history)))]
+            parts += [page.figure("While training", page.lines("epoch", curves(history)))]
         if not plots:
             parts.append(page.note(f"There are no plots here. {page.INSTALL}"))
         parts.append(page.table("Every weight", COLUMNS, self._row_cells(), self._total_cells()))
@@ -197,8 +197,8 @@ def _cells(name: str, shape: str, counted: Row | Total) -> tuple[str, ...]:
     return name, shape, f"{counted.size:,}", f"{counted.zeros:,}", f"{counted.sparsity:.4f}"
 
 
-def _curves(history: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Sparsity, and what was measured on the validation data or, without any, in training."""
+def curves(history: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """What to plot of a history: sparsity, and the metrics of the validation data, or any."""
     validated = [name for name in history if name.startswith("val_")]
     measured = validated or [name for name in history if name != "sparsity"]
     chosen = [name for name in measured if "loss" not in name] or measured

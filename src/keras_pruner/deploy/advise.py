@@ -53,6 +53,13 @@ class Advice:
     gain: float
     notes: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers; a pattern as its text, None for dense."""
+        found = dataclasses.asdict(self)
+        for row, layer in zip(found["layers"], self.layers, strict=True):
+            row["pattern"] = None if layer.pattern is None else repr(layer.pattern)
+        return found
+
     def __str__(self) -> str:
         rows = [
             (x.path, f"{x.share:.0%}", x.pattern or "dense", f"{x.gain:.1f}x", x.reason)
@@ -104,8 +111,8 @@ def advise(
 
     Args:
         model: a built Keras 3 model.
-        runtime: "litert-x86", "litert-wasm" (a browser, Node) or "litert-arm", which has rules
-            but was not measured.
+        runtime: "litert-x86", "litert-wasm" (a browser, Node), "litert-arm", which has rules
+            but was not measured, or "onnxruntime" and "openvino", where nothing gains.
         sparsity: fraction of zeros, in [0, 1).
         pattern: the zeros to judge; None: the best for each layer.
         batch_size: rows per inference.
@@ -116,10 +123,9 @@ def advise(
     check_model(model)
     check_sparsity("sparsity", sparsity)
     check_integer("batch_size", batch_size, least=1)
-    if runtime not in gains.RUNTIMES:
-        raise ValueError(
-            f"`runtime` must be one of {gains.RUNTIMES}. Received: runtime={runtime!r}."
-        )
+    known = (*gains.RUNTIMES, *gains.DENSE_RUNTIMES)
+    if runtime not in known:
+        raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
     parts = _parts(model, Rules().plan(model, frozen=True))
     model_bytes = sum(4.0 * p.size for p in parts if p.kind == "dense")
     obstacle = _cluster_obstacle(model, parts, runtime, sparsity)
@@ -212,6 +218,8 @@ def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, spar
     """Why the convolutions of a model run dense; empty if they do not."""
     if not any(part.kind == "conv" for part in parts):
         return "no convolutions"
+    if runtime in gains.DENSE_RUNTIMES:
+        return ""
     if runtime == "litert-x86":
         return "XNNPACK has no sparse convolutions on x86; zeros make the file smaller"
     try:
@@ -246,6 +254,8 @@ class _Site:
         """The pattern for a weight, its layer's gain and the reason."""
         if not part.target:
             return None, 1.0, "not pruned"
+        if self.runtime in gains.DENSE_RUNTIMES:
+            return None, 1.0, f"{self.runtime} unpacks zeros when it loads a model"
         if part.kind == "conv":
             return self._judge_convolution(part)
         if part.kind != "dense":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import statistics
@@ -20,6 +21,7 @@ from keras_pruner.values import check_integer
 
 _NODE = ["node", "--experimental-wasm-relaxed-simd"]
 _INSTALL = "npm install @litertjs/core@2.5.3"
+_TOLERANCE = 2e-2  # of outputs, between two builds of the same runtime; garbage is further off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Timing:
         pruned_ms: the same of the pruned one.
         speedup: median over the rounds of dense / pruned, taken in the same round.
         spread: the quartiles of that ratio.
-        difference: the largest of the outputs, in units of the largest output.
+        difference: the largest between outputs of the two, in units of the largest output.
     """
 
     batch_size: int
@@ -97,7 +99,8 @@ def benchmark_litert(
 
     Raises:
         ValueError: for wrong arguments, files that do not run, or have other inputs.
-        RuntimeError: if the runtime fails or crashes.
+        RuntimeError: if the runtime fails or crashes, or if LiteRT.js computes something else
+            than LiteRT does natively.
         FileNotFoundError: without Node or @litertjs/core, naming the command.
         ImportError: without the extra "litert".
     """
@@ -123,9 +126,7 @@ def benchmark_litert(
         if batch_size is not None:
             check_integer("batch_sizes", batch_size, least=1)
         job = {"files": files, "threads": threads, "batch_size": batch_size, "seconds": seconds}
-        module = interpreter.__name__
-        raw = _run([sys.executable, "-W", "ignore", "-m", module], job, _environment())
-        timings.append(_timing(raw, batch_size or inputs[0][0][0][0]))
+        timings.append(_timing(_natively(job), batch_size or inputs[0][0][0][0]))
     return Latency("native", threads, tuple(timings))
 
 
@@ -176,7 +177,29 @@ def _in_node(
             "seconds": seconds,
         }  # fmt: skip
         runner = Path(__file__).with_name("wasm_runner.mjs")
-        return _timing(_run([*_NODE, str(runner)], job, dict(os.environ)), inputs[0][0][0])
+        raw = _run([*_NODE, str(runner)], job, dict(os.environ))
+    _check_against_native(files, raw["outputs"])
+    return _timing(raw, inputs[0][0][0])
+
+
+def _check_against_native(files: list[str], outputs: list[list[list[float]]]) -> None:
+    """Raise if a file computes something else in LiteRT.js, which fails without saying so."""
+    job = {"files": files, "threads": 1, "batch_size": None, "seconds": 0.0}
+    native = _natively(job)["outputs"]
+    for path, mine, its in zip(files, native, outputs, strict=True):
+        for values in its:  # the order of several outputs may be another
+            same_size = [m for m in mine if len(m) == len(values)]
+            nearest = min((_difference(m, values) for m in same_size), default=math.inf)
+            if not nearest <= _TOLERANCE:
+                raise RuntimeError(
+                    f"{path} computes something else in LiteRT.js than natively: outputs differ "
+                    f"by {nearest:.1e} of the largest. Its times mean nothing. What "
+                    "kp.verify_litert says of it, and kp.make_eligible, may help."
+                )
+
+
+def _natively(job: dict[str, Any]) -> dict[str, Any]:
+    return _run([sys.executable, "-W", "ignore", "-m", interpreter.__name__], job, _environment())
 
 
 def find_litertjs(node_modules: str | os.PathLike[str] | None = None) -> Path:
@@ -200,10 +223,13 @@ def _timing(raw: dict[str, Any], batch_size: int) -> Timing:
     dense, pruned = raw["seconds"]
     ratios = [d / p for d, p in zip(dense, pruned, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    worst = 0.0
-    for one, other in zip(*raw["outputs"], strict=True):
-        first, second = (np.array(o, np.float64) for o in (one, other))
-        difference = np.abs(first - second).max(initial=0) / max(np.abs(first).max(initial=0), 1e-6)
-        worst = max(worst, np.inf if np.isnan(difference) else float(difference))
+    worst = max(_difference(*pair) for pair in zip(*raw["outputs"], strict=True))
     dense_ms, pruned_ms = (1e3 * statistics.median(side) for side in (dense, pruned))
     return Timing(batch_size, dense_ms, pruned_ms, middle, (low, high), worst)
+
+
+def _difference(one: list[float], other: list[float]) -> float:
+    """The largest of two outputs, in units of the largest of the first; infinite for NaN."""
+    first, second = np.array(one, np.float64), np.array(other, np.float64)
+    difference = np.abs(first - second).max(initial=0) / max(np.abs(first).max(initial=0), 1e-6)
+    return math.inf if np.isnan(difference) else float(difference)

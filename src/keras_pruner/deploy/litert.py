@@ -14,6 +14,7 @@ from keras_pruner.deploy.convert import Signature, convert
 from keras_pruner.deploy.destination import complete
 from keras_pruner.deploy.gains import RUNTIMES
 from keras_pruner.deploy.sparse_tensors import Encoded, encode
+from keras_pruner.deploy.stages import stages
 from keras_pruner.plan import check_model
 
 # Largest difference of an output, in units of the largest output.
@@ -38,6 +39,10 @@ class Export:
     weights: tuple[Encoded, ...]
     difference: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
     def __str__(self) -> str:
         rows = [
             (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)
@@ -60,6 +65,7 @@ def export_litert(
     input_signature: Signature | None = None,
     samples: Any = None,
     tolerance: float | None = None,
+    progress: bool = True,
 ) -> Export:
     """Write a model as a `.tflite` file whose zeros count, checked against the model.
 
@@ -80,12 +86,14 @@ def export_litert(
             ones (0 or 1 for integers).
         tolerance: largest difference of an output, in units of the largest. None: 1e-4, 2e-2 or
             0.2 by `weights`.
+        progress: whether to say what is being done, if there is a terminal to say it on.
 
     Returns:
         What was stored how, and why.
 
     Raises:
-        ValueError: for a wrong argument, or a model with dynamic shapes and no signature.
+        ValueError: for a wrong argument, a model with dynamic shapes and no signature, or one
+            quantized by Keras.
         RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
         ImportError: without the extras "litert" and "tensorflow".
     """
@@ -97,15 +105,19 @@ def export_litert(
         )
     if runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
+    _check_unquantized(model)
     signature = _signature(model, input_signature)
+    inputs = _inputs(signature, samples)
     flatbuffer.schema()
-    with complete(path, ".tflite") as unfinished:
+    with complete(path, ".tflite") as unfinished, stages(shown=progress) as announce:
         dense = unfinished.parent / "dense.tflite"
+        announce(f"converting {model.name} with TensorFlow")
         convert(model, dense, signature, weights)
+        announce(f"storing the zeros of {model.name}")
         content = flatbuffer.read(dense)
         encoded = encode(content, runtime, signature[0].shape[0] or 1)
         flatbuffer.write(content, unfinished)
-        inputs = _inputs(signature, samples)
+        announce("comparing the outputs of file and model")
         difference = _difference(model, unfinished, inputs)
         allowed = _TOLERANCE[weights] if tolerance is None else tolerance
         if not difference <= allowed:
@@ -116,6 +128,16 @@ def export_litert(
             )
         size, dense_size = unfinished.stat().st_size, dense.stat().st_size
     return Export(str(path), size, dense_size, tuple(encoded), difference)
+
+
+def _check_unquantized(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"{layer.name!r} is quantized by Keras ({mode}), which TensorFlow's converter does "
+                'not take. Export the model as it was before, with weights="int8".'
+            )
 
 
 def _signature(model: keras.Model, given: Signature | None) -> Signature:

@@ -27,7 +27,7 @@ def save_compressed(
     *,
     weights: str | None = None,
     optimizer: bool = False,
-    compression: str = "lzma",
+    compression: str | None = "lzma",
 ) -> int:
     """Save a model as a small `.keras` file that `keras.saving.load_model` opens as it is.
 
@@ -43,7 +43,8 @@ def save_compressed(
         optimizer: also keep the compile configuration and the optimizer's state, which is as
             large as the weights or twice that. Without, the model must be compiled before it is
             evaluated or trained again.
-        compression: "lzma", the smallest, or "deflate", several times faster to write.
+        compression: "lzma", the smallest; "deflate", several times faster to write; None: not
+            at all, as `model.save` does.
 
     Returns:
         The size of the file in bytes.
@@ -124,7 +125,7 @@ def _copy_rounded(old: h5py.Group, new: h5py.Group, name: str) -> None:
             rounded[start : start + rows] = values.astype(np.float16)
 
 
-def _pack(plain: Path, destination: Path, compression: str) -> None:
+def _pack(plain: Path, destination: Path, compression: str | None) -> None:
     files = sorted(p for p in plain.rglob("*") if p.is_file())
     with zipfile.ZipFile(destination, "w") as archive:
         for file in files:
@@ -143,7 +144,7 @@ def _is_refused(member: zipfile.ZipInfo) -> bool:
 
 
 def _write_member(
-    archive: zipfile.ZipFile, file: Path, info: zipfile.ZipInfo, compression: str
+    archive: zipfile.ZipFile, file: Path, info: zipfile.ZipInfo, compression: str | None
 ) -> None:
     info.compress_type = _METHODS[compression]
     with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as member:
@@ -154,7 +155,7 @@ def _write_member(
             member.write(chunk)
 
 
-_METHODS = {"lzma": zipfile.ZIP_LZMA, "deflate": zipfile.ZIP_DEFLATED}
+_METHODS = {"lzma": zipfile.ZIP_LZMA, "deflate": zipfile.ZIP_DEFLATED, None: zipfile.ZIP_STORED}
 
 
 class _FloatLzma:

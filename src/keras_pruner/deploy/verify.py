@@ -36,6 +36,10 @@ class Contents:
         zeros = sum(w.sparsity * size for w, size in zip(self.weights, sizes, strict=True))
         return zeros / max(1, sum(sizes))
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return {**dataclasses.asdict(self), "sparsity": self.sparsity}
+
     def __str__(self) -> str:
         rows = [
             (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)

@@ -1,0 +1,144 @@
+import json
+import math
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pruner as kp
+from keras_pruner import comparison as module
+from keras_pruner.deploy.latency import Latency, Timing
+from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
+
+
+def network(sparsity=0.0, name="net", seed=0):
+    layers = [keras.layers.Dense(64, "relu", name="wide"), keras.layers.Dense(3, name="head")]
+    model = keras.Sequential([keras.Input((32,)), *layers], name=name)
+    rng = np.random.default_rng(seed)
+    for layer in layers:
+        kernel = rng.normal(size=layer.kernel.shape).astype("float32")
+        kernel[rng.random(kernel.shape) < sparsity] = 0
+        layer.kernel.assign(kernel)
+    return model
+
+
+# By hand: half of 4 entries is one bit each for the mask; the two survivors have two equally
+# frequent exponents, a bit each, and 23 bits of mantissa: 4 + 2 + 46 bits.
+def test_entropy_is_that_of_mask_exponents_and_mantissas():
+    assert entropy_bytes(np.array([0, 1.5, 0, 3.25], "float32")) == (4 + 2 + 46) / 8
+    assert entropy_bytes(np.array([0, -1.5, 0, 1.25], "float16")) == (4 + 2 + 20) / 8
+    assert entropy_bytes(np.array([7, 7, 7, 5], "int8")) == pytest.approx(
+        -(3 * math.log2(0.75) + math.log2(0.25)) / 8
+    )
+    assert entropy_bytes(np.zeros(9, "float32")) == entropy_bytes(np.zeros(0, "float32")) == 0
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_every_form_is_near_the_entropy_or_above_it(sparsity):
+    model = network(sparsity)
+    sizes = stored_sizes(model)
+    assert list(sizes) == [
+        "plain .keras", "save_compressed", "save_compressed, float16", "save_sparse",
+    ]  # fmt: skip
+    least = sum(entropy_bytes(keras.ops.convert_to_numpy(w.value)) for w in model.weights)
+    dense = 4 * model.count_params()
+    assert sizes["plain .keras"] >= dense
+    assert least < sizes["save_sparse"] < dense
+    assert least < sizes["save_compressed"] < sizes["plain .keras"]
+
+
+def test_weights_too_large_for_float16_have_no_such_size():
+    model = network()
+    model.layers[0].kernel.assign(np.full((32, 64), 1e5))
+    assert "save_compressed, float16" not in stored_sizes(model)
+
+
+def test_zeros_bytes_and_scores_of_both(data, tmp_path):
+    x, y = data
+    dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)])
+    dense.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(True), metrics=["acc"])
+    pruned = keras.Sequential.from_config(dense.get_config())
+    pruned.set_weights(dense.get_weights())
+    kp.prune(pruned, 0.75)
+    found = kp.compare(dense, pruned, data=(x, y), names=("before", "after"))
+    assert found.same_architecture
+    assert not pruned.compiled
+    pruned.compile(loss=keras.losses.SparseCategoricalCrossentropy(True), metrics=["acc"])
+    for model, side in ((dense, found.dense), (pruned, found.pruned)):
+        expected = model.evaluate(x, y, verbose=0, return_dict=True)
+        assert side.scores == pytest.approx(expected, rel=1e-5)
+    assert found.pruned.report == kp.summarize(pruned)
+    assert sum(found.dense.weight_bytes) == 4 * dense.count_params()
+    assert sum(found.pruned.entropy) < 0.5 * sum(found.dense.entropy)
+    text = str(found)
+    assert "before and after" in text
+    assert re.search(r"loss +\d\.\d{4} +\d\.\d{4}", text)
+    assert re.search(r"dense\w*/kernel +128 +0\.0000 +0\.\d{4} +512 +\d", text)
+    dumped = json.loads(json.dumps(found.as_dict()))
+    assert dumped["pruned"]["weights"][0]["entropy_bytes"] == found.pruned.entropy[0]
+
+
+def test_files_are_compared_like_models(tmp_path):
+    paths = [tmp_path / "dense.keras", tmp_path / "pruned.keras"]
+    models = [network(), network(0.8)]
+    for model, path in zip(models, paths, strict=True):
+        model.save(path)
+    of_files, of_models = kp.compare(*paths), kp.compare(*models)
+    for one, other in ((of_files.dense, of_models.dense), (of_files.pruned, of_models.pruned)):
+        assert (one.report, one.entropy, one.layers) == (other.report, other.entropy, other.layers)
+    assert [of_files.dense.name, of_models.dense.name] == [str(paths[0]), "net"]
+
+
+def test_models_of_other_architectures_are_matched_by_name():
+    other = keras.Sequential([keras.Input((32,)), keras.layers.Dense(3, name="else")])
+    found = kp.compare(network(), other)
+    assert "not of the same architecture" in str(found)
+    assert [row[0] for row in found.by_layer()] == ["wide/kernel", "head/kernel", "else/kernel"]
+    assert [row[2] for row in found.by_layer()] == ["0.0000", "0.0000", "-"]
+
+
+def test_the_page_stands_alone_and_has_a_plot_for_everything_measured():
+    found = kp.compare(network(name="<b>"), network(0.8))
+    timing = Timing(1, 2.0, 1.0, 2.0, (1.9, 2.1), 0.0)
+    found = module.Comparison(found.dense, found.pruned, Latency("native", 1, (timing,)))
+    history = {"sparsity": [0.0, 0.8], "val_accuracy": [0.9, 0.8]}
+    text = found.to_html(history=history)
+    assert text.count("<svg") == 4
+    for word in ("megabytes", "milliseconds", "entropy of the weights", "head/kernel", "2.00"):
+        assert word in text
+    assert "<b>" not in text
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", text)
+    assert not re.search(r"#0[1-5]0[1-5]0[1-5]", text)
+
+
+def test_without_matplotlib_the_page_says_how_to_have_plots(monkeypatch):
+    found = kp.compare(network(), network(0.8))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    text = found.to_html(history={"sparsity": [0.5]})
+    assert "keras-pruner[report]" in text
+    assert "<svg" not in text
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-pruner\[report\]"'):
+        found.to_html(plots=True)
+
+
+def test_litert_files_are_converted_and_timed_when_asked():
+    pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
+    pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("six conversions, each in a process of its own")
+    found = kp.compare(network(), network(0.8), litert=True, latency="native", seconds=0.1)
+    assert {"export_litert", "export_litert, int8", "the same, deflated"} <= set(found.pruned.sizes)
+    assert found.latency.runtime == "native"
+    assert "LiteRT, native, milliseconds (batch 1)" in str(found)
+
+
+def test_wrong_arguments_say_what_is_right():
+    with pytest.raises(ValueError, match="`latency` must be None"):
+        kp.compare(network(), network(), latency="gpu")
+    with pytest.raises(ValueError, match="Neither model is compiled"):
+        kp.compare(network(), network(), data=(np.ones((2, 32)), np.ones(2)))
+    with pytest.raises(ValueError, match="must be a Keras model"):
+        kp.compare(network(), 3)
