@@ -54,7 +54,9 @@ def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
 def test_large_weights_are_zeroed_too(monkeypatch):
     monkeypatch.setattr(OPS, "LARGE", 1, raising=False)
     variable = keras.Variable(np.ones((4, 3)))
-    OPS.zero_pruned([variable], [keras.Variable(np.eye(4, 3, dtype=bool), dtype="bool")])
+    OPS.zero_pruned(
+        [variable], [keras.Variable(np.eye(4, 3, dtype=bool), dtype="bool", trainable=False)]
+    )
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.eye(4, 3))
 
 
