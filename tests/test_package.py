@@ -14,7 +14,7 @@ pytestmark = pytest.mark.backend_free
 SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
-    {"values", "tables", "files", "page", "events"},
+    {"values", "tables", "files", "page", "events", "backup"},
     {"schedules", "criteria", "selection", "ranking", "slots", "keras2"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
@@ -22,6 +22,7 @@ LAYERS = [
     {"masks", "report"},
     {"backends"},
     {"cuts", "optimizer"},
+    {"agreement"},
     {"pruner"},
     {"callbacks", "oneshot", "deploy", "testing", "summaries"},
     {"comparison", "benchmarking"},

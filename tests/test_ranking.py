@@ -1,13 +1,16 @@
 """The cut through many weights against sorting everything."""
 
+import functools
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from keras_pruner import ranking
 from keras_pruner.allocation import Share, lamp
-from keras_pruner.ranking import by_lamp, kept_by_one_cut
+from keras_pruner.ranking import Scores, by_lamp, kept_by_one_cut
 from keras_pruner.selection import kept_count
 
 pytestmark = pytest.mark.backend_free
@@ -48,6 +51,10 @@ def scores(kind, random, size, scale):
     }[kind]
 
 
+def together(weights):
+    return [Scores(lambda w=w: [w]) for w in weights]
+
+
 KINDS = [
     ("smooth", "smooth", "smooth"),
     ("zeros", "smooth", "all zeros"),
@@ -75,8 +82,7 @@ def test_the_same_as_sorting_everything(monkeypatch, kinds, lamp, dtype):
         ]
     for sparsity, least in itertools.product((0.0, 0.1, 0.5, 0.8, 0.95), ([1] * 3, [40, 1, 5])):
         budget = max(kept_count(242, sparsity), sum(least))
-        reads = [lambda w=w: w for w in weights]
-        found = kept_by_one_cut(reads, least, budget, by_lamp if lamp else None)
+        found = kept_by_one_cut(together(weights), least, budget, by_lamp if lamp else None)
         assert found.tolist() == slow(weights, least, budget, lamp)
 
 
@@ -84,7 +90,7 @@ def test_scores_below_zero_are_ranked_too():
     random = np.random.default_rng(1)
     weights = [random.normal(size=n).astype("float32") for n in (60, 75)]
     for budget in (3, 50, 80, 134):
-        found = kept_by_one_cut([lambda w=w: w for w in weights], [1, 1], budget)
+        found = kept_by_one_cut(together(weights), [1, 1], budget)
         assert found.tolist() == slow(weights, [1, 1], budget, lamp=False)
 
 
@@ -98,7 +104,7 @@ def test_few_scores_are_ranked_one_by_one():
         seen.append(len(scores))
         return by_lamp(scores, sums)
 
-    found = kept_by_one_cut([lambda w=w: w for w in weights], [1] * 3, 60_000, watched)
+    found = kept_by_one_cut(together(weights), [1] * 3, 60_000, watched)
     assert found.sum() == 60_000
     assert max(seen) < 8_000
 
@@ -106,7 +112,7 @@ def test_few_scores_are_ranked_one_by_one():
 def test_scores_that_change_between_readings_are_refused():
     random = np.random.default_rng(3)
     with pytest.raises(ValueError, match="must give a weight the same scores"):
-        kept_by_one_cut([lambda: random.random(1000)] * 2, [1, 1], 500)
+        kept_by_one_cut([Scores(lambda: [random.random(1000)])] * 2, [1, 1], 500)
 
 
 def test_weights_that_are_not_held_give_the_same(monkeypatch):
@@ -116,3 +122,45 @@ def test_weights_that_are_not_held_give_the_same(monkeypatch):
     held = lamp(shares, 0.8)
     monkeypatch.setattr("keras_pruner.allocation.HELD", 0)
     assert lamp(shares, 0.8) == held
+
+
+class Processes:
+    """Some processes that gather, each in a thread of its own."""
+
+    def __init__(self, count):
+        self.barrier = threading.Barrier(count)
+        self.given = [None] * count
+        self.sent = 0
+
+    def gather(self, process, numbers):
+        self.given[process] = numbers
+        self.barrier.wait()
+        together = np.stack(self.given)
+        self.barrier.wait()
+        self.sent += numbers.nbytes
+        return together
+
+
+@pytest.mark.parametrize("lamp", [True, False], ids=["lamp", "score"])
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_weights_in_parts_in_several_processes_give_the_same(monkeypatch, kinds, lamp):
+    monkeypatch.setattr(ranking, "CHUNK", 37)
+    random = np.random.default_rng(0)
+    weights = [
+        scores(kind, random, size, scale).astype("float32")
+        for kind, size, scale in zip(kinds, (900, 7, 1510), (1.0, 30.0, 1e-3), strict=True)
+    ]
+    rank = by_lamp if lamp else None
+    expected = kept_by_one_cut(together(weights), [1, 1, 1], 700, rank)
+    processes = Processes(3)
+
+    def of(process):
+        """Two parts of each weight in the first two processes, nothing in the third."""
+        gather = functools.partial(processes.gather, process)
+        parts = [np.array_split(w, 4)[2 * process :][:2] for w in weights]
+        return [Scores(lambda p=p: p, gather) for p in parts]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda p: kept_by_one_cut(of(p), [1, 1, 1], 700, rank), range(3)))
+    for each in found:
+        assert each.tolist() == expected.tolist()

@@ -1,6 +1,7 @@
 """Magnitude-based weight pruning for any Keras 3 model: small, exact, measured."""
 
 from keras_pruner.allocation import Global, erk, lamp, uniform
+from keras_pruner.backup import AtomicBackup
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.comparison import Comparison, compare
 from keras_pruner.criteria import magnitude
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NM",
+    "AtomicBackup",
     "Block",
     "Channel",
     "Comparison",

@@ -9,11 +9,11 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from keras_pruner.ranking import Read, by_lamp, kept_by_one_cut
+from keras_pruner.ranking import Scores, by_lamp, kept_by_one_cut
 from keras_pruner.selection import kept_count
 from keras_pruner.values import check_regex, check_sparsity, serializable, value
 
@@ -27,12 +27,20 @@ class Share:
         shape: of the weight.
         units: how many weights, blocks or channels it has.
         unit_scores: calling it gives their scores, shape (units,); -inf for the pruned ones.
+        in_parts: the same scores where they are, for a weight on several devices, which
+            `unit_scores` has to bring together. None: they are together.
     """
 
     path: str
     shape: tuple[int, ...]
     units: int
     unit_scores: Callable[[], np.ndarray]
+    in_parts: Scores | None = None
+
+    @property
+    def scores(self) -> Scores:
+        """The scores, where they are."""
+        return self.in_parts or Scores(lambda: [self.unit_scores()])
 
 
 Sparsities = dict[Share, float]
@@ -79,12 +87,12 @@ def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
     Raises:
         ValueError: if scores are negative, which has no meaning here.
     """
-    reads = [
-        functools.partial(_from_zero_up, share, read)
-        for share, read in zip(shares, _reads(shares), strict=True)
+    scores = [
+        dataclasses.replace(each, parts=functools.partial(_from_zero_up, share.path, each))
+        for share, each in zip(shares, _scores(shares), strict=True)
     ]
     budget = _budget(shares, sparsity)
-    return _sparsities(shares, kept_by_one_cut(reads, [1] * len(shares), budget, by_lamp))
+    return _sparsities(shares, kept_by_one_cut(scores, [1] * len(shares), budget, by_lamp))
 
 
 @value
@@ -108,13 +116,13 @@ class Global:
 
     def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
         """The sparsity of each weight after one top-k over all of them."""
-        reads = _reads(shares)
+        scores = _scores(shares)
         # A floor is no reason to bring back what is pruned already.
         least = [
-            max(1, min(math.ceil(share.units * self.floor * (1 - sparsity)), _live(read())))
-            for share, read in zip(shares, reads, strict=True)
+            max(1, min(math.ceil(share.units * self.floor * (1 - sparsity)), each.count(_is_live)))
+            for share, each in zip(shares, scores, strict=True)
         ]
-        return _sparsities(shares, kept_by_one_cut(reads, least, _budget(shares, sparsity)))
+        return _sparsities(shares, kept_by_one_cut(scores, least, _budget(shares, sparsity)))
 
 
 @value
@@ -186,30 +194,34 @@ HELD = 1 << 25
 """Up to so many scores in all are asked for once and held; more are asked for twice."""
 
 
-def _reads(shares: Sequence[Share]) -> list[Read]:
+def _scores(shares: Sequence[Share]) -> list[Scores]:
     if sum(share.units for share in shares) > HELD:
-        return [share.unit_scores for share in shares]
-    held = [share.unit_scores() for share in shares]
-    return [lambda scores=scores: scores for scores in held]  # type: ignore[misc]
+        return [share.scores for share in shares]
+    return [_held(share.scores) for share in shares]
 
 
-def _live(scores: np.ndarray) -> int:
-    """How many are not those of pruned units."""
-    return int(np.count_nonzero(scores > -np.inf))
+def _held(scores: Scores) -> Scores:
+    parts = list(scores.parts())
+    return dataclasses.replace(scores, parts=lambda: parts)
 
 
-def _from_zero_up(share: Share, read: Read) -> np.ndarray:
+def _is_live(scores: np.ndarray) -> np.ndarray:
+    """Which are not those of pruned units."""
+    return scores > -np.inf
+
+
+def _from_zero_up(path: str, scores: Scores) -> Iterator[np.ndarray]:
     """The scores, which "lamp" squares."""
-    scores = read()
-    if scores.min() < 0:
-        lowest = scores.min(where=scores > -np.inf, initial=0)
-        if lowest < 0:
-            raise ValueError(
-                'The "lamp" allocation squares scores, so that they must not be negative. '
-                f"Received: {lowest:.4g} for {share.path}. Give `criterion` values from 0 up, or "
-                'use allocation="global" or "uniform".'
-            )
-    return scores
+    for part in scores.parts():
+        if part.min(initial=0) < 0:
+            lowest = part.min(where=_is_live(part), initial=0)
+            if lowest < 0:
+                raise ValueError(
+                    'The "lamp" allocation squares scores, so that they must not be negative. '
+                    f"Received: {lowest:.4g} for {path}. Give `criterion` values from 0 up, or "
+                    'use allocation="global" or "uniform".'
+                )
+        yield part
 
 
 def _sparsities(shares: Sequence[Share], kept: np.ndarray) -> Sparsities:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import backends
+from keras_pruner import cuts
 from keras_pruner.allocation import Share, Sparsities
 from keras_pruner.criteria import magnitude
 from keras_pruner.optimizer import find, install
@@ -163,11 +163,10 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         return None
 
     def _warn_if_denser(self) -> None:
-        to_numpy = backends.current().to_numpy
         denser = [
             masked.target.path
             for masked in self.pruner.wrapped.masked
-            if np.any(to_numpy(masked.variable)[~to_numpy(masked.mask)])
+            if cuts.count(lambda weight, mask: (weight != 0) & ~mask, masked.variable, masked.mask)
         ]
         if denser:
             warnings.warn(
@@ -276,7 +275,7 @@ class KeepZeros(PruningCallback):
 def as_they_are(shares: Sequence[Share], sparsity: float) -> Sparsities:
     """The sparsity that each weight has already; 0 for one that is zero altogether."""
     del sparsity
-    nonzero = {share: np.count_nonzero(share.unit_scores()) for share in shares}
+    nonzero = {share: share.scores.count(np.asarray) for share in shares}
     return {share: 1 - n / share.units if n else 0.0 for share, n in nonzero.items()}
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from keras_pruner import backends, selection
 from keras_pruner.masks import Choice, Weight
@@ -13,10 +15,23 @@ from keras_pruner.selection import Cut
 
 def weight(target: Target, variable: keras.Variable, mask: keras.Variable) -> Weight:
     """A target as it is in training, with its variable and its mask."""
-    to_numpy = backends.current().to_numpy
-    reads = functools.partial(to_numpy, variable), functools.partial(to_numpy, mask)
-    here = backends.current().is_in_memory(variable)
-    return Weight(target, *reads, None if here else functools.partial(find, variable, mask))
+    ops = backends.current()
+    reads = functools.partial(ops.to_numpy, variable), functools.partial(ops.to_numpy, mask)
+    if ops.is_in_memory(variable):
+        return Weight(target, *reads)
+    found = functools.partial(find, variable, mask)
+    if not ops.is_in_parts(variable):
+        return Weight(target, *reads, found)
+    parts = functools.partial(ops.parts, variable, mask)
+    return Weight(target, *reads, found, parts, ops.gather(variable))
+
+
+def count(which: Callable[..., np.ndarray], *variables: keras.Variable) -> int:
+    """How many entries of variables in the same parts fulfil a condition, on all devices."""
+    ops = backends.current()
+    here = sum(int(np.count_nonzero(which(*part))) for part in ops.parts(*variables))
+    gather = ops.gather(variables[0])
+    return here if gather is None else int(gather(np.array([here])).sum())
 
 
 def find(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:

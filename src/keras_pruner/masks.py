@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from keras_pruner.allocation import Share
 from keras_pruner.criteria import magnitude
 from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Plan, Target
+from keras_pruner.ranking import Scores
 from keras_pruner.selection import Cut, kept_count
 
 Choice = Cut | np.ndarray
@@ -27,12 +28,17 @@ class Weight:
         read_mask: gives the present mask, True = kept.
         find_cut: gives the cut that keeps so many entries of the largest magnitude, where there
             is a better way to find it than by reading the weight.
+        parts: gives weights and masks in the parts that several devices hold of them. None: the
+            weight is in one piece.
+        gather: as `ranking.Scores.gather`, for those parts.
     """
 
     target: Target
     read: Callable[[], np.ndarray]
     read_mask: Callable[[], np.ndarray]
     find_cut: Callable[[int], Cut] | None = None
+    parts: Callable[[], Iterable[tuple[np.ndarray, ...]]] | None = None
+    gather: Callable[[np.ndarray], np.ndarray] | None = None
 
     def scores(self, criterion: Criterion) -> np.ndarray:
         """The criterion's scores as a kernel (..., inputs, outputs); -inf for the pruned."""
@@ -47,10 +53,28 @@ class Weight:
             raise self._not_finite()
         return np.where(self.target.to_kernel(self.read_mask()), scores, -np.inf)
 
+    def scores_in_parts(self, criterion: Criterion) -> Scores | None:
+        """The units' scores where they are, if every entry is a unit with a score of its own."""
+        if self.parts is None or not self._is_entry_by_entry(criterion):
+            return None
+        return Scores(self._magnitudes, self.gather)
+
+    def _magnitudes(self) -> Iterator[np.ndarray]:
+        parts = list(self.parts() if self.parts else ())
+        wrong = np.array([sum(int((~np.isfinite(weight)).sum()) for weight, _ in parts)])
+        if np.any(wrong if self.gather is None else self.gather(wrong)):
+            raise self._not_finite()  # in every process: none may wait for another
+        for weight, mask in parts:
+            yield np.where(mask, magnitude(weight), -np.inf).reshape(-1)
+
+    def _is_entry_by_entry(self, criterion: Criterion) -> bool:
+        target = self.target
+        return criterion is magnitude and target.pattern == Unstructured() and target.is_kernel
+
     def choose(self, count: int, criterion: Criterion) -> Choice:
         """Which `count` units stay: those of the highest scores."""
         target = self.target
-        if not (criterion is magnitude and target.pattern == Unstructured() and target.is_kernel):
+        if not self._is_entry_by_entry(criterion):
             return target.from_kernel(target.pattern.keep(self.scores(criterion), count))
         # The common case: nothing of the weight's size is made.
         try:
@@ -112,7 +136,8 @@ def _counts(
             counts[weight] = kept_count(target.units, progress * target.sparsity)
         else:
             scores = functools.partial(_unit_scores, weight, plan.criterion)
-            share = Share(target.path, target.shape, target.units, scores)
+            in_parts = weight.scores_in_parts(plan.criterion)
+            share = Share(target.path, target.shape, target.units, scores, in_parts)
             sharing.setdefault(target.pattern, {})[share] = weight
     for shares in sharing.values():
         sparsities = plan.allocation(list(shares), sparsity)

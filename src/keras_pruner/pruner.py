@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import backends, cuts
+from keras_pruner import agreement, backends, cuts
 from keras_pruner.criteria import magnitude
 from keras_pruner.masks import choose
 from keras_pruner.optimizer import PrunedOptimizer, find, install
@@ -150,9 +151,8 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """The fraction of zeros that the masks hold at present, over all targets."""
-        masks = [backends.current().to_numpy(m.mask) for m in self.wrapped.masked]
-        kept = sum(np.count_nonzero(mask) for mask in masks)
-        return float(1 - kept / sum(mask.size for mask in masks))
+        kept = sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked)
+        return 1 - kept / self._entries
 
     def wrap(self, optimizer: Any) -> Any:
         """Wrap the optimizer that trains the model.
@@ -194,6 +194,21 @@ class Pruner:
             "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
             f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}."
         )
+
+    def check_agreement(self) -> int:
+        """Check that the weights and masks of the targets are the same wherever they are copied.
+
+        They are by construction, as long as the weights are: every replica and process finds the
+        same masks by itself. Of the copies only digests are compared. Where there are several
+        processes, all of them have to call it.
+
+        Returns:
+            How many copies of a weight there are at most, over all devices and processes.
+
+        Raises:
+            RuntimeError: if some differ, naming the weights.
+        """
+        return agreement.check(self.model, self.wrapped.masked)
 
     def update(self) -> bool:
         """Update the masks if the schedule says so; call it first thing in every step.
@@ -339,9 +354,8 @@ class Pruner:
         return due
 
     def _begin(self, wrapped: Any) -> Progress:
-        weights = [backends.current().to_numpy(m.variable) for m in wrapped.masked]
-        zeros = sum(w.size - np.count_nonzero(w) for w in weights)
-        sparsity = zeros / max(1, sum(w.size for w in weights))
+        nonzero = sum(cuts.count(np.asarray, m.variable) for m in wrapped.masked)
+        sparsity = 1 - nonzero / self._entries if wrapped.masked else 0.0
         completed = wrapped.completed_updates
         if self._ended is not None:
             progress = self._ended._replace(origin=completed - self._ended.origin)
@@ -349,6 +363,11 @@ class Pruner:
             progress = Progress().begun(completed, self._schedule_to_begin(round(sparsity, 9)))
         wrapped.progress = progress
         return progress
+
+    @property
+    def _entries(self) -> int:
+        """How many weights the targets have."""
+        return sum(math.prod(m.target.shape) for m in self.wrapped.masked)
 
     def _schedule_to_begin(self, sparsity: float) -> Schedule:
         given = self._given

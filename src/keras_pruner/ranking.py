@@ -3,15 +3,40 @@
 A first pass over each weight counts its scores in bins, by the leading bits of their floating-
 point numbers. That bounds the rank of every bin; only the few bins that the cut may go through
 are read again and ranked one by one. The result is that of sorting everything.
+
+Of a weight that several processes hold in parts, only counts go from one to the other.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-Read = Callable[[], np.ndarray]
-"""Gives the scores of one weight, shape (n,); -inf for what is pruned."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of one weight, wherever they are.
+
+    Attributes:
+        parts: gives those that are in this process, in arrays of shape (n,); -inf for what is
+            pruned. No score is in two parts, or in two processes.
+        gather: makes of an array of each process one with a first axis more, in the order of
+            the processes. None: every score is here. If given, scores are at most float32.
+    """
+
+    parts: Callable[[], Iterable[np.ndarray]]
+    gather: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def count(self, which: Callable[[np.ndarray], np.ndarray]) -> int:
+        """How many fulfil a condition, in all processes."""
+        here = sum(int(np.count_nonzero(which(part))) for part in self.parts())
+        return int(self.all_of(np.array([here])).sum())
+
+    def all_of(self, numbers: np.ndarray) -> np.ndarray:
+        """An array of each process, with a first axis more."""
+        return numbers[None] if self.gather is None else self.gather(numbers)
+
+
 Rank = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(scores relative to the highest of their weight, running sums of their squares) -> ranks."""
 
@@ -27,14 +52,14 @@ def by_lamp(scores: np.ndarray, sums: np.ndarray) -> np.ndarray:
 
 
 def kept_by_one_cut(
-    reads: Sequence[Read], least: Sequence[int], budget: int, rank: Rank | None = None
+    scores: Sequence[Scores], least: Sequence[int], budget: int, rank: Rank | None = None
 ) -> np.ndarray:
     """How many of each weight are among the `budget` highest ranks of all.
 
     Among equal ranks, those of the earlier weights count as higher.
 
     Args:
-        reads: of each weight; called twice.
+        scores: of each weight; asked for twice.
         least: how many of each are kept whatever the others have.
         budget: how many to keep in all.
         rank: `by_lamp`, which takes scores from 0 up, or -inf; None to rank by the scores.
@@ -45,7 +70,7 @@ def kept_by_one_cut(
     Raises:
         ValueError: if the scores differ between two readings.
     """
-    columns = [_Column.of(read) for read in reads]
+    columns = [_Column.of(each) for each in scores]
     floors, units = np.array(least), np.array([column.units for column in columns])
     if budget >= units.sum():
         return units
@@ -101,7 +126,7 @@ class _Column:
     """The scores of one weight in bins, from the highest down.
 
     Attributes:
-        read: gives the scores.
+        scores: of the weight.
         dtype: of the scores.
         top: the highest.
         bins: the leading bits of those in each bin.
@@ -109,7 +134,7 @@ class _Column:
         sums: in the same way, of the squares of the scores relative to the highest.
     """
 
-    read: Read
+    scores: Scores
     dtype: np.dtype
     top: float
     bins: np.ndarray
@@ -117,20 +142,23 @@ class _Column:
     sums: np.ndarray
 
     @classmethod
-    def of(cls, read: Read) -> "_Column":
+    def of(cls, scores: Scores) -> "_Column":
         """Count the scores."""
-        scores = _wide(read())
-        top = float(scores.max())
-        first, last = (int(_leading(scores[[i]])[0]) for i in (scores.argmin(), scores.argmax()))
+        parts = [_wide(part) for part in scores.parts() if part.size]
+        dtype = np.result_type(np.float32, *parts)
+        extremes = [(-part.min(), part.max()) for part in parts] or [(-np.inf, -np.inf)]
+        low, top = scores.all_of(np.max(extremes, axis=0).astype(np.float64)).max(0)
+        first, last = (int(_leading(np.array([edge], dtype))[0]) for edge in (-low, top))
         counts, squares = np.zeros(last - first + 1, np.int64), np.zeros(last - first + 1)
-        for chunk in _chunks(scores):
+        for chunk in (chunk for part in parts for chunk in _chunks(part)):
             bins = _leading(chunk) - first
             counts += np.bincount(bins, minlength=counts.size)
             relative = np.maximum(_relative(chunk, top), 0)
             squares += np.bincount(bins, np.square(relative), counts.size)
+        counts, squares = (scores.all_of(each).sum(0) for each in (counts, squares))
         found = np.flatnonzero(counts)[::-1]
         ends, sums = (np.concatenate([[0], np.cumsum(each[found])]) for each in (counts, squares))
-        return cls(read, scores.dtype, top, found + first, ends, sums)
+        return cls(scores, dtype, float(top), found + first, ends, sums)
 
     @property
     def units(self) -> int:
@@ -154,7 +182,7 @@ class _Column:
         sizes = np.diff(self.ends)[which]
         if (lows == highs).all():
             return np.repeat(lows, sizes)
-        scores = self._scores(which)
+        scores = self._between(self.bins[which])
         if len(scores) != sizes.sum():
             raise ValueError(
                 "`criterion` must give a weight the same scores each time it is asked. Received: "
@@ -171,16 +199,24 @@ class _Column:
         ]
         return rank(scores, np.concatenate(sums))
 
-    def _scores(self, which: slice) -> np.ndarray:
+    def _between(self, bins: np.ndarray) -> np.ndarray:
         """The scores in some consecutive bins, in descending order."""
-        bins = self.bins[which]
-        found = []
-        for chunk in _chunks(_wide(self.read())):
+        found = [np.zeros(0, self.dtype)]
+        for chunk in (chunk for part in self.scores.parts() for chunk in _chunks(_wide(part))):
             leading = _leading(chunk)
             found.append(chunk[(leading <= bins[0]) & (leading >= bins[-1])])
         scores = np.concatenate(found)
+        if self.scores.gather is not None:
+            scores = np.concatenate([self._counted(scores, each) for each in bins])
         scores.sort()
         return scores[::-1]
+
+    def _counted(self, scores: np.ndarray, which: int) -> np.ndarray:
+        """The scores of one bin in all processes, from how often each number is among them."""
+        keys = _keys(scores[_leading(scores) == which]) & 0xFFFF
+        counts = self.scores.all_of(np.bincount(keys, minlength=1 << 16)).sum(0)
+        found = np.flatnonzero(counts)
+        return np.repeat(_numbers((which << 16) + found, self.dtype), counts[found])
 
 
 # ---------------------------------------------------------------------- floating-point numbers
@@ -200,12 +236,22 @@ def _relative(scores: np.ndarray, top: float) -> np.ndarray:
     return np.divide(wide, top, where=wide > -np.inf, out=wide) if top > 0 else wide
 
 
-def _leading(scores: np.ndarray) -> np.ndarray:
-    """The leading 16 bits, as integers in the order of the numbers."""
+def _keys(scores: np.ndarray) -> np.ndarray:
+    """Integers in the order of the numbers."""
     integers = scores.view(_integer(scores.dtype))
-    size = 8 * integers.dtype.itemsize
-    positive = integers.dtype.type((1 << (size - 1)) - 1)
-    return ((integers ^ ((integers >> (size - 1)) & positive)) >> (size - 16)).astype(np.intp)
+    return integers ^ ((integers >> (8 * integers.dtype.itemsize - 1)) & _positive(scores.dtype))
+
+
+def _numbers(keys: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The numbers with these keys."""
+    integers = keys.astype(_integer(dtype))
+    signs = integers >> (8 * dtype.itemsize - 1)
+    return (integers ^ (signs & _positive(dtype))).view(dtype)
+
+
+def _leading(scores: np.ndarray) -> np.ndarray:
+    """The leading 16 bits of the keys."""
+    return (_keys(scores) >> (8 * scores.dtype.itemsize - 16)).astype(np.intp)
 
 
 def _edges(bins: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -213,10 +259,14 @@ def _edges(bins: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     size = 8 * dtype.itemsize
     low = bins.astype(_integer(dtype)) << (size - 16)
     high = low + low.dtype.type((1 << (size - 16)) - 1)
-    positive = low.dtype.type((1 << (size - 1)) - 1)
-    edges = ((key ^ ((key >> (size - 1)) & positive)).view(dtype) for key in (low, high))
+    edges = (_numbers(key, dtype) for key in (low, high))
     below, above = (np.where(np.isnan(edge), -np.inf, edge) for edge in edges)
     return below, above
+
+
+def _positive(dtype: np.dtype) -> np.integer:
+    integer = _integer(dtype).type
+    return integer((1 << (8 * dtype.itemsize - 1)) - 1)
 
 
 def _integer(dtype: np.dtype) -> np.dtype:

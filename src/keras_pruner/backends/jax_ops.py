@@ -1,13 +1,14 @@
 """JAX."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def mask_gradient(gradient: jax.Array, mask: keras.Variable) -> jax.Array:
@@ -41,8 +42,52 @@ _zero_in_place = jax.jit(_zero, donate_argnums=0)
 
 def is_in_memory(variable: keras.Variable) -> bool:
     """Whether NumPy can look at the value where it is."""
-    devices = variable.value.devices()
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    value = variable.value
+    return value.is_fully_replicated and next(iter(value.devices())).platform == "cpu"
+
+
+def is_in_parts(variable: keras.Variable) -> bool:
+    """Whether the value lies on several devices, a part on each."""
+    return not variable.value.is_fully_replicated
+
+
+def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
+    """The parts that are in this process, each once."""
+    if not is_in_parts(variables[0]):
+        yield tuple(map(to_numpy, variables))
+        return
+    shards = [variable.value.addressable_shards for variable in variables]
+    for together in zip(*shards, strict=True):
+        if together[0].replica_id == 0:
+            yield tuple(_view(shard.data) for shard in together)
+
+
+def gather(variable: keras.Variable) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What brings arrays of each process together, if the value is in several's parts."""
+    value = variable.value
+    alone = value.is_fully_addressable or value.is_fully_replicated
+    return None if alone else _gather
+
+
+def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
+    """Every copy of every part in this process."""
+    for shard in variable.value.addressable_shards:
+        yield str(shard.index), _view(shard.data)
+
+
+def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
+    """An array of each process, one after another."""
+    del model
+    return _gather(rows).reshape(-1, *rows.shape[1:])
+
+
+def _gather(numbers: np.ndarray) -> np.ndarray:
+    """An array of each process, bit by bit: JAX would make float32 of float64."""
+    if jax.process_count() == 1:
+        return numbers[None]
+    numbers = np.ascontiguousarray(numbers)
+    found = np.asarray(multihost_utils.process_allgather(numbers.reshape(-1).view(np.uint8)))
+    return found.reshape(jax.process_count(), -1).view(numbers.dtype).reshape(-1, *numbers.shape)
 
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
@@ -95,9 +140,18 @@ def _cut(value: jax.Array, mask: jax.Array, score: float, last: int) -> jax.Arra
 def to_numpy(variable: keras.Variable) -> np.ndarray:
     """The value as a NumPy array; on a CPU a view of JAX's own memory."""
     value = variable.value
-    if is_in_memory(variable) and value.dtype != jnp.bfloat16:  # which DLPack lacks
+    if value.is_fully_replicated:
+        return _view(value.addressable_data(0))
+    if value.is_fully_addressable:
+        return np.asarray(value)
+    return multihost_utils.process_allgather(value, tiled=True)
+
+
+def _view(value: jax.Array) -> np.ndarray:
+    """The array of one device; on a CPU its own memory."""
+    if next(iter(value.devices())).platform == "cpu" and value.dtype != jnp.bfloat16:
         return np.from_dlpack(value)  # np.asarray would copy booleans, and keep the copy
-    return np.asarray(value)
+    return np.asarray(value)  # DLPack lacks bfloat16
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
 """TensorFlow."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -57,6 +57,38 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
 def is_in_memory(variable: keras.Variable) -> bool:
     """Whether NumPy can look at the value where it is."""
     return "CPU" in tf.convert_to_tensor(variable.value).device
+
+
+def is_in_parts(variable: keras.Variable) -> bool:
+    """Never: every device has the whole."""
+    del variable
+    return False
+
+
+def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
+    """The whole, which every process has."""
+    yield tuple(map(to_numpy, variables))
+
+
+def gather(variable: keras.Variable) -> None:
+    """Nothing: all of the value is here."""
+    del variable
+
+
+def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
+    """That of every replica in this process."""
+    value = variable.value
+    for copy in value.values if isinstance(value, tf.distribute.DistributedValues) else [value]:
+        yield "", copy.numpy()
+
+
+def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
+    """An array of each replica's process, one after another."""
+    strategy = model.distribute_strategy
+    if strategy.num_replicas_in_sync == 1:
+        return rows
+    each = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(rows))
+    return strategy.gather(each, axis=0).numpy()
 
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:

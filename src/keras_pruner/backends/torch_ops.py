@@ -54,6 +54,37 @@ def is_in_memory(variable: keras.Variable) -> bool:
     return variable.value.device.type == "cpu"
 
 
+def is_in_parts(variable: keras.Variable) -> bool:
+    """Never: every device has the whole."""
+    del variable
+    return False
+
+
+def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
+    """The whole, which every process has."""
+    yield tuple(map(to_numpy, variables))
+
+
+def gather(variable: keras.Variable) -> None:
+    """Nothing: all of the value is here."""
+    del variable
+
+
+def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
+    """The one of this process."""
+    yield "", to_numpy(variable)
+
+
+def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
+    """An array of each process of the default group, one after another."""
+    del model
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, rows)
+    return np.concatenate(found)
+
+
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
     """How many entries score `score` or more."""
     counts = [(scores >= score).sum() for scores, *_ in _parts(variable, mask)]

@@ -1,0 +1,113 @@
+"""Backups of a training from which a killed one goes on, exactly."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+WEIGHTS, SEEDS = "state.weights.h5", "seeds.npz"
+_UNFINISHED = "unfinished"
+
+
+class AtomicBackup(keras.callbacks.Callback):
+    """Save a training after each epoch, so that it goes on after a kill at any moment.
+
+    `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after
+    the other: killed between the two, a training repeats an epoch that its weights have behind
+    them. It also leaves out the states of random seeds, as those of `Dropout`. Here all of it
+    goes into one folder, which gets its name, the number of epochs, when everything in it is on
+    the disk; the one before is removed after that.
+
+    In every `fit` with the same directory the training goes on after the last complete epoch.
+    That is exact if the order of the data depends on nothing but the epoch: give `epoch` to the
+    data. What other callbacks remember (a best loss, a history) is not saved. When the training
+    has come to its end the last backup stays; remove the directory to begin anew.
+
+    Args:
+        directory: for the backups of this training alone; made if it is not there.
+
+    Raises:
+        ValueError: when the training begins, if the model is not built, or the backup is of
+            another model or another pruning.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs the last complete backup has behind it; 0 if there is none."""
+        return max(self._epochs(), default=0)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Go on from the last complete backup, if there is one."""
+        model = self.model
+        if not model.built:
+            raise ValueError(
+                f"`AtomicBackup` needs a built model. Received: {model.name!r}, which has no "
+                "weights yet. Call it on a batch of data before `fit`."
+            )
+        epoch = self.epoch
+        if not epoch:
+            return
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        model.load_weights(self._folder(epoch) / WEIGHTS)
+        with np.load(self._folder(epoch) / SEEDS) as saved:
+            for i, seed in enumerate(self._seeds()):
+                seed.assign(saved[str(i)])
+        model._initial_epoch = epoch  # as `BackupAndRestore` tells `fit`
+        if epoch >= self.params.get("epochs", epoch + 1):
+            warnings.warn(
+                f"Nothing is left to train: the backup in {str(self.directory)!r} has all "
+                f"{epoch} epochs behind it. Remove the directory to begin anew.",
+                stacklevel=2,
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save, and remove what was saved before."""
+        self.model  # noqa: B018 - on JAX this brings the variables up to date
+        unfinished = self.directory / _UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        self.model.save_weights(unfinished / WEIGHTS)
+        seeds = [keras.ops.convert_to_numpy(seed) for seed in self._seeds()]
+        np.savez(unfinished / SEEDS, **{str(i): seed for i, seed in enumerate(seeds)})
+        for path in (unfinished / WEIGHTS, unfinished / SEEDS, unfinished):
+            _to_disk(path)
+        before = self._epochs()
+        unfinished.rename(self._folder(epoch + 1))
+        _to_disk(self.directory)
+        for each in before:
+            shutil.rmtree(self._folder(each))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let the next `fit` of the same model begin where it is told to."""
+        self.model._initial_epoch = None
+
+    def _folder(self, epoch: int) -> Path:
+        return self.directory / f"epoch-{epoch}"
+
+    def _epochs(self) -> list[int]:
+        """Of the complete backups."""
+        found = self.directory.glob("epoch-*")
+        return [int(path.name.removeprefix("epoch-")) for path in found]
+
+    def _seeds(self) -> list[keras.Variable]:
+        """The model's variables that Keras does not save with its weights."""
+        saved = {id(weight) for weight in self.model.weights}
+        return [v for v in self.model.variables if id(v) not in saved]
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the list of a directory's files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""Two processes: `MultiWorkerMirroredStrategy` in a loop of one's own; `fit`, which fails."""
+
+import json
+import os
+import sys
+
+from task_environment import PORTS, RANK
+
+os.environ["TF_CONFIG"] = json.dumps(
+    {
+        "cluster": {"worker": [f"127.0.0.1:{port}" for port in PORTS]},
+        "task": {"type": "worker", "index": RANK},
+    }
+)
+import keras
+import tensorflow as tf
+
+STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()
+
+from task import BATCH, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+
+import keras_pruner as kp
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+
+
+def loop():
+    """Each worker takes its half of each batch."""
+    with STRATEGY.scope():
+        model = network()
+        pruner = kp.Pruner(model, SCHEDULE)
+        optimizer = pruner.wrap(sgd())
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, model(x, training=True)) / BATCH
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+
+    @tf.function
+    def run(x, y):
+        STRATEGY.run(step, args=(x, y))
+
+    half = slice(RANK * BATCH // 2, (RANK + 1) * BATCH // 2)
+    for x, y in batches():
+        pruner.update()
+        run(tf.constant(x[half]), tf.constant(y[half]))
+    pruner.update()
+    masks = [keras.ops.convert_to_numpy(m.mask).tolist() for m in pruner.wrapped.masked]
+    copies = pruner.check_agreement()
+    return {"weights": weights(model), "masks": masks, "copies": copies}
+
+
+def dense_fit():
+    """Keras' own `fit`, without pruning; what it raises."""
+    try:
+        with STRATEGY.scope():
+            model = compiled()
+        fit(model)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:3000]
+    return ""
+
+
+write({"fit": dense_fit()} if sys.argv[2:] == ["fit"] else loop())

@@ -1,0 +1,116 @@
+"""Processes over gloo: `DistributedDataParallel` around a Keras model, in a loop."""
+
+import os
+
+from task_environment import PORTS, PROCESSES, RANK
+
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(PORTS[0]), WORLD_SIZE=str(PROCESSES))
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from task import BATCH, LOSS, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import keras_pruner as kp
+
+HALF = slice(RANK * BATCH // PROCESSES, (RANK + 1) * BATCH // PROCESSES)
+
+
+def torch_sgd(parameters):
+    """As `sgd`, of torch.optim."""
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def torch_adam(parameters):
+    """Adam, of torch.optim."""
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def trained(optimizer_of, pruned=True):
+    """One training; its weights, the bytes of each all-reduce, and how many copies agree."""
+    model = network()
+    parallel = DistributedDataParallel(model)
+    sent = []
+
+    def count(state, bucket):
+        sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
+        return allreduce_hook(state, bucket)
+
+    parallel.register_comm_hook(None, count)
+    optimizer = optimizer_of(parallel.parameters())
+    if pruned:
+        pruner = kp.Pruner(model, SCHEDULE)
+        optimizer = pruner.wrap(optimizer)
+    for x, y in batches():
+        if pruned:
+            pruner.update()
+        optimizer.zero_grad()
+        LOSS(torch.from_numpy(y[HALF]), parallel(torch.from_numpy(x[HALF]))).backward()
+        optimizer.step()
+    found = {"weights": weights(model), "sent": sent}
+    if pruned:
+        pruner.update()
+        found["copies"] = pruner.check_agreement()
+        found["masks"] = [m.mask.numpy().tolist() for m in pruner.wrapped.masked]
+    return found
+
+
+def keras_optimizer():
+    """A Keras optimizer in the loop: gradients averaged by the wrapper, applied by Keras."""
+    model = network()
+    parallel = DistributedDataParallel(model)
+    pruner = kp.Pruner(model, SCHEDULE)
+    optimizer = pruner.wrap(sgd())
+    for x, y in batches():
+        pruner.update()
+        model.zero_grad()
+        LOSS(torch.from_numpy(y[HALF]), parallel(torch.from_numpy(x[HALF]))).backward()
+        with torch.no_grad():
+            variables = model.trainable_variables
+            optimizer.apply([v.value.grad for v in variables], variables)
+    pruner.update()
+    return {"weights": weights(model), "copies": pruner.check_agreement()}
+
+
+def disagreement():
+    """What the check says when the processes did not begin with the same weights."""
+    model = network()
+    pruner = kp.Pruner(model, SCHEDULE)
+    pruner.wrap(torch_sgd(model.parameters()))
+    with torch.no_grad():
+        pruner.wrapped.masked[1].variable.value[0, 0] += RANK
+    try:
+        pruner.check_agreement()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def plain_fit():
+    """Whether `fit` averages the gradients of the processes."""
+    model = compiled()
+    random = np.random.default_rng(RANK)
+    x, y = random.normal(size=(16, 8)).astype("float32"), random.integers(0, 4, 16)
+    model.fit(x, y, verbose=0)
+    each = [None] * PROCESSES
+    dist.all_gather_object(each, weights(model))
+    return all(each[0] == other for other in each)
+
+
+if PROCESSES == 1:
+    write({"keras": {"weights": weights(fit(compiled(), kp.GradualPruning(SCHEDULE)))}})
+else:
+    dist.init_process_group("gloo", rank=RANK, world_size=PROCESSES)
+    write(
+        {
+            "sgd": trained(torch_sgd),
+            "adam": trained(torch_adam),
+            "dense": trained(torch_sgd, pruned=False),
+            "keras": keras_optimizer(),
+            "disagreement": disagreement(),
+            "fit is synchronised": plain_fit(),
+        }
+    )
+    dist.destroy_process_group()

@@ -1,0 +1,99 @@
+"""Several devices and processes on JAX: `keras.distribution`, `jax.sharding`, `jax.distributed`."""
+
+import keras
+import numpy as np
+import pytest
+from spawning import assert_close, results, zeros_of
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="keras.distribution is implemented on JAX"
+)
+DISTRIBUTIONS = ["DataParallel", "ModelParallel", "both"]
+KERNEL = 8 * 16  # entries of the largest weight
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """What four devices in one process did."""
+    return results("jax_devices.py")[0]
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """What two processes of two devices did."""
+    return results("jax_processes.py", processes=2)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "lamp", "global"])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_four_devices_end_where_one_does(devices, name, allocation):
+    one, four = (devices["trained"][f"{n} {allocation}"] for n in ("single", name))
+    assert_close(one["weights"], four["weights"])
+    where, sparsity = zeros_of(four["weights"])
+    assert where == zeros_of(one["weights"])[0]
+    assert sparsity == 0.75
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_masks_carry_the_sharding_of_their_weights(devices, name):
+    seen = devices["trained"][f"{name} lamp"]
+    assert seen["copies"] == {"DataParallel": 4, "ModelParallel": 1, "both": 2}[name]
+    for weight, *others in seen["shardings"]:
+        assert ("'model'" in weight) == (name != "DataParallel")
+        assert set(others) == {weight}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_pruned_step_communicates_what_a_dense_one_does(devices, name):
+    found = devices["communication"][name]
+    assert found["dense"]
+    assert found["pruned"] == found["dense"]
+
+
+def test_a_mask_update_communicates_counts(devices):
+    for name in ("count_from", "count_equal"):
+        assert devices["update"][name] == [["all-reduce", 4]]
+    for name in ("cut", "zero"):
+        assert devices["update"][name] == []
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "lamp", "global"])
+def test_no_weight_is_brought_together(devices, allocation):
+    found = devices["gathered"][allocation]
+    assert max(found["sizes"], default=0) == 0
+    assert found["sparsity"] == 0.75
+
+
+def test_a_stateless_loop_with_jax_sharding(devices):
+    one = devices["trained"]["single lamp"]["weights"]
+    assert_close(one, devices["stateless"]["weights"])
+    assert zeros_of(one) == zeros_of(devices["stateless"]["weights"])
+    assert devices["stateless"]["parts"] == [[4], [4]]
+
+
+def test_a_copy_that_differs_is_named(devices):
+    assert "not the same wherever they are copied" in devices["disagreement"]
+    assert "head/kernel" in devices["disagreement"]
+    assert "hidden" not in devices["disagreement"]
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_two_processes_end_where_one_does(devices, processes, name):
+    one = devices["trained"]["single lamp"]["weights"]
+    for each in processes:
+        assert_close(one, each[name]["weights"])
+        assert zeros_of(one) == zeros_of(each[name]["weights"])
+        assert each[name]["copies"] == {"DataParallel": 4, "ModelParallel": 1, "both": 2}[name]
+
+
+def test_two_processes_have_the_same_masks_under_every_allocation(processes):
+    for allocation in ("uniform", "lamp", "global"):
+        first, second = (each["masks"][allocation] for each in processes)
+        assert first == second
+        kept = sum(np.count_nonzero(mask) for mask in first)
+        assert kept == round(0.25 * sum(np.size(mask) for mask in first))
+
+
+def test_nan_in_one_process_is_an_error_in_all(processes):
+    for each in processes:
+        assert "NaN or infinite" in each["not finite"]
