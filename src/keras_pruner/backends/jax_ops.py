@@ -56,17 +56,26 @@ def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
     if not is_in_parts(variables[0]):
         yield tuple(map(to_numpy, variables))
         return
+    whole, seen = _is_whole_in_each_process(variables[0].value), set()
     shards = [variable.value.addressable_shards for variable in variables]
     for together in zip(*shards, strict=True):
-        if together[0].replica_id == 0:
+        part = str(together[0].index)
+        if part not in seen and (whole or together[0].replica_id == 0):
+            seen.add(part)
             yield tuple(_view(shard.data) for shard in together)
 
 
 def gather(variable: keras.Variable) -> Callable[[np.ndarray], np.ndarray] | None:
     """What brings arrays of each process together, if the value is in several's parts."""
-    value = variable.value
-    alone = value.is_fully_addressable or value.is_fully_replicated
-    return None if alone else _gather
+    return None if _is_whole_in_each_process(variable.value) else _gather
+
+
+def _is_whole_in_each_process(value: jax.Array) -> bool:
+    """Whether the devices of every process have all parts among them."""
+    parts: dict[int, set[str]] = {}
+    for device, index in value.sharding.devices_indices_map(value.shape).items():
+        parts.setdefault(device.process_index, set()).add(str(index))
+    return len(set(map(frozenset, parts.values()))) == 1
 
 
 def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
