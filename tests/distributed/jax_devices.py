@@ -60,8 +60,6 @@ def step_of(model):
             model.metrics_variables,
         )
     )
-    model.train_function = None
-    model.make_train_function()
     x, y = next(batches())
     layout = keras.distribution.distribution()
     x, y = (
@@ -105,12 +103,13 @@ def trained(name, allocation):
 def communication(name):
     """The collectives of a step, dense and pruned."""
     keras.distribution.set_distribution(DISTRIBUTIONS[name]())
-    dense = compiled()
-    dense.optimizer.build(dense.trainable_variables)
-    pruned = compiled()
+    dense, pruned = compiled(), compiled()
     pruner = kp.Pruner(pruned, SCHEDULE)
     pruned.compile(pruner.wrap(sgd()), loss=LOSS)
     pruner.update()
+    for model in (dense, pruned):
+        model.train_on_batch(*next(batches()))
+        model.jax_state_sync()
     found = {"dense": step_of(dense), "pruned": step_of(pruned)}
     keras.distribution.set_distribution(None)
     return found

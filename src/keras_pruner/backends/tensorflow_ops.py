@@ -1,6 +1,7 @@
 """TensorFlow."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -83,11 +84,12 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
-    """An array of each replica's process, one after another."""
+    """An array of each process, one after another."""
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1:
         return rows
-    each = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(rows))
+    given = itertools.chain([rows], itertools.repeat(rows[:0]))  # by the first replica of each
+    each = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(given)))
     return strategy.gather(each, axis=0).numpy()
 
 
