@@ -63,6 +63,7 @@ def killed(kind, kills, folder):
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_a_training_killed_twice_ends_as_if_it_had_not_been(whole, tmp_path):
     where = tmp_path / "out", tmp_path / "backups", "atomic"
     assert not live(*where, "write", 60)  # within the second backup

@@ -86,11 +86,13 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
     """An array of each process, one after another."""
     strategy = model.distribute_strategy
-    if strategy.num_replicas_in_sync == 1:
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return rows
     given = itertools.chain([rows], itertools.repeat(rows[:0]))  # by the first replica of each
-    each = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(given)))
-    return strategy.gather(each, axis=0).numpy()
+    each = strategy.experimental_distribute_values_from_function(
+        lambda _: tf.constant(next(given), tf.int32)  # bytes cannot be gathered
+    )
+    return strategy.gather(each, axis=0).numpy().astype(rows.dtype)
 
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
