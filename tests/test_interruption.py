@@ -1,8 +1,8 @@
 """A training killed at any moment goes on from its last complete backup."""
 
-import itertools
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -28,9 +28,9 @@ def result(output):
     return json.loads(Path(f"{output}.0").read_text())
 
 
-def moments():
+def moments(seed):
     """In turn at a random time, within a mask update, and within the writing of a backup."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     while True:
         yield "after", round(random.uniform(0.05, 0.6), 3)
         yield "update", int(random.integers(1, 4))
@@ -47,20 +47,27 @@ def whole(tmp_path_factory):
 
 
 def killed(kind, kills, folder):
-    """Trainings killed so often in all, each run again until it ends; how each life ended."""
-    deaths, ended = [], []
-    when = moments()
-    for training in itertools.count():
-        output, directory = folder / f"{kind}{training}", folder / f"backups-{kind}{training}"
-        while True:
-            moment = next(when) if len(deaths) < kills else ("never",)
-            if live(output, directory, kind, *moment):
-                break
-            deaths.append(moment[0])
-        ended.append(result(output))
-        if len(deaths) >= kills:
-            return deaths, ended
-    raise AssertionError
+    """Two lines of trainings, each killed so often, each run again until it ends."""
+
+    def line(seed):
+        deaths, ended, when = [], [], moments(seed)
+        while len(deaths) < kills:
+            output, directory = (folder / f"{kind}{seed}-{len(ended)}{end}" for end in ("", ".d"))
+            while True:
+                moment = next(when) if len(deaths) < kills else ("never",)
+                if live(output, directory, kind, *moment):
+                    break
+                deaths.append(moment)
+            ended.append(result(output))
+        return deaths, ended
+
+    with ThreadPoolExecutor(2) as pool:
+        lines = list(pool.map(line, (0, 1)))
+    deaths, ended = (
+        [each for part in parts for each in part] for parts in zip(*lines, strict=True)
+    )
+    print(f"{len(deaths)} kills in {len(ended)} trainings: {deaths}")
+    return deaths, ended
 
 
 @pytest.mark.slow
@@ -76,9 +83,9 @@ def test_a_training_killed_twice_ends_as_if_it_had_not_been(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_killed_at_20_random_moments_ends_as_if_it_had_not_been(whole, tmp_path):
-    deaths, ended = killed("atomic", 20, tmp_path)
-    assert set(deaths) == {"after", "update", "write"}
-    print(f"{len(deaths)} kills in {len(ended)} trainings: {deaths}")
+    deaths, ended = killed("atomic", 10, tmp_path)
+    assert len(deaths) == 20
+    assert {moment[0] for moment in deaths} == {"after", "update", "write"}
     for each in ended:
         assert each["values"] == whole["values"]
 
@@ -86,8 +93,7 @@ def test_a_training_killed_at_20_random_moments_ends_as_if_it_had_not_been(whole
 @pytest.mark.slow
 def test_with_backup_and_restore_of_keras_masks_are_never_wrong(tmp_path):
     """It may repeat an epoch; the script asserts the masks at the end of every epoch."""
-    deaths, ended = killed("keras", 10, tmp_path)
-    print(f"{len(deaths)} kills in {len(ended)} trainings: {deaths}")
+    _, ended = killed("keras", 5, tmp_path)
     for each in ended:
         assert zeros_of(each["weights"])[1] == 0.75
 

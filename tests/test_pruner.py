@@ -162,6 +162,16 @@ def test_torch_optim(name, data, tmp_path):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
+def test_torch_optim_of_other_parameters_is_refused():
+    import torch
+
+    model = mlp()
+    others = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"trains none of the weights.*4 parameters.*kernel"):
+        kp.Pruner(model, STAIRS).wrap(torch.optim.SGD(others, lr=0.1))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
 def test_torch_optim_stepped_before_any_update_refuses(data):
     import torch
 

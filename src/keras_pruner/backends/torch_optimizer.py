@@ -56,6 +56,14 @@ class TorchOptimizerMasks:
             for target, variable in zip(plan.targets, plan.variables, strict=True)
             if any(variable.value is p for group in optimizer.param_groups for p in group["params"])
         )
+        if not self.masked:
+            raise ValueError(
+                "The optimizer trains none of the weights to prune. Received: `optimizer` with "
+                f"{sum(len(group['params']) for group in optimizer.param_groups)} parameters, none "
+                f"of which is one of {[target.path for target in plan.targets]}. Give it "
+                "`model.parameters()`. FSDP replaces the parameters by others that Keras' layers "
+                "do not compute with, so that it cannot train Keras models, pruned or dense."
+            )
         self._zeros_stay = type(optimizer) in ENTRY_BY_ENTRY and all(
             group.get("eps", 1) > 0 for group in optimizer.param_groups
         )
