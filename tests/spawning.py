@@ -4,6 +4,7 @@ How many devices a backend sees is settled when it is imported, so that none of 
 in the process of the tests.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -54,6 +55,18 @@ def results(script, processes=1, **options):
         for process, words in zip(running, said, strict=True):
             assert process.returncode == 0, f"{script} failed:\n{words[-5000:]}"
         return [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(processes)]
+
+
+def once(tmp_path_factory, script, processes=1, **options):
+    """As `results`, run by the first worker of pytest that asks; the others wait and read."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    file = folder / f"{script}.{processes}.json"
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(json.dumps(results(script, processes, **options)))
+        return json.loads(file.read_text())
 
 
 def free_ports(count):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from spawning import assert_close, results, zeros_of
+from spawning import assert_close, once, zeros_of
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="keras.distribution is implemented on JAX"
@@ -13,15 +13,15 @@ KERNEL = 8 * 16  # entries of the largest weight
 
 
 @pytest.fixture(scope="module")
-def devices():
+def devices(tmp_path_factory):
     """What four devices in one process did."""
-    return results("jax_devices.py")[0]
+    return once(tmp_path_factory, "jax_devices.py")[0]
 
 
 @pytest.fixture(scope="module")
-def processes():
+def processes(tmp_path_factory):
     """What two processes of two devices did."""
-    return results("jax_processes.py", processes=2)
+    return once(tmp_path_factory, "jax_processes.py", processes=2)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "lamp", "global"])

@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from spawning import assert_close, results, zeros_of
+from spawning import assert_close, once, zeros_of
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
@@ -10,15 +10,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def mirrored():
+def mirrored(tmp_path_factory):
     """What two logical CPUs in one process did."""
-    return results("tensorflow_mirrored.py")[0]
+    return once(tmp_path_factory, "tensorflow_mirrored.py")[0]
 
 
 @pytest.fixture(scope="module")
-def workers():
+def workers(tmp_path_factory):
     """What two processes did."""
-    return results("tensorflow_workers.py", processes=2)
+    return once(tmp_path_factory, "tensorflow_workers.py", processes=2)
 
 
 @pytest.mark.parametrize("how", ["fit", "run_eagerly", "loop", "eager loop", "OneDeviceStrategy"])

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from spawning import assert_close, results, zeros_of
+from spawning import assert_close, once, zeros_of
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="torch.distributed is PyTorch's"
@@ -11,15 +11,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(tmp_path_factory):
     """What one process did."""
-    return results("torch_processes.py")[0]
+    return once(tmp_path_factory, "torch_processes.py")[0]
 
 
 @pytest.fixture(scope="module")
-def processes():
+def processes(tmp_path_factory):
     """What two processes did."""
-    return results("torch_processes.py", processes=2)
+    return once(tmp_path_factory, "torch_processes.py", processes=2)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "keras"])
