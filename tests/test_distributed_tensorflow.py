@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from spawning import assert_close, once, zeros_of
+from spawning import assert_close, once, results, zeros_of
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
@@ -56,3 +56,11 @@ def test_two_workers_end_where_one_process_does(mirrored, workers):
         assert worker["masks"] == workers[0]["masks"]
         assert worker["weights"] == workers[0]["weights"]
         assert worker["copies"] == 2
+
+
+@pytest.mark.slow
+def test_fit_on_two_workers_fails_in_keras_itself():
+    """Without pruning, that is; when this changes, the documentation does."""
+    for worker in results("tensorflow_workers.py", processes=2, arguments=["fit"]):
+        print(worker["fit"])
+        assert worker["fit"]
