@@ -94,6 +94,13 @@ def test_two_processes_have_the_same_masks_under_every_allocation(processes):
         assert kept == round(0.25 * sum(np.size(mask) for mask in first))
 
 
+def test_two_processes_go_on_from_the_backup_of_the_first(processes):
+    for each in processes:
+        first, again = each["backed up"]["weights"]
+        assert first == again == processes[0]["backed up"]["weights"][0]
+        assert each["backed up"]["epoch"] == 2
+
+
 def test_nan_in_one_process_is_an_error_in_all(processes):
     for each in processes:
         assert "NaN or infinite" in each["not finite"]

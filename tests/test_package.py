@@ -14,7 +14,7 @@ pytestmark = pytest.mark.backend_free
 SOURCE = Path(kp.__file__).parent
 
 LAYERS = [
-    {"values", "tables", "files", "page", "events", "backup"},
+    {"values", "tables", "files", "page", "events"},
     {"schedules", "criteria", "selection", "ranking", "slots", "keras2"},
     {"patterns"},
     {"allocation", "overrides", "weights"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"cuts", "optimizer"},
     {"agreement"},
     {"pruner"},
-    {"callbacks", "oneshot", "deploy", "testing", "summaries"},
+    {"callbacks", "backup", "oneshot", "deploy", "testing", "summaries"},
     {"comparison", "benchmarking"},
     {"demo"},
     {"tfmot", "cli_arguments"},

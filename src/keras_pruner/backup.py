@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pruner import backends
+
 WEIGHTS, SEEDS = "state.weights.h5", "seeds.npz"
 _UNFINISHED = "unfinished"
 
@@ -21,6 +23,10 @@ class AtomicBackup(keras.callbacks.Callback):
     them. It also leaves out the states of random seeds, as those of `Dropout`. Here all of it
     goes into one folder, which gets its name, the number of epochs, when everything in it is on
     the disk; the one before is removed after that.
+
+    Of several processes the first one saves, and all go on from what it saved, which they must be
+    able to read. Weights in parts that lie in several processes cannot be saved so, as Keras cannot
+    save them into one file: use `keras.callbacks.OrbaxCheckpoint`.
 
     In every `fit` with the same directory the training goes on after the last complete epoch.
     That is exact if the order of the data depends on nothing but the epoch: give `epoch` to the
@@ -71,6 +77,8 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, and remove what was saved before."""
+        if not backends.current().is_first_process():
+            return
         unfinished = self.directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)

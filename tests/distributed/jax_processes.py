@@ -1,6 +1,7 @@
 """Two processes of two devices each, through `jax.distributed`."""
 
 import os
+import sys
 
 from task_environment import PORTS, PROCESSES, RANK
 
@@ -82,6 +83,26 @@ def trained(name):
     return {"weights": found, "copies": copies[-1]}
 
 
+def backed_up():
+    """A training with a backup that both can read, and the same again, which has nothing to do."""
+    directory = f"{sys.argv[1]}.backups"
+    found = []
+    for _ in range(2):
+        keras.distribution.set_distribution(DISTRIBUTIONS["DataParallel"]())
+        model = network()
+        model.compile(sgd(), loss=LOSS)
+        mine = slice(RANK * BATCH // PROCESSES, (RANK + 1) * BATCH // PROCESSES)
+        pairs = [(x[mine], y[mine]) for x, y in batches(1)]
+        x, y = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        callbacks = [kp.GradualPruning(SCHEDULE), kp.AtomicBackup(directory)]
+        options = {"batch_size": 8, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+        model.fit(x, y, callbacks=callbacks, **options)
+        found.append([whole(v.value) for v in model.weights])
+        multihost_utils.sync_global_devices("saved")
+        keras.distribution.set_distribution(None)
+    return {"weights": found, "epoch": kp.AtomicBackup(directory).epoch}
+
+
 def masks(allocation):
     """The masks at once, of kernels in four parts."""
     keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
@@ -115,6 +136,7 @@ def not_finite():
 write(
     {
         **{name: trained(name) for name in DISTRIBUTIONS},
+        "backed up": backed_up(),
         "masks": {allocation: masks(allocation) for allocation in ("uniform", "lamp", "global")},
         "not finite": not_finite(),
     }

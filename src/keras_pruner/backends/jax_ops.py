@@ -90,6 +90,11 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
     return _gather(rows).reshape(-1, *rows.shape[1:])
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes files."""
+    return jax.process_index() == 0
+
+
 def _gather(numbers: np.ndarray) -> np.ndarray:
     """An array of each process, bit by bit: JAX would make float32 of float64."""
     if jax.process_count() == 1:

@@ -83,6 +83,11 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
         yield "", copy.numpy()
 
 
+def is_first_process() -> bool:
+    """Always: `fit`, which asks, does not run on several workers."""
+    return True
+
+
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
     """An array of each process, one after another."""
     strategy = model.distribute_strategy

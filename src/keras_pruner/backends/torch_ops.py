@@ -75,10 +75,19 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
     yield "", to_numpy(variable)
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes files."""
+    return not _is_in_group() or torch.distributed.get_rank() == 0
+
+
+def _is_in_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
     """An array of each process of the default group, one after another."""
     del model
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_in_group():
         return rows
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, rows)
