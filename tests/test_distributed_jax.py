@@ -101,6 +101,12 @@ def test_two_processes_go_on_from_the_backup_of_the_first(processes):
         assert each["backed up"]["epoch"] == 2
 
 
+def test_keras_cannot_save_parts_of_other_processes(processes):
+    """When this changes, the documentation does."""
+    for each in processes:
+        assert "non-addressable devices" in each["saved in parts"]
+
+
 def test_nan_in_one_process_is_an_error_in_all(processes):
     for each in processes:
         assert "NaN or infinite" in each["not finite"]

@@ -116,6 +116,18 @@ def masks(allocation):
     return found
 
 
+def saved_in_parts():
+    """What Keras says to saving weights of which other processes have parts."""
+    keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
+    try:
+        network().save_weights(f"{sys.argv[1]}.{RANK}.weights.h5")
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        keras.distribution.set_distribution(None)
+    return ""
+
+
 def not_finite():
     """What is raised where the NaN is not."""
     keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
@@ -138,6 +150,7 @@ write(
         **{name: trained(name) for name in DISTRIBUTIONS},
         "backed up": backed_up(),
         "masks": {allocation: masks(allocation) for allocation in ("uniform", "lamp", "global")},
+        "saved in parts": saved_in_parts(),
         "not finite": not_finite(),
     }
 )
