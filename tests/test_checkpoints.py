@@ -51,6 +51,7 @@ def test_tf_train_checkpoint_carries_masks_and_count(data, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The training is too short")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_orbax_checkpoints_carry_masks_and_count(data, tmp_path):
     pytest.importorskip("orbax.checkpoint")
 

@@ -77,12 +77,13 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, and remove what was saved before."""
+        model = self.model  # in all processes: on JAX this brings the variables up to date
         if not backends.current().is_first_process():
             return
         unfinished = self.directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        self.model.save_weights(unfinished / WEIGHTS)
+        model.save_weights(unfinished / WEIGHTS)
         seeds = [keras.ops.convert_to_numpy(seed) for seed in self._seeds()]
         np.savez(unfinished / SEEDS, **{str(i): seed for i, seed in enumerate(seeds)})
         for path in (unfinished / WEIGHTS, unfinished / SEEDS, unfinished):
