@@ -94,11 +94,9 @@ def test_two_processes_have_the_same_masks_under_every_allocation(processes):
         assert kept == round(0.25 * sum(np.size(mask) for mask in first))
 
 
-def test_two_processes_go_on_from_the_backup_of_the_first(processes):
+def test_a_backup_of_one_process_is_refused_in_two(processes):
     for each in processes:
-        first, again = each["backed up"]["weights"]
-        assert first == again == processes[0]["backed up"]["weights"][0]
-        assert each["backed up"]["epoch"] == 2
+        assert "Received: 2 processes" in each["backed up"]
 
 
 def test_keras_cannot_save_parts_of_other_processes(processes):

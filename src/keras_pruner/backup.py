@@ -24,9 +24,8 @@ class AtomicBackup(keras.callbacks.Callback):
     goes into one folder, which gets its name, the number of epochs, when everything in it is on
     the disk; the one before is removed after that.
 
-    Of several processes the first one saves, and all go on from what it saved, which they must be
-    able to read. Weights in parts that lie in several processes cannot be saved so, as Keras cannot
-    save them into one file: use `keras.callbacks.OrbaxCheckpoint`.
+    For one process, with any number of devices. Several on JAX have
+    `keras.callbacks.OrbaxCheckpoint`, which saves the parts of each.
 
     In every `fit` with the same directory the training goes on after the last complete epoch.
     That is exact if the order of the data depends on nothing but the epoch: give `epoch` to the
@@ -37,8 +36,8 @@ class AtomicBackup(keras.callbacks.Callback):
         directory: for the backups of this training alone; made if it is not there.
 
     Raises:
-        ValueError: when the training begins, if the model is not built, or the backup is of
-            another model or another pruning.
+        ValueError: when the training begins, if the model is not built, several processes train
+            it, or the backup is of another model or another pruning.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -57,6 +56,13 @@ class AtomicBackup(keras.callbacks.Callback):
             raise ValueError(
                 f"`AtomicBackup` needs a built model. Received: {model.name!r}, which has no "
                 "weights yet. Call it on a batch of data before `fit`."
+            )
+        processes = backends.current().processes()
+        if processes > 1:
+            raise ValueError(
+                f"`AtomicBackup` saves what one process trains. Received: {processes} processes. "
+                "On JAX use keras.callbacks.OrbaxCheckpoint; in a loop on PyTorch save the "
+                "`state_dict` of model and optimizer in the first process."
             )
         epoch = self.epoch
         if not epoch:
@@ -77,9 +83,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, and remove what was saved before."""
-        model = self.model  # in all processes: on JAX this brings the variables up to date
-        if not backends.current().is_first_process():
-            return
+        model = self.model
         unfinished = self.directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)

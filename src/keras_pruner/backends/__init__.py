@@ -17,7 +17,7 @@ Every module here has the same functions:
   if a value is in several processes' parts; None if all of it is here.
 - `copies(variable)`: every copy of every part in this process, as (name of the part, array).
 - `gather_copies(model, rows)`: an array of each process that trains the model, one after another.
-- `is_first_process()`: whether this is the process that writes files for all that train a model.
+- `processes()`: how many processes know of each other.
 - `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.
 - `variable_scope(model)`: a context in which new variables live where the model's do.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.

@@ -90,9 +90,9 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
     return _gather(rows).reshape(-1, *rows.shape[1:])
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that writes files."""
-    return jax.process_index() == 0
+def processes() -> int:
+    """How many processes know of each other."""
+    return jax.process_count()
 
 
 def _gather(numbers: np.ndarray) -> np.ndarray:

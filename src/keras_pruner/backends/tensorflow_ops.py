@@ -83,9 +83,9 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
         yield "", copy.numpy()
 
 
-def is_first_process() -> bool:
-    """Always: `fit`, which asks, does not run on several workers."""
-    return True
+def processes() -> int:
+    """Always one: `fit`, for which this is asked, does not run on several workers."""
+    return 1
 
 
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:

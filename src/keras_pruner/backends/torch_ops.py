@@ -75,9 +75,9 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
     yield "", to_numpy(variable)
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that writes files."""
-    return not _is_in_group() or torch.distributed.get_rank() == 0
+def processes() -> int:
+    """How many processes know of each other."""
+    return torch.distributed.get_world_size() if _is_in_group() else 1
 
 
 def _is_in_group() -> bool:
