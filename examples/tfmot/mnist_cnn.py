@@ -9,7 +9,7 @@ keras.utils.set_random_seed(0)
 ConstantSparsity = tfmot.sparsity.keras.ConstantSparsity
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay
 prune = tfmot.sparsity.keras.prune_low_magnitude
-x_train, y_train, x_test, y_test = mnist()
+x_train, y_train, x_test, y_test = mnist(3000)
 x_train, x_test = x_train[..., None], x_test[..., None]
 y_train, y_test = (keras.utils.to_categorical(y, 10) for y in (y_train, y_test))
 
@@ -31,7 +31,7 @@ def build_layerwise_model(**params):
 
 schedules = {
     "constant": ConstantSparsity(0.75, begin_step=30, frequency=10),
-    "polynomial": PolynomialDecay(0.3, 0.75, begin_step=10, end_step=90, frequency=10),
+    "polynomial": PolynomialDecay(0.3, 0.75, begin_step=10, end_step=80, frequency=10),
 }
 for name, schedule in schedules.items():
     model = build_layerwise_model(pruning_schedule=schedule)
