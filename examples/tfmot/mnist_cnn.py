@@ -30,8 +30,8 @@ def build_layerwise_model(**params):
 
 
 schedules = {
-    "constant": ConstantSparsity(0.75, begin_step=30, frequency=10),
-    "polynomial": PolynomialDecay(0.3, 0.75, begin_step=10, end_step=80, frequency=10),
+    "constant": ConstantSparsity(0.75, begin_step=60, frequency=10),
+    "polynomial": PolynomialDecay(0.3, 0.75, begin_step=10, end_step=120, frequency=10),
 }
 for name, schedule in schedules.items():
     model = build_layerwise_model(pruning_schedule=schedule)
@@ -39,7 +39,7 @@ for name, schedule in schedules.items():
     model.fit(
         x_train,
         y_train,
-        batch_size=64,
+        batch_size=32,
         epochs=2,
         callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
         verbose=2,
