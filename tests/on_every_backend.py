@@ -24,7 +24,7 @@ def run(backend: str, arguments: list[str], cache: str) -> tuple[int, Counter[st
     for old releases: JAX 0.5 corrupts its memory when it runs a step out of its cache on a CPU
     (seen with Keras alone: fit, save, load, fit).
     """
-    workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+    workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     print(f"\n--- {backend}: {' '.join(command[1:])}", flush=True)
     # One thread a worker: more of both only wait for each other.

@@ -105,7 +105,8 @@ def test_bad_exports_are_refused_before_anything_is_loaded(capsys, saved, tmp_pa
     assert "a directory that exists" in fails(
         capsys, "export", saved, tmp_path / "no" / "out.keras"
     )
-    two = keras.Model([keras.Input((3,)), a := keras.Input((2,))], keras.layers.Dense(2)(a))
+    inputs = [keras.Input((3,)), keras.Input((2,))]
+    two = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()(inputs)))
     two.save(tmp_path / "two.keras")
     command = ["export", tmp_path / "two.keras", tmp_path / "two.tflite", "--input-shape", "1"]
     assert "models of one input" in fails(capsys, *command)

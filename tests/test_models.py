@@ -94,6 +94,7 @@ MODELS = {
     "preprocessing": normalized,
     "application": application,
 }
+SLOW = {"application"}  # XLA takes half a minute to compile its step
 
 
 def data_for(model, n=16):
@@ -115,7 +116,9 @@ def exact(model):
     return 1 - kept / sum(mask.size for mask, _ in pairs), agree
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in MODELS]
+)
 def test_law_12_every_kind_of_model_is_exactly_sparse_after_every_step(kind, tmp_path):
     model = MODELS[kind]()
     data = data_for(model)

@@ -60,6 +60,9 @@ def train(model, data, schedule=HALF, **options):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: getattr(o, "__name__", "tuned"))
 def test_law_5_weights_are_exactly_sparse_after_every_step_of_every_optimizer(optimizer, data):
+    on = keras.__version__[:4], keras.backend.backend()
+    if optimizer is keras.optimizers.Muon and on == ("3.12", "tensorflow"):
+        pytest.skip("Keras 3.12 itself cannot step Muon on TensorFlow")
     noted = train(mlp(optimizer()), data)
     # Ftrl makes zeros of its own.
     assert min(noted) >= 0.5 if optimizer is keras.optimizers.Ftrl else set(noted) == {0.5}

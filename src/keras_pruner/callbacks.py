@@ -213,8 +213,8 @@ class GradualPruning(PruningCallback):
         >>> model.compile("adam", loss="mse")
         >>> x, y = np.ones((32, 4)), np.ones((32, 8))
         >>> history = model.fit(x, y, verbose=0, epochs=2, callbacks=[GradualPruning(0.75)])
-        >>> history.history["sparsity"][-1], np.count_nonzero(model.layers[0].kernel)
-        (0.75, np.int64(8))
+        >>> history.history["sparsity"][-1], int(np.count_nonzero(model.layers[0].kernel))
+        (0.75, 8)
     """
 
     def __init__(

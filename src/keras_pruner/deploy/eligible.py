@@ -261,7 +261,8 @@ class _Draft:
             if self._tripled:
                 self._entry = keras.ops.concatenate([self._entry] * 3, axis=-1)
             if self._flip:
-                self._entry = keras.ops.flip(self._entry, axis=_FLIPPED)
+                for axis in _FLIPPED:  # one at a time: Keras 3.12 takes no two on TensorFlow
+                    self._entry = keras.ops.flip(self._entry, axis=axis)
         return self._entry
 
     def copy_weights(self, clone: keras.Model) -> None:

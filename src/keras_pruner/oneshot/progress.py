@@ -14,9 +14,11 @@ Announce = Callable[[str], None]
 def announcing(title: str, total: int, *, shown: bool) -> Iterator[Announce]:
     """Show how far the work has come, on a terminal's standard error, until it is done."""
     console = Console(stderr=True)
+    if not (shown and console.is_terminal):  # a disabled bar of rich 13.7 prints an empty line
+        yield lambda _: None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    visible = shown and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not visible) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total)
 
         def announce(name: str) -> None:
