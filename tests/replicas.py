@@ -19,10 +19,10 @@ reduced = []
 class Noting(tf.distribute.ReductionToOneDevice):
     """Notes the shape of every value that is reduced in the graph of the step."""
 
-    def reduce_implementation(self, reduce_op, per_replica_value, *args):
+    def reduce_implementation(self, reduce_op, per_replica_value, *args, **kwargs):
         first, *_ = getattr(per_replica_value, "values", [per_replica_value])
         reduced.append(str(tuple(first.shape)))
-        return super().reduce_implementation(reduce_op, per_replica_value, *args)
+        return super().reduce_implementation(reduce_op, per_replica_value, *args, **kwargs)
 
 
 def train(*, pruned):
