@@ -190,6 +190,16 @@ class OnlyHidden(S.PruningPolicy):
             raise ValueError("too deep")
 
 
+class OnlyRecurrent(S.PruningPolicy):
+    """A policy that knows the layer, not the cell in it which has the weights."""
+
+    def allow_pruning(self, layer):
+        return isinstance(layer, keras.layers.LSTM)
+
+    def ensure_model_supports_pruning(self, model):
+        pass
+
+
 class Mine(keras.layers.Layer, S.PrunableLayer):
     """A layer as TFMOT wants it."""
 
@@ -212,6 +222,10 @@ def test_policies_and_prunable_layers(data):
     compile_(mine)
     mine.fit(*data, verbose=0)
     assert [sparsity([v]) for v in mine.trainable_variables] == [0.0, 0.5]
+    sequences = keras.Sequential([keras.Input((4, 2)), keras.layers.LSTM(6), keras.layers.Dense(3)])
+    S.prune_low_magnitude(sequences, HALF, pruning_policy=OnlyRecurrent())
+    compile_(sequences).fit(data[0].reshape(-1, 4, 2), data[1], verbose=0)
+    assert [sparsity([v]) for v in kernels_of(sequences)] == [0.5, 0.5, 0.0]
     deep = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(3) for _ in range(3))])
     with pytest.raises(ValueError, match="too deep"):
         S.prune_low_magnitude(deep, pruning_policy=OnlyHidden())

@@ -59,12 +59,13 @@ def prune_low_magnitude(
     _take_layer_arguments(None if is_model or layers is to_prune else to_prune, kwargs)
     if pruning_policy is not None and is_model:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    mark = marks.Mark(pruning_schedule, pattern, pruning_policy)
     for leaf in (leaf for layer in layers for leaf in _leaves(layer)):
-        if isinstance(leaf, keras.Model) or mark.allows(leaf):
-            marks.put(mark, leaf)
+        if isinstance(leaf, keras.Model):  # the policy is asked when its layers are there
+            marks.put(marks.Mark(pruning_schedule, pattern, pruning_policy), leaf)
+        elif pruning_policy is None or pruning_policy.allow_pruning(leaf):
+            marks.put(marks.Mark(pruning_schedule, pattern), leaf)
     if is_model:
-        _check_plan(to_prune, mark)
+        _check_plan(to_prune)
         callbacks.hook(to_prune)
         wrapping.attach(to_prune)
     return to_prune
@@ -92,10 +93,11 @@ def _leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         yield layer
 
 
-def _check_plan(model: keras.Model, mark: marks.Mark) -> None:
+def _check_plan(model: keras.Model) -> None:
+    asked = dict.fromkeys(marks.marks_of(model).values())
     try:
-        if model.built and not marks.plan_of(model, mark).targets:
-            raise ValueError(f"There is nothing to prune in {model.name!r} as {mark.pattern!r}.")
+        if model.built and not any(marks.plan_of(model, mark).targets for mark in asked):
+            raise ValueError(f"There is nothing to prune in {model.name!r}.")
     except ValueError:
         marks.remove(model)
         raise
