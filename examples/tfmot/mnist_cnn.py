@@ -16,10 +16,10 @@ y_train, y_test = (keras.utils.to_categorical(y, 10) for y in (y_train, y_test))
 
 def build_layerwise_model(**params):
     layers = [
-        prune(keras.layers.Conv2D(16, 5, padding="same", activation="relu"), **params),
+        prune(keras.layers.Conv2D(8, 5, padding="same", activation="relu"), **params),
         keras.layers.MaxPooling2D(2),
         keras.layers.BatchNormalization(momentum=0.9),
-        prune(keras.layers.Conv2D(32, 5, padding="same", activation="relu"), **params),
+        prune(keras.layers.Conv2D(16, 5, padding="same", activation="relu"), **params),
         keras.layers.MaxPooling2D(2),
         keras.layers.Flatten(),
         prune(keras.layers.Dense(64, activation="relu"), **params),
