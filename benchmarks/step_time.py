@@ -23,6 +23,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--xla", action="store_true", help="compile with XLA on TensorFlow")
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
+    parser.add_argument("--sparsity", type=float, default=0.8, help="below 0.9; hardly moves")
     parser.add_argument("--allocation", default="uniform")
     parser.add_argument("--json", metavar="PATH")
     return parser.parse_args()
@@ -105,7 +106,7 @@ def main() -> None:
         callbacks = [clock]
         if frequency:
             schedule = kp.PolynomialDecay(
-                0.9, initial_sparsity=0.1, end_step=10**7, frequency=frequency
+                0.9, initial_sparsity=options.sparsity, end_step=10**7, frequency=frequency
             )
             callbacks.append(kp.GradualPruning(schedule, allocation=options.allocation))
 

@@ -1,8 +1,13 @@
 """TFMOT's names do here what they do there."""
 
+import importlib.util
 import inspect
 import json
+import os
+import subprocess
+import sys
 
+import event_files
 import keras
 import numpy as np
 import pytest
@@ -185,6 +190,16 @@ class OnlyHidden(S.PruningPolicy):
             raise ValueError("too deep")
 
 
+class OnlyRecurrent(S.PruningPolicy):
+    """A policy that knows the layer, not the cell in it which has the weights."""
+
+    def allow_pruning(self, layer):
+        return isinstance(layer, keras.layers.LSTM)
+
+    def ensure_model_supports_pruning(self, model):
+        pass
+
+
 class Mine(keras.layers.Layer, S.PrunableLayer):
     """A layer as TFMOT wants it."""
 
@@ -207,6 +222,10 @@ def test_policies_and_prunable_layers(data):
     compile_(mine)
     mine.fit(*data, verbose=0)
     assert [sparsity([v]) for v in mine.trainable_variables] == [0.0, 0.5]
+    sequences = keras.Sequential([keras.Input((4, 2)), keras.layers.LSTM(6), keras.layers.Dense(3)])
+    S.prune_low_magnitude(sequences, HALF, pruning_policy=OnlyRecurrent())
+    compile_(sequences).fit(data[0].reshape(-1, 4, 2), data[1], verbose=0)
+    assert [sparsity([v]) for v in kernels_of(sequences)] == [0.5, 0.5, 0.0]
     deep = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(3) for _ in range(3))])
     with pytest.raises(ValueError, match="too deep"):
         S.prune_low_magnitude(deep, pruning_policy=OnlyHidden())
@@ -245,6 +264,43 @@ def test_wrong_arguments_are_told_at_once(arguments, message):
 def test_wrong_schedules_are_told_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+READ = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+reader = EventAccumulator(sys.argv[1])
+reader.Reload()
+tags = reader.Tags()["scalars"]
+print(json.dumps({tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in tags}))
+"""
+
+
+def test_a_real_tensorboard_reads_the_summaries(data, tmp_path):
+    """In this environment, or in that of TENSORBOARD_PYTHON."""
+    here = sys.executable if importlib.util.find_spec("tensorboard") else None
+    python = os.environ.get("TENSORBOARD_PYTHON", here)
+    if python is None:
+        pytest.skip("no TensorBoard here, and TENSORBOARD_PYTHON names no environment with one")
+    model = S.prune_low_magnitude(mlp(), HALF)
+    summaries = S.PruningSummaries(str(tmp_path), update_freq=3)
+    history = model.fit(
+        *data, 8, epochs=2, verbose=0, callbacks=[summaries], validation_data=data
+    ).history
+    seen = {}
+    for folder in ("metrics", "train", "validation"):
+        out = subprocess.run(
+            [python, "-c", READ, str(tmp_path / folder)], check=True, capture_output=True, text=True
+        )
+        scalars = json.loads(out.stdout)
+        seen[folder] = {tag: [tuple(pair) for pair in pairs] for tag, pairs in scalars.items()}
+        assert seen[folder] == event_files.read(tmp_path / folder)
+    steps = [step for step, _ in seen["metrics"]["head/kernel/threshold"]]
+    assert steps == [0, 3, 6, 8, 9, 12, 15, 16]
+    assert seen["metrics"]["hidden/kernel/sparsity"][-1] == (16, 0.5)
+    for folder, name in (("train", "loss"), ("validation", "val_loss")):
+        told = [number for _, number in seen[folder]["epoch_loss"]]
+        np.testing.assert_allclose(told, history[name], rtol=1e-6)
 
 
 @pytest.mark.backend_free

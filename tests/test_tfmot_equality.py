@@ -13,7 +13,7 @@ import keras_pruner.tfmot as tfmot
 from keras_pruner.patterns import Unstructured
 from keras_pruner.plan import Target
 from keras_pruner.selection import kept_count
-from keras_pruner.tfmot.marks import Mark, everything
+from keras_pruner.tfmot.patterns import fitted, pattern_of
 from keras_pruner.tfmot.schedules import Steps
 
 S = tfmot.sparsity.keras
@@ -33,15 +33,13 @@ def unpacked(digits, shape):
 def mask_of(case, **options):
     """The mask that this package makes for a case."""
     shape = tuple(case["shape"])
-    mark = Mark(S.ConstantSparsity(0.5, 0), **{"block_size": (1, 1), "pooling": "AVG",
-                "m_by_n": None, "allows": everything, **options})  # fmt: skip
     axes = (tuple(range(len(shape) - 2)), (len(shape) - 2,), (len(shape) - 1,))
     target = Target("weight", shape, Unstructured(), None, axes, 0)
-    pattern = mark.pattern("weight", target)
+    pattern = fitted(pattern_of(**options), target)
     if pattern is None:
         return np.ones(shape, bool)
     scores = np.abs(weights(shape))
-    if options.get("m_by_n"):
+    if "m_by_n" in options:
         return pattern(scores)
     return pattern.keep(scores, kept_count(pattern.units(shape), case["sparsity"]))
 
@@ -79,7 +77,7 @@ def test_masks_equal_those_of_tfmot():
 def test_blocks_equal_those_of_tfmot_unless_it_shifts_them():
     shifted = 0
     for case in GOLDEN["blocks"]:
-        mine = mask_of(case, block_size=tuple(case["block"]), pooling=case["pooling"])
+        mine = mask_of(case, block_size=case["block"], pooling=case["pooling"])
         equal = np.array_equal(mine, unpacked(case["mask"], case["shape"]))
         shifted += case["shifted"] and not equal
         assert equal or case["shifted"], case
@@ -89,7 +87,7 @@ def test_blocks_equal_those_of_tfmot_unless_it_shifts_them():
 @pytest.mark.backend_free
 def test_m_by_n_equals_that_of_tfmot():
     for case in GOLDEN["m_by_n"]:
-        mine = mask_of(case, m_by_n=tuple(case["m_by_n"]))
+        mine = mask_of(case, m_by_n=case["m_by_n"])
         assert np.array_equal(mine, unpacked(case["mask"], case["shape"])), case
 
 

@@ -24,7 +24,7 @@ def mnist(samples=4000):
     return x[:samples] / scale, y[:samples], x_test[:2000] / scale, y_test[:2000]
 
 
-def reviews(archive=None, words=5000, length=40, samples=4000):
+def reviews(archive=None, words=5000, length=20, samples=3200):
     """Film reviews as numbers of words: `keras.datasets.imdb`, or the archive of vaderSentiment.
 
     The archive is its source distribution, with 10,605 rated snippets (Hutto & Gilbert 2014),

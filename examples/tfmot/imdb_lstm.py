@@ -29,14 +29,15 @@ model = keras.Sequential(
     ]
 )
 schedule = tfmot.sparsity.keras.PolynomialDecay(
-    initial_sparsity=0.3, final_sparsity=0.7, begin_step=20, end_step=160, frequency=20
+    initial_sparsity=0.3, final_sparsity=0.7, begin_step=10, end_step=80, frequency=10
 )
 model = tfmot.sparsity.keras.prune_low_magnitude(model, pruning_schedule=schedule)
-model.compile(loss="binary_crossentropy", optimizer="adam", metrics=["accuracy"])
+optimizer = keras.optimizers.Adam(0.005)
+model.compile(loss="binary_crossentropy", optimizer=optimizer, metrics=["accuracy"])
 model.fit(
     x_train,
     y_train,
-    batch_size=32,
+    batch_size=64,
     epochs=2,
     callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
     verbose=2,

@@ -9,17 +9,17 @@ keras.utils.set_random_seed(0)
 ConstantSparsity = tfmot.sparsity.keras.ConstantSparsity
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay
 prune = tfmot.sparsity.keras.prune_low_magnitude
-x_train, y_train, x_test, y_test = mnist()
+x_train, y_train, x_test, y_test = mnist(3000)
 x_train, x_test = x_train[..., None], x_test[..., None]
 y_train, y_test = (keras.utils.to_categorical(y, 10) for y in (y_train, y_test))
 
 
 def build_layerwise_model(**params):
     layers = [
-        prune(keras.layers.Conv2D(16, 5, padding="same", activation="relu"), **params),
+        prune(keras.layers.Conv2D(8, 5, padding="same", activation="relu"), **params),
         keras.layers.MaxPooling2D(2),
         keras.layers.BatchNormalization(momentum=0.9),
-        prune(keras.layers.Conv2D(32, 5, padding="same", activation="relu"), **params),
+        prune(keras.layers.Conv2D(16, 5, padding="same", activation="relu"), **params),
         keras.layers.MaxPooling2D(2),
         keras.layers.Flatten(),
         prune(keras.layers.Dense(64, activation="relu"), **params),
@@ -30,8 +30,8 @@ def build_layerwise_model(**params):
 
 
 schedules = {
-    "constant": ConstantSparsity(0.75, begin_step=30, frequency=10),
-    "polynomial": PolynomialDecay(0.3, 0.75, begin_step=10, end_step=90, frequency=10),
+    "constant": ConstantSparsity(0.75, begin_step=60, frequency=10),
+    "polynomial": PolynomialDecay(0.3, 0.75, begin_step=10, end_step=120, frequency=10),
 }
 for name, schedule in schedules.items():
     model = build_layerwise_model(pruning_schedule=schedule)
@@ -39,7 +39,7 @@ for name, schedule in schedules.items():
     model.fit(
         x_train,
         y_train,
-        batch_size=64,
+        batch_size=32,
         epochs=2,
         callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
         verbose=2,

@@ -68,6 +68,18 @@ def load_model(
     raise FileError(f"{path} is no model file: it is neither a .keras archive nor HDF5.")
 
 
+class Wrapper(keras.layers.Layer):
+    """Stands for TFMOT's wrapper where Keras 3 meets one, to say how such a file is read."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Wrapper":
+        """Refuse."""
+        raise ValueError(
+            f"The file holds TFMOT's wrapper around {config['layer']['config']['name']!r}, which "
+            "Keras 3 cannot load. Read it with `keras_pruner.tfmot.load_model(path)`."
+        )
+
+
 def _from_h5(path: Path, custom: Mapping[str, Any]) -> keras.Model:
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs or "model_weights" not in file:

@@ -13,7 +13,7 @@ from keras_pruner import backends
 from keras_pruner.plan import Plan, Target
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
-from keras_pruner.slots import keeps_zeros, slots_of
+from keras_pruner.slots import entries_are_apart, slots_of
 from keras_pruner.values import PACKAGE
 
 UNATTENDED = (
@@ -44,9 +44,10 @@ class Masked:
 class PrunedOptimizer(keras.optimizers.Optimizer):
     """An optimizer that leaves every pruned weight at exactly 0.0.
 
-    It hides the gradients of pruned weights from the user's optimizer and lets that make its
-    step, all inside the compiled step. A weight that is zero, with a gradient and slots that are
-    zero, then stays zero by itself under most optimizers; under the others it is zeroed again.
+    It lets the user's optimizer make its step and zeroes the pruned weights after it, all inside
+    the compiled step. From an optimizer in which one entry has a part in another's update, it
+    hides their gradients, and zeroes their slots when masks change: the live weights are trained
+    as if the others were not there, under every optimizer.
     The masks are its variables, so they are saved, restored, replicated and sharded as any
     optimizer's state. It never changes a mask itself: that is the `Pruner`'s part.
 
@@ -126,7 +127,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             masked.append(Masked(target, variable, mask, mine, tuple(slots[index])))
         self.masked = tuple(masked)
         self._masks = {self._var_key(m.variable): m.mask for m in masked}
-        self._zeros_stay = keeps_zeros(self.inner_optimizer, [m.variable for m in masked])
+        self._apart = entries_are_apart(self.inner_optimizer, [m.variable for m in masked])
         self.built = True
 
     def _bind(self, variables: list[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
@@ -155,24 +156,28 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         if self.before_first_step is not None:
             self.before_first_step()
         self._check_attended()
+        if not self._apart:
+            grads = self._live(grads, trainable_variables or self._trainable_variables)
+        self.inner_optimizer.apply(grads, trainable_variables)
+        self.zero_pruned()
+
+    def _live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
+        """The gradients, with zeros where weights are pruned."""
         mask_gradient = backends.current().mask_gradient
-        masks = [
-            self._masks.get(self._var_key(variable))
-            for variable in trainable_variables or self._trainable_variables
-        ]
-        live = [
+        masks = [self._masks.get(self._var_key(variable)) for variable in variables]
+        return [
             gradient if gradient is None or mask is None else mask_gradient(gradient, mask)
             for gradient, mask in zip(grads, masks, strict=True)
         ]
-        self.inner_optimizer.apply(live, trainable_variables)
-        if not self._zeros_stay:
-            self.zero_pruned()
 
     def zero_pruned(self, *, slots: bool = False) -> None:
-        """Set every pruned weight and its average to 0.0; what else belongs to it, if asked."""
+        """Set every pruned weight and its average to 0.0.
+
+        With `slots`, also what else the optimizer keeps for it, where that matters to others.
+        """
         variables, masks = [], []
         for masked in self.masked:
-            companions = masked.averages + (masked.slots if slots else ())
+            companions = masked.averages + (masked.slots if slots and not self._apart else ())
             variables += [masked.variable, *companions]
             masks += [masked.mask] * (1 + len(companions))
         backends.current().zero_pruned(variables, masks)

@@ -1,4 +1,4 @@
-"""What an optimizer keeps for each entry of a weight, and what it does with an entry of zero."""
+"""What an optimizer keeps for each entry of a weight, and whether entries go their own ways."""
 
 from collections.abc import Sequence
 
@@ -14,25 +14,24 @@ ENTRY_BY_ENTRY = (
     keras.optimizers.Adagrad,
     keras.optimizers.Adadelta,
     keras.optimizers.Lion,
-    keras.optimizers.Lamb,
 )
-"""Their update of an entry is zero where the entry, its gradient and its slots are zero."""
+"""Their update of an entry depends on nothing but the entry, its gradient and its slots."""
 
 
-def keeps_zeros(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> bool:
-    """Whether an entry that is zero, with gradient and slots that are zero, surely stays zero.
+def entries_are_apart(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> bool:
+    """Whether what becomes of one entry of a weight surely has no part in another's update.
 
-    Zeroing the weights again after each step is then a pass over them for nothing. Not so for an
-    update that mixes entries (Muon) or divides zero by zero (Ftrl, an epsilon of 0), for a norm
-    that makes all gradients NaN when one of them is, for a constraint, and for classes that are
-    not known.
+    The gradient of a pruned weight then needs no mask: whatever it does, it does to that weight
+    alone, which is zeroed after the step. Not so for an update that mixes entries (Muon) or
+    scales by a norm (Lamb, clipping), for a constraint, and for classes that are not known.
     """
     is_keras = type(optimizer).__module__.startswith("keras.")  # on torch, subclasses of these
     by_entry = is_keras and isinstance(optimizer, ENTRY_BY_ENTRY)
-    divides = getattr(optimizer, "epsilon", 1) > 0
     by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
     constrained = any(variable.constraint is not None for variable in variables)
-    return by_entry and divides and not by_norm and not constrained
+    return by_entry and not by_norm and not constrained
 
 
 def slots_of(

@@ -25,15 +25,15 @@ ENTRY_BY_ENTRY = (
     torch.optim.RMSprop,
     torch.optim.Adagrad,
 )
-"""As `keras_pruner.slots.ENTRY_BY_ENTRY`: zeros stay zero by themselves."""
+"""As `keras_pruner.slots.ENTRY_BY_ENTRY`: gradients of pruned weights need no mask."""
 
 
 class TorchOptimizerMasks:
     """Leaves every pruned weight at exactly 0.0 after each step of a `torch.optim` optimizer.
 
-    The optimizer stays what it is. Hooks hide the gradients of pruned weights from it, and zero
-    the pruned weights after it where they would not stay zero by themselves; its `state_dict`
-    carries the masks and the count, in bits.
+    The optimizer stays what it is. Hooks zero the pruned weights after its step, and hide their
+    gradients from it if they could have a part in the update of others; its `state_dict` carries
+    the masks and the count, in bits.
 
     Args:
         optimizer: the user's optimizer.
@@ -64,9 +64,7 @@ class TorchOptimizerMasks:
                 "`model.parameters()`. FSDP replaces the parameters by others that Keras' layers "
                 "do not compute with, so that it cannot train Keras models, pruned or dense."
             )
-        self._zeros_stay = type(optimizer) in ENTRY_BY_ENTRY and all(
-            group.get("eps", 1) > 0 for group in optimizer.param_groups
-        )
+        self._apart = type(optimizer) in ENTRY_BY_ENTRY
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -80,10 +78,10 @@ class TorchOptimizerMasks:
         return self.progress.has_ended(self.schedule)
 
     def zero_pruned(self, *, slots: bool = False) -> None:
-        """Set every pruned weight to 0.0; what the optimizer keeps for it, if asked."""
+        """Set every pruned weight to 0.0; with `slots`, as `PrunedOptimizer.zero_pruned`."""
         for masked in self.masked:
             tensors: list[torch.Tensor] = [masked.variable.value]
-            if slots:
+            if slots and not self._apart:
                 state = self.inner_optimizer.state[masked.variable.value]
                 tensors += [s for s in state.values() if _like(s, tensors[0])]
             torch_ops.zero(tensors, masked.mask.value)
@@ -96,15 +94,14 @@ class TorchOptimizerMasks:
     def _before_step(self, *_: Any) -> None:
         if not self.attended:
             raise RuntimeError(UNATTENDED)
-        for masked in self.masked:
+        for masked in () if self._apart else self.masked:
             gradient = masked.variable.value.grad
             if gradient is not None:
                 torch_ops.zero([gradient], masked.mask.value)
 
     def _after_step(self, *_: Any) -> None:
         self.completed_updates += 1
-        if not self._zeros_stay:
-            self.zero_pruned()
+        self.zero_pruned()
 
     def _save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
         arrays: dict[str, np.ndarray] = {}

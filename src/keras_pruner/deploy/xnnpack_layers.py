@@ -59,6 +59,34 @@ def obstacles(model: keras.Model) -> Obstacles:
     return Obstacles(tuple(layers), bool(graph.starts), bool(graph.ends), rewrites)
 
 
+def check(model: keras.Model) -> None:
+    """Check that XNNPACK can run a model sparse.
+
+    Raises:
+        ValueError: with the message of TFMOT's policy, and after it everything in the way.
+    """
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
+        raise ValueError("Subclassed models are not supported currently.")
+    if not model.built:
+        raise ValueError("Unbuilt models are not supported currently.")
+    found = obstacles(model)
+    if not found.begins:
+        raise ValueError(
+            "Could not find `Conv2D 3x3` layer with stride 2x2, `input filters == 3` and `VALID` "
+            "padding and preceding `ZeroPadding2D` with `padding == 1` in all input branches of "
+            f"the model\n{found}"
+        )
+    if not found.ends:
+        raise ValueError(
+            f"Could not find a `GlobalAveragePooling2D` layer in all output branches\n{found}"
+        )
+    if found.layers:
+        raise ValueError(
+            f"Layer {found.layers[0][1]} is not supported for the PruneForLatencyOnXNNPack "
+            f"pruning policy\n{found}"
+        )
+
+
 _START = (
     'ZeroPadding2D(1), then Conv2D(filters, 3, strides=2, padding="valid") on 3 channels, in '
     "every input branch"

@@ -1,15 +1,20 @@
-"""TFMOT's callback that makes pruning go on."""
+"""TFMOT's callback that makes pruning go on, and the hooks that see that it is there."""
 
+import functools
+import inspect
 import warnings
+import weakref
 from typing import Any
 
 import keras
 
 from keras_pruner import backends
 from keras_pruner.pruner import Pruner
-from keras_pruner.tfmot import pruning
+from keras_pruner.tfmot.wrapping import attach, pruners_for
 
 Logs = dict[str, Any] | None
+training: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
+"""Models that `fit` is training at present."""
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
@@ -28,15 +33,14 @@ class UpdatePruningStep(keras.callbacks.Callback):
         """Take up the pruning where it stands."""
         super().set_model(model)
         self._checked = False
-        self._pruners = pruning.pruners_for(model)
+        self._pruners = pruners_for(model)
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """See whether there is something to do."""
         del logs
-        self._pruners = self._pruners or pruning.pruners_for(self.model)
         if self._in_fit:
-            pruning.training.add(self.model)
-            pruning.hook(self.model)
+            training.add(self.model)
+            hook(self.model)
         if not self._pruners:
             warnings.warn(
                 f"UpdatePruningStep finds nothing to prune in {self.model.name!r}. Give the model "
@@ -45,23 +49,16 @@ class UpdatePruningStep(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    @property
-    def _in_fit(self) -> bool:
-        """`fit` tells its callbacks how long it is; a loop of the user's own does not."""
-        return "epochs" in (self.params or {})
-
     def on_epoch_begin(self, epoch: int = 0, logs: Logs = None) -> None:
-        """Before the first epoch, see whether the schedule fits into the training."""
+        """Before the first epoch, see whether the schedules fit into the training."""
         del logs
         if self._checked or not self._in_fit or not self.params.get("steps"):
             return
         self._checked = True
-        epochs = self.params["epochs"] - epoch
         for pruner in self._pruners:
             pruner.updates_per_call = self.model.steps_per_execution
-            wrapped = pruner.wrapped
-            accumulated = _accumulated(wrapped)
-            _check_reach(pruner, int(self.params["steps"] * epochs / accumulated))
+            batches = self.params["steps"] * (self.params["epochs"] - epoch)
+            _check_reach(pruner, batches)
 
     def on_train_batch_begin(self, batch: int = 0, logs: Logs = None) -> None:
         """Update the zeros if due."""
@@ -78,7 +75,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs = None) -> None:
         """Let `strip_pruning` have the model."""
         del logs
-        pruning.training.discard(self.model)
+        training.discard(self.model)
+
+    @property
+    def _in_fit(self) -> bool:
+        """`fit` tells its callbacks how long it is; a loop of the user's own does not."""
+        return "epochs" in (self.params or {})
 
     def _zero(self) -> None:
         """Zero the weights of a loop whose optimizer does not do it itself."""
@@ -88,38 +90,52 @@ class UpdatePruningStep(keras.callbacks.Callback):
                     pruner.wrapped.zero_pruned()
 
 
-def with_update(callbacks: Any) -> Any:
-    """The callbacks of a `fit`, with an `UpdatePruningStep` among them."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        if not any(isinstance(c, UpdatePruningStep) for c in callbacks.callbacks):
-            callbacks.append(UpdatePruningStep())
-        return callbacks
-    given = keras.tree.flatten(callbacks) if callbacks else []
-    there = any(isinstance(callback, UpdatePruningStep) for callback in given)
-    return given if there else [UpdatePruningStep(), *given]
-
-
-def _accumulated(optimizer: Any) -> int:
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer.gradient_accumulation_steps or 1
-
-
-def _check_reach(pruner: Pruner, updates: int) -> None:
+def _check_reach(pruner: Pruner, batches: int) -> None:
     """Say before the training, in TFMOT's steps, what it is too short for."""
-    begun = pruner.wrapped.built and pruner.wrapped.progress.origin >= 0
-    last = (pruner.step if begun else 0) + updates
-    schedule: Any = pruner.schedule
+    wrapped, schedule = pruner.wrapped, pruner.schedule
+    own = wrapped
+    while hasattr(own, "inner_optimizer"):
+        own = own.inner_optimizer
+    last = batches // (own.gradient_accumulation_steps or 1)
+    last += pruner.step if wrapped.has_begun else 0
     if last <= schedule.begin_step:
-        warnings.warn(
-            f"Nothing will be pruned: the schedule begins at step {schedule.begin_step + 1}, and "
-            f"this training ends at step {last}. Received: {schedule.schedule!r}. Begin earlier, "
-            "or train for longer.",
-            stacklevel=3,
-        )
+        problem = f"Nothing will be pruned: the schedule begins at step {schedule.begin_step + 1}"
     elif schedule.end_step is not None and last <= schedule.end_step:
-        warnings.warn(
-            f"The training is too short for the schedule: it ends at step {last}, and the final "
-            f"sparsity is due at step {schedule.end_step + 1}. Received: {schedule.schedule!r}.",
-            stacklevel=3,
-        )
+        problem = f"The final sparsity is not reached: it is due at step {schedule.end_step + 1}"
+    else:
+        return
+    warnings.warn(
+        f"{problem}, and this training ends at step {last}. Received: "
+        f"{wrapped.schedule.schedule!r}. End the schedule earlier, or train for longer.",
+        stacklevel=3,
+    )
+
+
+def hook(model: keras.Model) -> None:
+    """Let this instance's `compile` wrap the optimizer, and its `fit` not forget the callback."""
+    if "compile" in vars(model):
+        return
+    compile_, fit = model.compile, model.fit
+
+    @functools.wraps(compile_)
+    def compile_and_wrap(*args: Any, **kwargs: Any) -> None:
+        compile_(*args, **kwargs)
+        attach(model)
+
+    @functools.wraps(fit)
+    def fit_with_callback(*args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(fit).bind(*args, **kwargs)
+        callbacks = keras.tree.flatten(call.arguments.get("callbacks") or [])
+        if not any(isinstance(callback, UpdatePruningStep) for callback in callbacks):
+            callbacks.insert(0, UpdatePruningStep())
+        call.arguments["callbacks"] = callbacks
+        return fit(*call.args, **call.kwargs)
+
+    model.compile, model.fit = compile_and_wrap, fit_with_callback
+
+
+def unhook(model: keras.Model) -> None:
+    """Undo `hook`, also in the models within."""
+    for layer in model._flatten_layers():
+        vars(layer).pop("compile", None)
+        vars(layer).pop("fit", None)

@@ -1,112 +1,50 @@
-"""What `prune_low_magnitude` notes on a layer, and the plan that follows from the notes."""
+"""What `prune_low_magnitude` notes on layers, and the plans that follow from the notes."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from keras_pruner.allocation import uniform
-from keras_pruner.criteria import magnitude
-from keras_pruner.patterns import NM, Block, Pattern, Unstructured
-from keras_pruner.plan import Plan, Skip, Target
-from keras_pruner.tfmot.schedules import ConstantSparsity, PruningSchedule
-from keras_pruner.values import check_integer
-from keras_pruner.weights import OwnedWeight, weights_of
+from keras_pruner.patterns import Pattern
+from keras_pruner.plan import Plan, Rules
+from keras_pruner.tfmot.interfaces import PruningPolicy
+from keras_pruner.tfmot.patterns import fitted
+from keras_pruner.tfmot.schedules import PruningSchedule
+from keras_pruner.weights import weights_of
 
-_POOLINGS = {"AVG": "mean", "MAX": "max"}
 _MARK = "_keras_pruner_tfmot"
 _TRAIN = "make_train_function"
+FORGOTTEN = (
+    "This model is to be pruned, and nobody does it: it would be trained dense. Pass "
+    "`callbacks=[UpdatePruningStep()]` to `fit`; in a loop of your own call its `set_model`, "
+    "`on_train_begin` and, first thing in every step, `on_train_batch_begin`; or "
+    "`strip_pruning(model)` to train it as it is."
+)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Mark:
-    """How the weights of a layer are to be pruned.
+    """How a layer, and those within it, are to be pruned.
 
     Args:
         schedule: when, and how much.
-        block_size: height and width of the blocks, for weights of rank 2.
-        pooling: "AVG" or "MAX" of a block.
-        m_by_n: m zeros in every n consecutive inputs; None: blocks, or single weights.
-        allows: which of the layers within are pruned.
+        pattern: the zeros allowed.
+        policy: which of the layers within; None: all.
     """
 
     schedule: PruningSchedule
-    block_size: Sequence[int]
-    pooling: str
-    m_by_n: Sequence[int] | None
-    allows: Callable[[keras.layers.Layer], bool]
+    pattern: Pattern
+    policy: PruningPolicy | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.schedule, PruningSchedule):
-            raise ValueError(
-                "`pruning_schedule` must be a PruningSchedule of keras_pruner.tfmot, like "
-                f"ConstantSparsity(0.5, 0). Received: pruning_schedule={self.schedule!r}."
-            )
-        if self.pooling not in _POOLINGS:
-            raise ValueError(
-                f"Unsupported pooling type {self.pooling!r}. `block_pooling_type` must be 'AVG' "
-                f"or 'MAX'. Received: block_pooling_type={self.pooling!r}."
-            )
-        object.__setattr__(self, "block_size", _pair("block_size", self.block_size, least=1))
-        if self.m_by_n is not None:
-            m, n = _pair("sparsity_m_by_n", self.m_by_n, least=0)
-            if m >= n or m == 0:
-                raise ValueError(
-                    "`sparsity_m_by_n` = (m, n) sets m of every n weights to zero, 0 < m < n. "
-                    f"Received: sparsity_m_by_n={self.m_by_n!r}."
-                )
-            object.__setattr__(self, "m_by_n", (m, n))
-            # TFMOT chooses these zeros at its step 1, whatever the schedule.
-            object.__setattr__(self, "schedule", ConstantSparsity(m / n, 1))
-
-    def pattern(self, path: str, target: Target) -> Pattern | None:
-        """The zeros allowed in a weight; None if m-by-n leaves it as it is."""
-        kernel = target.kernel_shape
-        if self.m_by_n is not None:
-            m, n = self.m_by_n
-            group = min(n, kernel[-2])
-            return NM(n - m, group) if n - m < group else None
-        if self.block_size == (1, 1):
-            return Unstructured()
-        if len(target.shape) != 2:
-            raise ValueError(
-                "Block Sparsity can only be used for layers which have 2-dimensional weights. "
-                f"Received: block_size={self.block_size} for {path} of shape {target.shape}. "
-                "Prune the other layers one by one, or natively: "
-                f"kp.GradualPruning(..., pattern=kp.Block({self.block_size}))."
-            )
-        height, width = map(min, self.block_size, kernel)
-        return Block((height, width), _POOLINGS[self.pooling])
-
-
-def _pair(name: str, value: Any, *, least: int) -> tuple[int, int]:
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"The {name} argument must be a tuple/list of 2 integers. Received: {name}={value!r}."
-        ) from None
-    for number in (first, second):
-        check_integer(name, number, least=least)
-    return int(first), int(second)
-
-
-def everything(layer: keras.layers.Layer) -> bool:
-    """No policy: every layer is pruned."""
-    del layer
-    return True
-
-
-def is_marked(layer: keras.layers.Layer) -> bool:
-    """Whether the layer itself has a mark."""
-    return _MARK in vars(layer)
+    def allows(self, layer: keras.layers.Layer) -> bool:
+        """Whether the policy lets a layer be pruned."""
+        return self.policy is None or self.policy.allow_pruning(layer)
 
 
 def put(mark: Mark, layer: keras.layers.Layer) -> None:
-    """Mark a layer, unless it has one; until somebody prunes it, it refuses to be trained."""
-    if is_marked(layer):
+    """Mark a layer, unless it is; until the optimizer sees to it, it refuses to be trained."""
+    if _MARK in vars(layer):
         return
     setattr(layer, _MARK, mark)
     call = layer.call
@@ -116,96 +54,61 @@ def put(mark: Mark, layer: keras.layers.Layer) -> None:
         context = layer._get_call_context()
         if context.training:
             raise RuntimeError(FORGOTTEN)
-        _refuse_early(context.entry_layer)
+        if getattr(context.entry_layer, "compiled", False):
+            # `fit` makes a call like this first. On JAX an error in a step loses the weights.
+            setattr(context.entry_layer, _TRAIN, refuse)
         return call(*args, **kwargs)
 
     layer.call = refusing
 
 
-FORGOTTEN = (
-    "This model is to be pruned, and nobody does it: it would be trained dense. Pass "
-    "`callbacks=[UpdatePruningStep()]` to `fit`; in a loop of your own call its `set_model`, "
-    "`on_train_begin` and, first thing in every step, `on_train_batch_begin`; or "
-    "`strip_pruning(model)` to train it as it is."
-)
+def refuse(*_: Any, **__: Any) -> None:
+    """Say that nobody prunes."""
+    raise RuntimeError(FORGOTTEN)
 
 
-def _refuse_early(model: Any) -> None:
-    """Have `fit` refuse before its first step: on JAX, an error in a step loses the weights."""
-    if not getattr(model, "compiled", False) or _TRAIN in vars(model):
-        return
-
-    def check(*args: Any, **kwargs: Any) -> Any:
-        if any("call" in vars(layer) for layer, _ in marks_of(model)):
-            raise RuntimeError(FORGOTTEN)
-        vars(model).pop(_TRAIN)
-        return model.make_train_function(*args, **kwargs)
-
-    model.make_train_function = check
+def attended(model: keras.layers.Layer) -> None:
+    """Let a model and its layers be trained: the optimizer sees to the marks."""
+    for layer in model._flatten_layers():
+        vars(layer).pop(_TRAIN, None)
+        if _MARK in vars(layer):
+            vars(layer).pop("call", None)
 
 
-def attended(layer: keras.layers.Layer) -> None:
-    """Let a marked layer be trained: the optimizer sees to it from now on."""
-    if is_marked(layer):
-        vars(layer).pop("call", None)
+def remove(model: keras.layers.Layer) -> None:
+    """Take the marks off a model and its layers."""
+    attended(model)
+    for layer in model._flatten_layers():
+        if _MARK in vars(layer):
+            delattr(layer, _MARK)
 
 
-def remove(layer: keras.layers.Layer) -> None:
-    """Take the mark off."""
-    attended(layer)
-    vars(layer).pop(_TRAIN, None)
-    if is_marked(layer):
-        delattr(layer, _MARK)
+def marks_of(model: keras.layers.Layer) -> dict[int, Mark]:
+    """The mark that counts for each layer of a model, by the layer's id: its own goes first."""
+    return {
+        id(layer): getattr(marked, _MARK)
+        for marked in model._flatten_layers()  # a layer comes before those within it
+        if _MARK in vars(marked)
+        for layer in marked._flatten_layers()
+    }
 
 
-def marks_of(model: keras.layers.Layer) -> Iterator[tuple[keras.layers.Layer, Mark]]:
-    """The marked layers of a model, those that contain others first."""
-    marked = [layer for layer in model._flatten_layers() if is_marked(layer)]
-    marked.sort(key=lambda layer: len(list(layer._flatten_layers())), reverse=True)
-    for layer in marked:
-        yield layer, getattr(layer, _MARK)
-
-
-def schedules_of(model: keras.layers.Layer) -> list[PruningSchedule]:
-    """The different schedules in a model, each once."""
-    return list(dict.fromkeys(mark.schedule for _, mark in marks_of(model)))
-
-
-def plan_of(model: keras.layers.Layer, schedule: PruningSchedule | None = None) -> Plan:
-    """What the marks ask for: all of it, or the share of one schedule.
+def plan_of(model: keras.layers.Layer, mark: Mark) -> Plan:
+    """What one of a built model's marks asks for; it may be nothing.
 
     Raises:
-        ValueError: if a mark asks for blocks where there are none.
+        ValueError: if a mark asks for blocks where there are none, or all of them for nothing.
     """
-    marks = {id(v): mark for layer, mark in marks_of(model) for v in layer.variables}
-    position = {id(v): i for i, v in enumerate(model.trainable_variables)}
-    targets, skipped, variables = [], [], []
-    for owned in weights_of(model):
-        index = position.get(id(owned.variable))
-        reason, target = _judge(owned, marks.get(id(owned.variable)), index, schedule)
-        if target is None:
-            skipped.append(Skip(owned.path, tuple(owned.variable.shape), reason))
-        else:
-            targets.append(target)
-            variables.append(owned.variable)
-    return Plan(tuple(targets), tuple(skipped), tuple(variables), uniform, magnitude)
-
-
-def _judge(
-    owned: OwnedWeight, mark: Mark | None, index: int | None, schedule: PruningSchedule | None
-) -> tuple[str, Target | None]:
-    if mark is None:
-        return "its layer was not given to prune_low_magnitude", None
-    if not mark.allows(owned.layer):
-        return "the pruning policy leaves its layer alone", None
-    reason = owned.reason(by_default=True) or ("frozen" if index is None else "")
-    if reason:
-        return reason, None
-    if schedule is not None and mark.schedule != schedule:
-        return "another schedule prunes it", None
-    shape = tuple(owned.variable.shape)
-    target = Target(owned.path, shape, Unstructured(), None, owned.axes(), index)
-    pattern = mark.pattern(owned.path, target)
-    if pattern is None:
-        return f"too few inputs for {mark.m_by_n} zeros to be chosen", None
-    return "", dataclasses.replace(target, pattern=pattern)
+    marks = marks_of(model)
+    marked = [layer for layer in model._flatten_layers() if id(layer) in marks]
+    allowed = {id(layer) for layer in marked if marks[id(layer)].allows(layer)}
+    rules = Rules(allocation="uniform", filters=lambda layer: id(layer) in allowed)
+    plan = rules.plan(model)
+    mine = {id(w.variable) for w in weights_of(model) if marks.get(id(w.layer)) == mark}
+    found = [
+        (dataclasses.replace(target, pattern=pattern), variable)
+        for target, variable in zip(plan.targets, plan.variables, strict=True)
+        if id(variable) in mine and (pattern := fitted(mark.pattern, target)) is not None
+    ]
+    targets, variables = zip(*found, strict=True) if found else ((), ())
+    return dataclasses.replace(plan, targets=targets, variables=variables)

@@ -1,26 +1,19 @@
 """`prune_low_magnitude` and what undoes it: marks on layers, hooks on the model, no wrappers."""
 
-import functools
-import inspect
-import types
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
-from keras_pruner import backends
-from keras_pruner.optimizer import PrunedOptimizer, install, wrappers
-from keras_pruner.pruner import Pruner
-from keras_pruner.tfmot import marks
-from keras_pruner.tfmot.policy import PruningPolicy
-from keras_pruner.tfmot.schedules import ConstantSparsity, PruningSchedule, Steps
+from keras_pruner.keras2 import Wrapper
+from keras_pruner.patterns import NM
+from keras_pruner.tfmot import callbacks, marks, wrapping
+from keras_pruner.tfmot.interfaces import PruningPolicy
+from keras_pruner.tfmot.patterns import pattern_of
+from keras_pruner.tfmot.schedules import ConstantSparsity, PruningSchedule
 from keras_pruner.weights import check_model
 
 _DEFAULT_SCHEDULE = ConstantSparsity(0.5, 0)
-_HOOKS = ("compile", "fit")
-training: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
-"""Models that `fit` is training at present."""
 
 
 def prune_low_magnitude(
@@ -40,7 +33,8 @@ def prune_low_magnitude(
         block_size: height and width of blocks of zeros, for weights of rank 2.
         block_pooling_type: "AVG" or "MAX" of the magnitudes in a block.
         pruning_policy: which layers.
-        sparsity_m_by_n: (m, n): m zeros in every n consecutive inputs, in place of the schedule.
+        sparsity_m_by_n: (m, n): m zeros in every n consecutive inputs, in place of the schedule
+            and of blocks.
         **kwargs: for a layer, its `input_shape` or `trainable`.
 
     Returns:
@@ -53,27 +47,27 @@ def prune_low_magnitude(
     for layer in layers:
         if not isinstance(layer, keras.layers.Layer):
             check_model(layer)  # knows Keras 2 when it sees it
+    if not isinstance(pruning_schedule, PruningSchedule):
+        raise ValueError(
+            "`pruning_schedule` must be a PruningSchedule of keras_pruner.tfmot, like "
+            f"ConstantSparsity(0.5, 0). Received: pruning_schedule={pruning_schedule!r}."
+        )
+    pattern = pattern_of(block_size, block_pooling_type, sparsity_m_by_n)
+    if isinstance(pattern, NM):  # TFMOT chooses these zeros at its step 1, whatever the schedule
+        pruning_schedule = ConstantSparsity(pattern.own_sparsity, 1)
     is_model = isinstance(to_prune, keras.Model)
     _take_layer_arguments(None if is_model or layers is to_prune else to_prune, kwargs)
     if pruning_policy is not None and is_model:
         pruning_policy.ensure_model_supports_pruning(to_prune)
-    allows = pruning_policy.allow_pruning if pruning_policy else marks.everything
-    mark = marks.Mark(
-        pruning_schedule,
-        block_size,
-        block_pooling_type,
-        sparsity_m_by_n,
-        allows,
-    )
-    leaves = [leaf for layer in layers for leaf in _leaves(layer)]
-    for leaf in leaves:
-        if isinstance(leaf, keras.Model) or allows(leaf):
-            marks.put(mark, leaf)
+    for leaf in (leaf for layer in layers for leaf in _leaves(layer)):
+        if isinstance(leaf, keras.Model):  # the policy is asked when its layers are there
+            marks.put(marks.Mark(pruning_schedule, pattern, pruning_policy), leaf)
+        elif pruning_policy is None or pruning_policy.allow_pruning(leaf):
+            marks.put(marks.Mark(pruning_schedule, pattern), leaf)
     if is_model:
         _check_plan(to_prune)
-        hook(to_prune)
-        if getattr(to_prune, "optimizer", None) is not None:
-            attach(to_prune)
+        callbacks.hook(to_prune)
+        wrapping.attach(to_prune)
     return to_prune
 
 
@@ -100,102 +94,13 @@ def _leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 
 def _check_plan(model: keras.Model) -> None:
-    if not model.built:
-        return
+    asked = dict.fromkeys(marks.marks_of(model).values())
     try:
-        plan = marks.plan_of(model)
-        if not plan.targets:
-            raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
+        if model.built and not any(marks.plan_of(model, mark).targets for mark in asked):
+            raise ValueError(f"There is nothing to prune in {model.name!r}.")
     except ValueError:
-        remove_all(model)
+        marks.remove(model)
         raise
-
-
-# ---------------------------------------------------------------------- the optimizer
-
-
-def attach(model: keras.Model) -> list[PrunedOptimizer]:
-    """Wrap the model's optimizer, once for each schedule; the wrappers, outermost first."""
-    wrapped = wrappers(model)
-    if wrapped or getattr(model, "optimizer", None) is None:
-        return wrapped
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    for schedule in marks.schedules_of(model):
-        if model.built and not marks.plan_of(model, schedule).targets:
-            continue
-        find_plan = functools.partial(marks.plan_of, model, schedule)
-        with backends.current().variable_scope(model):
-            name = f"pruned_{len(wrapped)}"  # a name each, or an .h5 file cannot hold them
-            optimizer = PrunedOptimizer(optimizer, Steps(schedule), find_plan, name)
-            optimizer.before_first_step = _refuse
-            if model.built:
-                optimizer.build(model.trainable_variables)
-        wrapped.insert(0, optimizer)
-    if wrapped:
-        _put(model, optimizer)
-        for layer, _ in marks.marks_of(model):
-            marks.attended(layer)
-    return wrapped
-
-
-def pruners_for(model: keras.Model) -> list[Pruner]:
-    """A pruner for each wrapper of the model's optimizer, at whatever step it stands."""
-    pruners = []
-    for wrapped in attach(model):
-        rules: Any = types.SimpleNamespace(plan=lambda _, wrapped=wrapped: wrapped.plan)
-        pruner = Pruner.for_fit(model, wrapped.schedule, rules, None)
-        pruner.adopt(wrapped)
-        wrapped.before_first_step = None if wrapped.built else pruner.update
-        pruners.append(pruner)
-    return pruners
-
-
-def _put(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    if model.compiled:
-        install(model, optimizer)
-    else:  # a loop of the user's own, which has the optimizer within in hand
-        model.optimizer = optimizer
-
-
-def _refuse() -> None:
-    raise RuntimeError(marks.FORGOTTEN)
-
-
-# ---------------------------------------------------------------------- the model
-
-
-def hook(model: keras.Model) -> None:
-    """Let this instance's `compile` wrap the optimizer, and its `fit` not forget the callback."""
-    if _HOOKS[0] in vars(model):
-        return
-    compile_, fit = model.compile, model.fit
-
-    @functools.wraps(compile_)
-    def compile_and_wrap(*args: Any, **kwargs: Any) -> None:
-        compile_(*args, **kwargs)
-        attach(model)
-
-    @functools.wraps(fit)
-    def fit_with_callback(*args: Any, **kwargs: Any) -> Any:
-        from keras_pruner.tfmot.callbacks import with_update
-
-        call = inspect.signature(fit).bind(*args, **kwargs)
-        call.arguments["callbacks"] = with_update(call.arguments.get("callbacks"))
-        return fit(*call.args, **call.kwargs)
-
-    model.compile, model.fit = compile_and_wrap, fit_with_callback
-
-
-def remove_all(model: keras.Model) -> None:
-    """Take marks and hooks off a model and its optimizer."""
-    for layer in model._flatten_layers():
-        marks.remove(layer)
-        for name in _HOOKS:
-            vars(layer).pop(name, None)
-    if wrapped := wrappers(model):
-        _put(model, wrapped[-1].inner_optimizer)
 
 
 def strip_pruning(model: keras.Model) -> keras.Model:
@@ -213,26 +118,15 @@ def strip_pruning(model: keras.Model) -> keras.Model:
             "Expected model to be a `keras.Model` instance but got: an object of type "
             f"{type(model).__name__}."
         )
-    if model not in training:
-        remove_all(model)
-        return model
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    remove_all(copy)
-    return copy
-
-
-class _Unreadable(keras.layers.Layer):
-    """Stands for TFMOT's wrapper, to say how a file with one is read."""
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "_Unreadable":
-        raise ValueError(
-            f"The file holds TFMOT's wrapper around {config['layer']['config']['name']!r}, which "
-            "Keras 3 cannot load. Read it with `keras_pruner.tfmot.load_model(path)`."
-        )
+    if model in callbacks.training:
+        weights, model = model.get_weights(), keras.models.clone_model(model)
+        model.set_weights(weights)
+    marks.remove(model)
+    callbacks.unhook(model)
+    wrapping.detach(model)
+    return model
 
 
 def prune_scope() -> keras.saving.CustomObjectScope:
     """Not needed: models that this package prunes hold no classes of its own. Harmless."""
-    return keras.saving.custom_object_scope({"PruneLowMagnitude": _Unreadable})
+    return keras.saving.custom_object_scope({"PruneLowMagnitude": Wrapper})

@@ -2,12 +2,12 @@
 
 import abc
 import dataclasses
-from typing import Any, SupportsInt
+from typing import Any, SupportsFloat
 
 import keras
 
-from keras_pruner.schedules import Schedule
-from keras_pruner.values import check_integer, check_sparsity, value
+from keras_pruner import schedules
+from keras_pruner.values import check_sparsity, value
 
 
 class PruningSchedule(abc.ABC):
@@ -15,7 +15,12 @@ class PruningSchedule(abc.ABC):
 
     The first training batch is step 1. Subclasses are registered with Keras when they are
     defined, so that they are saved and loaded along with a model.
+
+    Attributes:
+        final_step: the step that brings the last change, always an update. None: not known.
     """
+
+    final_step: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -34,11 +39,6 @@ class PruningSchedule(abc.ABC):
         """Make the schedule again, from either form of configuration."""
         return cls(**(config["config"] if set(config) == {"class_name", "config"} else config))
 
-    @property
-    def final_step(self) -> int | None:
-        """The step that brings the last change; always an update. None: not known."""
-        return None
-
     def _should_prune_in_step(
         self, step: int, begin_step: int, end_step: int, frequency: int
     ) -> bool:
@@ -52,45 +52,35 @@ class PruningSchedule(abc.ABC):
         return hash(type(self))
 
 
-class _Spanned(PruningSchedule):
-    """What both of TFMOT's schedules have: a begin, an end and a frequency."""
+@dataclasses.dataclass(eq=False)
+class _OverNative(PruningSchedule):
+    """A schedule that takes its sparsities, and its checks, from one of this library's."""
 
-    begin_step: int
-    end_step: int
-    frequency: int
+    def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            # The guides compute steps with NumPy, whose numbers no JSON takes.
+            if isinstance(given, SupportsFloat) and not isinstance(given, bool):
+                number = float(given)
+                setattr(self, name, int(number) if number.is_integer() else number)
+        self._native = self.native()
 
-    def _check(self, *, may_be_endless: bool) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            number = getattr(self, field.name)
-            if field.name.endswith("_sparsity"):
-                check_sparsity(field.name, number)
-                object.__setattr__(self, field.name, float(number))
-            elif isinstance(number, SupportsInt) and number == int(number):
-                # The guides compute steps with NumPy, whose integers no JSON takes.
-                object.__setattr__(self, field.name, int(number))
-        check_integer("begin_step", self.begin_step, least=0)
-        check_integer("frequency", self.frequency, least=1)
-        if may_be_endless and self.end_step == -1:
-            return
-        check_integer("end_step", self.end_step, least=0)
-        if self.end_step < self.begin_step:
-            raise ValueError(
-                "`end_step` must not come before `begin_step`. Received: "
-                f"begin_step={self.begin_step}, end_step={self.end_step}."
-            )
+    @abc.abstractmethod
+    def native(self) -> schedules.Schedule:
+        """The schedule of this library with the same sparsities; making it checks them."""
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Whether `step` prunes, and the sparsity then; held at its ends outside of them."""
+        span: Any = self
+        due = self._should_prune_in_step(step, span.begin_step, span.end_step, span.frequency)
+        return due, self._native.sparsity_at(step)
 
     def get_config(self) -> dict[str, Any]:
         """In TFMOT's form."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        config = {field.name: getattr(self, field.name) for field in fields}
-        return {"class_name": type(self).__name__, "config": config}
-
-    def _is_due(self, step: int) -> bool:
-        return self._should_prune_in_step(step, self.begin_step, self.end_step, self.frequency)
+        return {"class_name": type(self).__name__, "config": dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(eq=False)
-class ConstantSparsity(_Spanned):
+class ConstantSparsity(_OverNative):
     """The same sparsity from `begin_step` on.
 
     Args:
@@ -105,21 +95,21 @@ class ConstantSparsity(_Spanned):
     end_step: int = -1
     frequency: int = 100
 
-    def __post_init__(self) -> None:
-        self._check(may_be_endless=True)
-
     @property
-    def final_step(self) -> int:
+    def final_step(self) -> int:  # type: ignore[override]
         """The first one: more zeros do not come later."""
         return self.begin_step
 
-    def __call__(self, step: int) -> tuple[bool, float]:
-        """Whether `step` prunes, and `target_sparsity`."""
-        return self._is_due(step), self.target_sparsity
+    def native(self) -> schedules.ConstantSparsity:
+        """The same, with no end for an end of -1."""
+        check_sparsity("target_sparsity", self.target_sparsity)
+        steps = {"begin_step": self.begin_step, "frequency": self.frequency}
+        end_step = None if self.end_step == -1 else self.end_step
+        return schedules.ConstantSparsity(self.target_sparsity, end_step=end_step, **steps)
 
 
 @dataclasses.dataclass(eq=False)
-class PolynomialDecay(_Spanned):
+class PolynomialDecay(_OverNative):
     """Sparsity that rises fast at first (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1).
 
     Args:
@@ -138,28 +128,18 @@ class PolynomialDecay(_Spanned):
     power: float = 3
     frequency: int = 100
 
-    def __post_init__(self) -> None:
-        self._check(may_be_endless=False)
-
     @property
-    def final_step(self) -> int:
+    def final_step(self) -> int:  # type: ignore[override]
         """`end_step`."""
         return self.end_step
 
-    def __call__(self, step: int) -> tuple[bool, float]:
-        """Whether `step` prunes, and the sparsity then; held at its ends outside of them."""
-        span = self.end_step - self.begin_step
-        elapsed = (
-            min(1.0, max(0.0, (step - self.begin_step) / span))
-            if span
-            else float(step >= self.end_step)
-        )
-        rise = self.initial_sparsity - self.final_sparsity
-        return self._is_due(step), self.final_sparsity + rise * (1 - elapsed) ** self.power
+    def native(self) -> schedules.PolynomialDecay:
+        """The same: only the order of the arguments differs."""
+        return schedules.PolynomialDecay(**dataclasses.asdict(self))
 
 
 @value
-class Steps(Schedule):
+class Steps(schedules.Schedule):
     """A TFMOT schedule in this library's count: its step t comes when t - 1 updates are done.
 
     Args:

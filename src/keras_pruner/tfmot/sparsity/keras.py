@@ -2,8 +2,11 @@
 
 from keras_pruner.summaries import PruningSummaries
 from keras_pruner.tfmot.callbacks import UpdatePruningStep
-from keras_pruner.tfmot.layer import PrunableLayer
-from keras_pruner.tfmot.policy import PruneForLatencyOnXNNPack, PruningPolicy
+from keras_pruner.tfmot.interfaces import (
+    PrunableLayer,
+    PruneForLatencyOnXNNPack,
+    PruningPolicy,
+)
 from keras_pruner.tfmot.pruning import prune_low_magnitude, prune_scope, strip_pruning
 from keras_pruner.tfmot.schedules import ConstantSparsity, PolynomialDecay, PruningSchedule
 
