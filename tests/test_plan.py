@@ -151,6 +151,7 @@ def test_preprocessing_layers_do_no_harm():
 
 
 def test_fixed_transforms_are_left_alone():
+    pytest.importorskip("scipy")  # from which Keras takes the window; it comes with JAX
     inputs = keras.Input((512, 1))
     x = layers.STFTSpectrogram(frame_length=64, frame_step=32, fft_length=64, name="stft")(inputs)
     model = keras.Model(inputs, layers.Dense(2, name="d")(x))
