@@ -245,7 +245,7 @@ def upsampling():
     x = inputs = keras.Input((8, 8, 2))
     x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")(x)
     x = layers.SeparableConv2D(8, 3, padding="same")(x)
-    return keras.Model(inputs, layers.Conv2DTranspose(3, 3, 2, padding="same")(x)), (8, 8, 2)
+    return keras.Model(inputs, layers.Conv2DTranspose(3, 4, 2, padding="same")(x)), (8, 8, 2)
 
 
 class Subclassed(keras.Model):

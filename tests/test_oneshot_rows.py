@@ -31,7 +31,14 @@ LAYERS = [
     (lambda: layers.Conv3D(3, 2, strides=(1, 2, 1), padding="same"), VOLUME),
     (lambda: layers.Conv1DTranspose(6, 3, strides=2), SERIES),
     (lambda: layers.Conv2DTranspose(6, 3), IMAGE),
-    (lambda: layers.Conv2DTranspose(6, 3, strides=2, padding="same", activation="tanh"), IMAGE),
+    pytest.param(
+        lambda: layers.Conv2DTranspose(6, 3, strides=2, padding="same", activation="tanh"),
+        IMAGE,
+        marks=pytest.mark.skipif(
+            keras.__version__.startswith("3.12.") and keras.backend.backend() == "torch",
+            reason="Keras 3.12 computes it in another way on torch, and warns of it",
+        ),
+    ),
     (lambda: layers.Conv2DTranspose(6, 4, strides=2, padding="same"), IMAGE),
     (lambda: layers.Conv2DTranspose(6, 2, strides=3), IMAGE),
     (lambda: layers.Conv3DTranspose(3, 2, strides=2, padding="same"), VOLUME),
