@@ -20,9 +20,9 @@ class AtomicBackup(keras.callbacks.Callback):
 
     `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after
     the other: killed between the two, a training repeats an epoch that its weights have behind
-    them. It also leaves out the states of random seeds, as those of `Dropout`. Here all of it
-    goes into one folder, which gets its name, the number of epochs, when everything in it is on
-    the disk; the one before is removed after that.
+    them. It also leaves out the states of random seeds, as those of `Dropout` (on PyTorch the
+    state of `torch` itself). Here all of it goes into one folder, which gets its name, the number
+    of epochs, when everything in it is on the disk; the one before is removed after that.
 
     For one process, with any number of devices. Several on JAX have
     `keras.callbacks.OrbaxCheckpoint`, which saves the parts of each.
@@ -73,6 +73,7 @@ class AtomicBackup(keras.callbacks.Callback):
         with np.load(self._folder(epoch) / SEEDS) as saved:
             for i, seed in enumerate(self._seeds()):
                 seed.assign(saved[str(i)])
+            backends.current().set_random_states({k: saved[k] for k in saved if not k.isdigit()})
         model._initial_epoch = epoch  # as `BackupAndRestore` tells `fit`
         if epoch >= self.params.get("epochs", epoch + 1):
             warnings.warn(
@@ -88,8 +89,8 @@ class AtomicBackup(keras.callbacks.Callback):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         model.save_weights(unfinished / WEIGHTS)
-        seeds = [keras.ops.convert_to_numpy(seed) for seed in self._seeds()]
-        np.savez(unfinished / SEEDS, **{str(i): seed for i, seed in enumerate(seeds)})
+        seeds = {str(i): keras.ops.convert_to_numpy(s) for i, s in enumerate(self._seeds())}
+        np.savez(unfinished / SEEDS, **seeds, **backends.current().random_states())
         for path in (unfinished / WEIGHTS, unfinished / SEEDS, unfinished):
             _to_disk(path)
         before = self._epochs()

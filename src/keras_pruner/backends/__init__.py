@@ -23,6 +23,8 @@ Every module here has the same functions:
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.
 - `sync(model)`: make the model's variables hold what training has made of them.
 - `is_own_optimizer(optimizer)`: whether this is one of the backend's own, as in `torch.optim`.
+- `random_states()`, `set_random_states(states)`: what the backend draws from beside the model's
+  seeds, by name; names are no numbers.
 - `is_readable(value)`: whether a variable's value can be looked at now.
 - `without_gradients()`: a context in which nothing is recorded for a backward pass.
 """

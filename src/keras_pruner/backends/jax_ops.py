@@ -174,6 +174,16 @@ def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
+def random_states() -> dict[str, np.ndarray]:
+    """None: every layer draws from a seed of its own."""
+    return {}
+
+
+def set_random_states(states: dict[str, np.ndarray]) -> None:
+    """Nothing to set."""
+    del states
+
+
 def is_readable(value: Any) -> bool:
     """Whether a value is an array, not a tracer."""
     return not isinstance(value, jax.core.Tracer)

@@ -153,6 +153,16 @@ def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def random_states() -> dict[str, np.ndarray]:
+    """None: every layer draws from a seed of its own."""
+    return {}
+
+
+def set_random_states(states: dict[str, np.ndarray]) -> None:
+    """Nothing to set."""
+    del states
+
+
 def is_readable(value: tf.Variable) -> bool:
     """Whether a variable has a value: not so in the trace that first makes it."""
     with tf.init_scope():

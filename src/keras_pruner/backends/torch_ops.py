@@ -139,6 +139,24 @@ def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
+def random_states() -> dict[str, np.ndarray]:
+    """Those of PyTorch's own generators: an unseeded `Dropout` draws from them."""
+    states = {"torch-cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"torch-cuda-{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def set_random_states(states: dict[str, np.ndarray]) -> None:
+    """Set the generators of the devices that are there again."""
+    for name, state in states.items():
+        device = name.removeprefix("torch-")
+        if device == "cpu":
+            torch.set_rng_state(torch.from_numpy(state))
+        elif int(device.removeprefix("cuda-")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(torch.from_numpy(state), int(device.removeprefix("cuda-")))
+
+
 def is_readable(value: torch.Tensor) -> bool:
     """PyTorch runs what it is told to when it is told to."""
     del value
