@@ -10,6 +10,9 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_pruner.backends.defaults import random_states as random_states
+from keras_pruner.backends.defaults import set_random_states as set_random_states
+
 
 def mask_gradient(gradient: jax.Array, mask: keras.Variable) -> jax.Array:
     """The gradient with zeros where the mask is False."""
@@ -172,16 +175,6 @@ def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     """Nothing to enter: Keras places variables by their layout."""
     del model
     return contextlib.nullcontext()
-
-
-def random_states() -> dict[str, np.ndarray]:
-    """None: every layer draws from a seed of its own."""
-    return {}
-
-
-def set_random_states(states: dict[str, np.ndarray]) -> None:
-    """Nothing to set."""
-    del states
 
 
 def is_readable(value: Any) -> bool:

@@ -9,6 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pruner.backends.defaults import gather as gather
+from keras_pruner.backends.defaults import is_in_parts as is_in_parts
+from keras_pruner.backends.defaults import random_states as random_states
+from keras_pruner.backends.defaults import set_random_states as set_random_states
+
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
@@ -60,20 +65,9 @@ def is_in_memory(variable: keras.Variable) -> bool:
     return "CPU" in tf.convert_to_tensor(variable.value).device
 
 
-def is_in_parts(variable: keras.Variable) -> bool:
-    """Never: every device has the whole."""
-    del variable
-    return False
-
-
 def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
     """The whole, which every process has."""
     yield tuple(map(to_numpy, variables))
-
-
-def gather(variable: keras.Variable) -> None:
-    """Nothing: all of the value is here."""
-    del variable
 
 
 def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
@@ -151,16 +145,6 @@ def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
     """The scope of the strategy the model was made in, if any."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def random_states() -> dict[str, np.ndarray]:
-    """None: every layer draws from a seed of its own."""
-    return {}
-
-
-def set_random_states(states: dict[str, np.ndarray]) -> None:
-    """Nothing to set."""
-    del states
 
 
 def is_readable(value: tf.Variable) -> bool:

@@ -8,6 +8,9 @@ import keras
 import numpy as np
 import torch
 
+from keras_pruner.backends.defaults import gather as gather
+from keras_pruner.backends.defaults import is_in_parts as is_in_parts
+
 CHUNK = 1 << 20
 """Entries zeroed in one go."""
 
@@ -54,20 +57,9 @@ def is_in_memory(variable: keras.Variable) -> bool:
     return variable.value.device.type == "cpu"
 
 
-def is_in_parts(variable: keras.Variable) -> bool:
-    """Never: every device has the whole."""
-    del variable
-    return False
-
-
 def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
     """The whole, which every process has."""
     yield tuple(map(to_numpy, variables))
-
-
-def gather(variable: keras.Variable) -> None:
-    """Nothing: all of the value is here."""
-    del variable
 
 
 def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
