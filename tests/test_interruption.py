@@ -79,15 +79,9 @@ def killed(kills, folder):
 @pytest.mark.slow
 def test_a_training_killed_at_each_kind_of_moment_ends_as_if_it_had_not_been(whole, tmp_path):
     where = tmp_path / "out", tmp_path / "backups", "atomic"
-    backup = kp.AtomicBackup(tmp_path / "backups")
-    for moment, epochs in (
-        (("write", 2, 9), 1),
-        (("update", 3), 1),
-        (("name", 1), 1),
-        (("after", 0.05), 1),
-    ):
+    for moment in (("write", 2, 9), ("update", 2), ("name", 1)):  # all within the second epoch
         assert not live(*where, *moment)
-        assert backup.epoch == epochs
+        assert kp.AtomicBackup(where[1]).epoch == 1
     assert live(*where, "never")
     assert result(tmp_path / "out")["values"] == whole["values"]
     assert zeros_of(whole["weights"])[1] == 0.75
