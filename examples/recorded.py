@@ -56,6 +56,11 @@ class Interval:
     def high(self):
         return self.mean + self.half
 
+    @property
+    def spread(self):
+        """The mean and the deviation, for people."""
+        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
+
     def __str__(self):
         if len(self.values) == 1:
             return f"{self.mean:.2f}"

@@ -50,7 +50,7 @@ def published(everything):
             len(each.lines),
             f"{each.lines[0]['published dense']:g} → {each.lines[0]['published']:g}",
             f"{each.published_retained:.2f}",
-            f"{each.dense_scores.mean:.2f} → {each.scores.mean:.2f} ± {each.scores.deviation:.2f}",
+            f"{each.dense_scores.mean:.2f} → {each.scores.spread}",
             each.retained,
             each.retained_of_longer,
         )
@@ -132,8 +132,8 @@ def all_runs(everything):
             each.epochs,
             len(each.lines),
             f"{each.mean('zeros'):.4f}",
-            f"{each.dense_scores.mean:.2f} ± {each.dense_scores.deviation:.2f}",
-            f"{each.scores.mean:.2f} ± {each.scores.deviation:.2f}",
+            each.dense_scores.spread,
+            each.scores.spread,
             each.retained,
             f"{each.mean('bytes'):,.0f}",
             f"{each.ratio:.2f}",
@@ -182,22 +182,30 @@ def draw(everything, path):
         axes.axis("off")
     for axes, (name, found) in zip(panels, everything.items(), strict=False):
         for label in dict.fromkeys(each.label for each in found):
-            line = [each for each in found if each.label == label and each.sparsity is not None]
-            line.sort(key=lambda each: each.sparsity)
-            axes.errorbar(
-                [100 * each.sparsity for each in line],
-                [each.scores.mean for each in line],
-                [each.scores.half if len(each.lines) > 1 else 0 for each in line],
-                fmt="o-",
-                capsize=3,
-                label=label,
-            )
+            mine = [each for each in found if each.label == label]
+            line = sorted((e for e in mine if e.sparsity is not None), key=lambda e: e.sparsity)
+            points(axes, line, "o-", label)
+            for target in dict.fromkeys(e.target for e in mine if e.sparsity is None):
+                points(axes, [e for e in mine if e.target == target], "s", f"{label}, {target}")
         axes.axhline(found[0].dense_scores.mean, color="0.5", linestyle="--", label="dense")
         axes.set(title=name, xlabel="zeros, per cent", ylabel=f"{found[0].measure}, per cent")
         axes.title.set_fontsize("small")
         axes.grid(alpha=0.25)
         axes.legend(fontsize="x-small")
     figure.savefig(path, dpi=100)
+
+
+def points(axes, found, mark, label):
+    """The scores of some rows over the zeros that were found, with their intervals."""
+    if found:
+        axes.errorbar(
+            [100 * each.mean("zeros") for each in found],
+            [each.scores.mean for each in found],
+            [each.scores.half if len(each.lines) > 1 else 0 for each in found],
+            fmt=mark,
+            capsize=3,
+            label=label,
+        )
 
 
 def main():
