@@ -91,7 +91,9 @@ def messages(cache, packages, direction, tests=500, longest=8):
     corpus = Corpus(train, [(english, german) for german, english in test.items()])
     if direction == "en-de":
         return corpus
-    return Corpus(*([(german, english) for english, german in side] for side in (train, corpus.test)))
+    return Corpus(
+        *([(german, english) for english, german in side] for side in (train, corpus.test))
+    )
 
 
 def catalogues(cache, packages):
@@ -108,7 +110,9 @@ def catalogues(cache, packages):
         subprocess.run(["dpkg-deb", "--extract", archive, folder], check=True)
     found = sorted(p for name in packages for p in (cache / name).glob("**/de/LC_MESSAGES/*.mo"))
     if not found:
-        raise FileNotFoundError(f"No German catalogues under {cache}. Delete it to fetch them again.")
+        raise FileNotFoundError(
+            f"No German catalogues under {cache}. Delete it to fetch them again."
+        )
     return found
 
 
@@ -136,7 +140,9 @@ def encode(corpus, vocabulary, length):
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
-    train, test = ([pieces.encode(list(pair)) for pair in side] for side in dataclasses.astuple(corpus))
+    train, test = (
+        [pieces.encode(list(pair)) for pair in side] for side in dataclasses.astuple(corpus)
+    )
     train = [pair for pair in train if max(map(len, pair)) < length]
 
     def padded(rows):
@@ -197,7 +203,9 @@ def data(options, direction, seed):
         stamp = f"{Path(options.data).resolve()} {options.train} {options.test}"
     else:
         stamp = " ".join(options.packages)
-    stamp = f"{zlib.crc32(f'{stamp} {options.words} {options.length} {options.smoke}'.encode()):08x}"
+    stamp = (
+        f"{zlib.crc32(f'{stamp} {options.words} {options.length} {options.smoke}'.encode()):08x}"
+    )
 
     def make():
         if options.data:
@@ -231,7 +239,7 @@ def gnmt(keras, vocabulary, width, layers, dropout):
 
     def embedded(ids, name):
         # Keras' own start, within 0.05, is so near to zero that attention is found late.
-        start = keras.initializers.RandomNormal(stddev=0.5)
+        start = keras.initializers.RandomNormal(stddev=0.2)
         x = keras.layers.Embedding(vocabulary, width, start, mask_zero=True, name=name)(ids)
         return keras.layers.Dropout(dropout)(x)
 
@@ -252,7 +260,7 @@ def gnmt(keras, vocabulary, width, layers, dropout):
         y, *_ = lstm(width, name=f"decoder_{i}", **states)(y)
         x = keras.layers.Add()([x, y]) if i > 2 else y
     x = keras.layers.Dropout(dropout)(x)
-    logits = keras.layers.Dense(vocabulary, name="pieces")(x)
+    logits = keras.layers.Dense(vocabulary, name="pieces")(keras.layers.Concatenate()([x, context]))
     return keras.Model([source, target], logits)
 
 
@@ -284,7 +292,7 @@ def halves(model):
         y, *new = layer[f"decoder_{i}"](y, initial_state=states[2 * i - 2 : 2 * i])
         after += new
         x = keras.layers.Add()([x, y]) if i > 2 else y
-    logits = layer["pieces"](x)
+    logits = layer["pieces"](keras.layers.Concatenate()([x, context]))
     likely = keras.layers.Activation("log_softmax")(logits)
     return encoder, keras.Model([piece, memory, keys, valid, *states], [likely, *after])
 
@@ -373,7 +381,7 @@ OPTIONS.add_argument("--length", type=int, default=12, help="pieces of a sentenc
 OPTIONS.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
 OPTIONS.add_argument("--width", type=int, default=64, help="units of a layer")
 OPTIONS.add_argument("--dropout", type=float, default=0.1)
-OPTIONS.add_argument("--batch", type=int, default=64, help="sentences")
+OPTIONS.add_argument("--batch", type=int, default=32, help="sentences")
 
 
 def cross_entropy(keras):
