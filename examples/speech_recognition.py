@@ -22,6 +22,7 @@ RATE, HOP, MELS = 8000, 100, 32
 FRAMES = 280  # three and a half seconds
 LONGEST = 6  # digits
 OPTIONS = recipe.parser(__doc__)
+OPTIONS.set_defaults(start="gradual")
 OPTIONS.add_argument("--units", type=int, default=96, help="of the LSTM and the convolutions")
 OPTIONS.add_argument("--sequences", type=int, default=2400, help="to train with")
 OPTIONS.add_argument("--tests", type=int, default=400, help="sequences to test")

@@ -49,10 +49,12 @@ def recordings(path):
             found = {name: kept[name] for name in ("y", "speaker", "index")}
             sounds = kept["x"].astype("float32") / 2**15
         return {"sounds": [np.trim_zeros(sound, "b") for sound in sounds], **found}
+    import librosa
+
     files = [p for p in _digit_files(path) if DIGIT.fullmatch(p.name)]
     said = [DIGIT.fullmatch(p.name).groups() for p in files]
     return {
-        "sounds": [_wav(file, 8000)[0] for file in files],
+        "sounds": [librosa.load(file, sr=8000)[0] for file in files],
         "y": np.array([int(digit) for digit, _, _ in said]),
         "speaker": np.array([speaker for _, speaker, _ in said]),
         "index": np.array([int(index) for _, _, index in said]),
@@ -145,7 +147,7 @@ def _commands(path):
     return {"x": np.stack(features), "y": np.array(y), "test": np.array(test)}
 
 
-def _wav(path, rate=None):
-    import librosa
+def _wav(path):
+    import soundfile
 
-    return librosa.load(path, sr=rate, mono=True)
+    return soundfile.read(path, dtype="float32")

@@ -35,6 +35,7 @@ FIELDS = ("letters", "speaker", "spectrum", "length")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = max(map(len, WORDS))
 OPTIONS = recipe.parser(__doc__)
+OPTIONS.set_defaults(start="gradual")
 OPTIONS.add_argument("--units", type=int, default=96, help="of a convolution")
 OPTIONS.add_argument("--wav", type=Path, metavar="DIR", help="write what every network says there")
 

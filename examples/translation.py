@@ -372,6 +372,7 @@ PUBLISHED = {  # BLEU on newstest2015
     "de-en": {"dense": 29.47, "0.8": 29.50, "0.85": 29.24, "0.9": 28.81},
 }
 OPTIONS = recipe.parser(__doc__, sparsity=(0.8, 0.85, 0.9))
+OPTIONS.set_defaults(start="gradual")
 OPTIONS.add_argument("--direction", nargs="+", choices=PUBLISHED, default=["en-de", "de-en"])
 OPTIONS.add_argument("--train", default="train", help="name of the training files")
 OPTIONS.add_argument("--test", default="newstest2015", help="name of the test files")
