@@ -63,7 +63,7 @@ def files(folder, direction, train, test):
     return Corpus(pairs(train), pairs(test))
 
 
-def messages(cache, packages, direction, tests=500, longest=8):
+def messages(cache, packages, direction, tests=1600, longest=6):
     """Pairs of the messages of Debian packages, split by sentence.
 
     Of each English message the first translation counts; the underscore that marks a letter of a
@@ -132,10 +132,11 @@ def word_pieces(corpus, size):
     return model.getvalue()
 
 
-def encode(corpus, vocabulary, length):
+def encode(corpus, vocabulary, length, whole):
     """Arrays of the pairs that fit into `length` pieces with END, and of the test side.
 
-    The test side keeps every sentence: sources are cut to `length`, references are text.
+    If the test side is to stay whole, its longer sources are cut; else they are left out too.
+    References are text.
     """
     import sentencepiece
 
@@ -143,7 +144,12 @@ def encode(corpus, vocabulary, length):
     train, test = (
         [pieces.encode(list(pair)) for pair in side] for side in dataclasses.astuple(corpus)
     )
-    train = [pair for pair in train if max(map(len, pair)) < length]
+
+    def fits(pair):
+        return max(map(len, pair)) < length
+
+    train = list(filter(fits, train))
+    chosen = [i for i, pair in enumerate(test) if whole or fits(pair)]
 
     def padded(rows):
         out = np.full((len(rows), length), PAD, "int32")
@@ -155,8 +161,8 @@ def encode(corpus, vocabulary, length):
     return {
         "source": padded([source for source, _ in train]),
         "target": padded([target for _, target in train]),
-        "test": padded([source for source, _ in test]),
-        "references": np.array([reference for _, reference in corpus.test]),
+        "test": padded([test[i][0] for i in chosen]),
+        "references": np.array([corpus.test[i][1] for i in chosen]),
         "vocabulary": np.frombuffer(vocabulary, "uint8"),
     }
 
@@ -172,7 +178,7 @@ class Batches:
     source: np.ndarray
     target: np.ndarray
     rows: np.ndarray
-    step: int = 6
+    step: int = 8
 
     def __len__(self):
         return len(self.rows)
@@ -214,7 +220,9 @@ def data(options, direction, seed):
             corpus = messages(options.work / "packages", options.packages, direction)
         if options.smoke:
             corpus = Corpus(corpus.train[:2000], corpus.test[:50])
-        return encode(corpus, word_pieces(corpus, options.words), options.length)
+        return encode(
+            corpus, word_pieces(corpus, options.words), options.length, bool(options.data)
+        )
 
     kept = cached(options.work / f"translation-{direction}-{stamp}.npz", make)
     return recipe.Data(
@@ -377,8 +385,8 @@ OPTIONS.add_argument("--direction", nargs="+", choices=PUBLISHED, default=["en-d
 OPTIONS.add_argument("--train", default="train", help="name of the training files")
 OPTIONS.add_argument("--test", default="newstest2015", help="name of the test files")
 OPTIONS.add_argument("--packages", nargs="+", default=["libreoffice-l10n-de"])
-OPTIONS.add_argument("--words", type=int, default=1000, help="pieces in the vocabulary")
-OPTIONS.add_argument("--length", type=int, default=12, help="pieces of a sentence, at most")
+OPTIONS.add_argument("--words", type=int, default=1500, help="pieces in the vocabulary")
+OPTIONS.add_argument("--length", type=int, default=8, help="pieces of a sentence, at most")
 OPTIONS.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
 OPTIONS.add_argument("--width", type=int, default=64, help="units of a layer")
 OPTIONS.add_argument("--dropout", type=float, default=0.1)
@@ -404,7 +412,7 @@ def main():
             measure="BLEU",
             loss=cross_entropy,
             # A row of the data is a batch already.
-            budget=recipe.budget(options, recipe.Budget(14, 10, 1, 5e-3, 3e-3)),
+            budget=recipe.budget(options, recipe.Budget(16, 8, 1, 4e-3, 2e-3)),
             published=PUBLISHED[direction],
         )
         for direction in options.direction
