@@ -176,9 +176,10 @@ class Summary:
 
 
 def _per_cent(lines, of):
-    """The scores as per cent of others."""
+    """The scores as per cent of others; nan of a network that has learnt nothing."""
     pairs = zip(lines, of, strict=True)
-    return Interval([100 * line["score"] / other["score"] for line, other in pairs])
+    nan = float("nan")
+    return Interval([100 * line["score"] / (other["score"] or nan) for line, other in pairs])
 
 
 def summaries(lines):
