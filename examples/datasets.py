@@ -49,3 +49,27 @@ def digits_at_hand():
     from tfmot import data
 
     return dict(zip(("x", "y", "x_test", "y_test"), data.mnist(None), strict=True))
+
+
+def reviews(path, work, words, length, rows=None):
+    """Film reviews, good or bad: `keras.datasets.imdb`, or the snippets in an archive.
+
+    The archive is the one of `tfmot/data.py`. Made-up sentences, which that falls back to, serve
+    to see it run, and the source says so.
+    """
+
+    def make():
+        from tfmot import data
+
+        return dict(
+            zip(
+                ("x", "y", "x_test", "y_test"), data.reviews(path, words, length, None), strict=True
+            )
+        )
+
+    kind = "snippets" if path else "reviews"
+    found = cached(work / f"{kind}-{words}-{length}.npz", make)
+    source = "10,605 film snippets" if path else "IMDB"
+    if not path and len(found["x"]) < 20000:
+        source = "made-up sentences"
+    return classes(found, source, rows)

@@ -34,14 +34,13 @@ def network(keras, width):
 
 def main():
     options = OPTIONS.parse_args()
-    budget = recipe.Budget(1, 1, 128) if options.smoke else recipe.Budget(4, 3, 128)
     rows = 1000 if options.smoke else None
     mnist = recipe.Recipe(
         name="MNIST CNN" + (f", width {options.width:g}" if options.width != 1 else ""),
         data=lambda _: datasets.mnist(options.data, options.work, rows),
         build=lambda keras, _: network(keras, options.width),
         score=recipe.accuracy,
-        budget=budget,
+        budget=recipe.budget(options, recipe.Budget(4, 3, 128)),
     )
     recipe.run(options, [mnist])
 

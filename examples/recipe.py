@@ -169,6 +169,9 @@ def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
     made.add_argument("--start", choices=["gradual", "at once"], default="gradual")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--methods", nargs="*", choices=METHODS, default=["ours"])
+    made.add_argument(
+        "--epochs", nargs=2, type=int, metavar=("DENSE", "PRUNING"), help="in place of the recipe's"
+    )
     made.add_argument("--smoke", action="store_true", help="a minute of everything, to see it run")
     made.add_argument(
         "--tfmot-python",
@@ -191,6 +194,14 @@ def targets(options):
         for pattern in options.pattern
         for sparsity in ([0.5] if pattern == "2:4" else options.sparsity)
     ]
+
+
+def budget(options, usual):
+    """The recipe's usual budget, with --epochs; an epoch each for --smoke."""
+    epochs = (1, 1) if options.smoke else options.epochs
+    if not epochs:
+        return usual
+    return dataclasses.replace(usual, dense_epochs=epochs[0], pruning_epochs=epochs[1])
 
 
 def check(options):
