@@ -42,7 +42,7 @@ def main():
         build=lambda keras, _: network(keras, options),
         score=recipe.accuracy,
         loss="binary_crossentropy",
-        budget=recipe.budget(options, recipe.Budget(3, 3)),
+        budget=recipe.budget(options, recipe.Budget(3, 2, 128)),
     )
     recipe.run(options, [reviews])
 

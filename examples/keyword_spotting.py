@@ -19,7 +19,7 @@ SIZES = {  # filters; strides of the first convolution and of each separable one
     "M": (172, ((2, 1), 2, 1, 1, 1)),
     "L": (276, ((2, 1), 2, 1, 1, 1, 1)),
 }
-BUDGETS = {"S": recipe.Budget(8, 6), "M": recipe.Budget(6, 4), "L": recipe.Budget(4, 3)}
+BUDGETS = {"S": recipe.Budget(8, 6), "M": recipe.Budget(6, 4), "L": recipe.Budget(3, 2)}
 PUBLISHED = {"dense": 95.23, "0.5": 94.84, "2:4": 94.33}  # DS-CNN-L on Speech Commands
 OPTIONS = recipe.parser(__doc__, sparsity=(0.5, 0.8, 0.9, 0.95), pattern=("unstructured", "2:4"))
 OPTIONS.add_argument("--size", nargs="+", choices=SIZES, default=["S"])

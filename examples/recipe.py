@@ -6,9 +6,10 @@ already is not done again, so that a run that was stopped goes on where it stopp
 
 dense           trained for `dense_epochs`; everything else starts from these weights
 dense, longer   trained on for `pruning_epochs`, with nothing pruned
-ours            trained on for `pruning_epochs` while keras_pruner prunes
+ours            pruned and refitted, then trained on for `pruning_epochs` with the zeros kept; or,
+                with --start gradual, pruned while it is trained on
 distilled       the same, with the dense network as teacher
-tfmot           the same as "ours" under TFMOT, with the same batches in the same order
+tfmot           pruned by TFMOT while it is trained on, with the same batches in the same order
 
 Retained is the score of the pruned network / the better one of the two dense scores.
 """
@@ -166,7 +167,12 @@ def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
     made.add_argument("--sparsity", nargs="+", type=float, default=list(sparsity))
     made.add_argument("--pattern", nargs="+", choices=PATTERNS, default=list(pattern))
     made.add_argument("--allocation", choices=ALLOCATIONS, default="lamp")
-    made.add_argument("--start", choices=["gradual", "at once"], default="gradual")
+    made.add_argument(
+        "--start",
+        choices=["at once", "gradual"],
+        default="at once",
+        help="prune and refit before training on, or prune while training on",
+    )
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--methods", nargs="*", choices=METHODS, default=["ours"])
     made.add_argument(

@@ -56,16 +56,15 @@ class Interval:
     def high(self):
         return self.mean + self.half
 
+    @property
+    def spread(self):
+        """The mean and the deviation, for people."""
+        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
+
     def __str__(self):
         if len(self.values) == 1:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def settings(lines):
-    """The methods with their targets and settings, in the order of their first lines."""
-    pruned = [line for line in lines if "target" in line]
-    return list(dict.fromkeys(setting(line) for line in pruned))
 
 
 def setting(line):
@@ -79,23 +78,53 @@ class Summary:
     """All seeds of one method at one target.
 
     Attributes:
-        method, target, allocation, start: of these runs.
+        method, target, allocation, start, budget: what these runs have in common.
         lines: one for each seed.
-        dense: for each seed, the better one of the two dense lines.
+        dense: for each of them, the line of the better dense network.
+        longer: for each of them, the line of the dense network that was trained as long.
     """
 
     method: str
     target: str
     allocation: str | None
     start: str | None
+    budget: tuple
     lines: Sequence[dict]
     dense: Sequence[dict]
+    longer: Sequence[dict]
+
+    @property
+    def way(self):
+        """How it was pruned, without the method."""
+        return self.allocation, self.start
 
     @property
     def label(self):
-        """The method, with its allocation if it is not the usual one."""
-        said = [s for s in (self.allocation, self.start) if s not in (None, "lamp", "gradual")]
-        return ", ".join([self.method, *said])
+        """The method and how it pruned."""
+        return ", ".join(said for said in (self.method, *self.way) if said)
+
+    @property
+    def measure(self):
+        return self.lines[0]["measure"]
+
+    @property
+    def sparsity(self):
+        """What was asked for, or None for a pattern that has its own."""
+        try:
+            return float(self.target)
+        except ValueError:
+            return None
+
+    @property
+    def target_name(self):
+        """The target for people: "80 %", "2:4"."""
+        return self.target if self.sparsity is None else f"{100 * self.sparsity:g} %"
+
+    @property
+    def epochs(self):
+        """Before and while pruning, as "4 + 3"."""
+        budget = dict(self.budget)
+        return f"{budget['dense_epochs']} + {budget['pruning_epochs']}"
 
     @property
     def scores(self):
@@ -107,13 +136,17 @@ class Summary:
 
     @property
     def retained(self):
-        """Per cent of the dense score."""
-        pairs = zip(self.lines, self.dense, strict=True)
-        return Interval([100 * line["score"] / dense["score"] for line, dense in pairs])
+        """Per cent of the better dense score."""
+        return _per_cent(self.lines, self.dense)
+
+    @property
+    def retained_of_longer(self):
+        """Per cent of the score of the dense network that was trained as long."""
+        return _per_cent(self.lines, self.longer)
 
     @property
     def lost(self):
-        """Points lost against the dense score."""
+        """Points lost against the better dense score."""
         pairs = zip(self.lines, self.dense, strict=True)
         return Interval([100 * (dense["score"] - line["score"]) for line, dense in pairs])
 
@@ -134,29 +167,35 @@ class Summary:
     def mean(self, field):
         return float(np.mean([line[field] for line in self.lines]))
 
+    def dense_mean(self, field):
+        return float(np.mean([line[field] for line in self.dense]))
+
     def by_seed(self):
         """Seed -> score in points."""
         return {line["seed"]: 100 * line["score"] for line in self.lines}
 
 
+def _per_cent(lines, of):
+    """The scores as per cent of others."""
+    pairs = zip(lines, of, strict=True)
+    return Interval([100 * line["score"] / other["score"] for line, other in pairs])
+
+
 def summaries(lines):
-    """One `Summary` for each setting whose dense lines are there."""
-    found = []
-    for key in settings(lines):
-        mine, dense = [], []
-        for line in (line for line in lines if "target" in line and setting(line) == key):
-            same = ("seed", "budget")
-            both = [
-                other
-                for other in lines
-                if "target" not in other and all(other[k] == line[k] for k in same)
-            ]
-            if both:
-                mine.append(line)
-                dense.append(max(both, key=lambda other: other["score"]))
-        if mine:
-            found.append(Summary(*key[:4], mine, dense))
-    return found
+    """One `Summary` for each setting, of the seeds whose dense lines are there."""
+    dense = {
+        (line["seed"], line["method"], tuple(sorted(line["budget"].items()))): line
+        for line in lines
+        if "target" not in line
+    }
+    together = {}
+    for line in (line for line in lines if "target" in line):
+        key = setting(line)
+        pair = [dense.get((line["seed"], name, key[-1])) for name in ("dense", "dense, longer")]
+        if None not in pair:
+            best = max(pair, key=lambda other: other["score"])
+            together.setdefault(key, []).append((line, best, pair[1]))
+    return [Summary(*key, *zip(*rows, strict=True)) for key, rows in together.items()]
 
 
 def difference(one, other):
@@ -176,7 +215,7 @@ def table(lines):
     rows = [
         (
             each.label,
-            f"{each.target} ({each.mean('zeros'):.4f})",
+            f"{each.target_name} ({each.mean('zeros'):.4f})",
             len(each.lines),
             f"{each.dense_scores.mean:.2f}",
             f"{each.scores.mean:.2f}",

@@ -131,6 +131,6 @@ def _commands(path):
 
 
 def _wav(path):
-    import librosa
+    import soundfile
 
-    return librosa.load(path, sr=None, mono=True)
+    return soundfile.read(path, dtype="float32")
