@@ -17,7 +17,7 @@ from jax_layouts import LAYOUTS, WAYS, join, lay, lay_over_processes, pruner_of
 join(PORTS[0], PROCESSES, RANK)
 
 from jax.experimental import multihost_utils
-from task import BATCH, EPOCHS, LOSS, SCHEDULE, batches, network, sgd, write
+from task import BATCH, EPOCHS, LOSS, SCHEDULE, batches, network, raised, sgd, write
 
 import keras_pruner as kp
 
@@ -66,13 +66,9 @@ def backed_up(name, directory):
     model.compile(sgd(), loss=LOSS)
     backup = kp.AtomicBackup(directory)
     backup.set_model(model)
-    try:
-        backup.on_train_begin()
-    except ValueError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
+    said = raised(backup.on_train_begin)
+    lay(None)
+    return said
 
 
 def backed_up_apart():
@@ -98,13 +94,9 @@ def masks(how):
 def saved_in_parts():
     """What Keras says to saving weights of which other processes have parts."""
     lay_over_processes("ModelParallel")
-    try:
-        network().save_weights(f"{sys.argv[1]}.{RANK}.weights.h5")
-    except RuntimeError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
+    said = raised(network().save_weights, f"{sys.argv[1]}.{RANK}.weights.h5")
+    lay(None)
+    return said
 
 
 def not_finite():
@@ -115,13 +107,9 @@ def not_finite():
     pruner.wrap(sgd())
     kernel = model.layers[0].kernel
     kernel._value = jax.jit(lambda v: v.at[0, 0].set(np.nan))(kernel.value)  # the first's part
-    try:
-        pruner.update()
-    except ValueError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
+    said = raised(pruner.update)
+    lay(None)
+    return said
 
 
 write(
