@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 from task_environment import PORTS, PROCESSES, RANK
 
@@ -71,14 +70,6 @@ def backed_up(name, directory):
     return said
 
 
-def backed_up_apart():
-    """Where each process has a directory of its own, and the first alone a backup in it."""
-    directory = Path(f"{sys.argv[1]}.{RANK}.backups")
-    if RANK == 0:
-        (directory / "epoch-1").mkdir(parents=True)
-    return backed_up("DataParallel", directory)
-
-
 def masks(how):
     """The masks at once, of kernels in four parts."""
     lay_over_processes("ModelParallel")
@@ -116,8 +107,8 @@ write(
     {
         **{name: trained(name) for name in LAYOUTS},
         "backed up": {
-            "in parts": backed_up("ModelParallel", f"{sys.argv[1]}.backups"),
-            "apart": backed_up_apart(),
+            name: backed_up(name, f"{sys.argv[1]}.backups")
+            for name in ("DataParallel", "ModelParallel")
         },
         "masks": {how: masks(how) for how in WAYS},
         "saved in parts": saved_in_parts(),
