@@ -1,6 +1,6 @@
 """What a mask update of a weight in parts takes: exact count, memory of each process, seconds.
 
-    python benchmarks/sharded.py --weights 2e8 --processes 4 --allocation uniform lamp
+    python benchmarks/sharded.py --weights 2e8 --processes 4 --allocation uniform lamp 2:4
 
 A square weight lies over several processes of one CPU device each (JAX, `ModelParallel` through
 `jax.distributed`). Each process notes its resident memory with its share of weight and mask at
@@ -23,7 +23,9 @@ def main() -> None:
     )
     parser.add_argument("--weights", nargs="+", type=float, default=[1e8])
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--allocation", nargs="+", default=["uniform", "lamp"])
+    parser.add_argument(
+        "--allocation", nargs="+", default=["uniform", "lamp"], help='names; "2:4" is the pattern'
+    )
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -91,8 +93,12 @@ def one(options: argparse.Namespace) -> dict[str, object]:
     share = 4 * side * side // options.processes
     before = resident()
     model = keras.Sequential([keras.Input((side,)), keras.layers.Dense(side, use_bias=False)])
-    schedule = kp.PolynomialDecay(0.81, initial_sparsity=0.79, end_step=10, power=1, frequency=1)
-    pruner = kp.Pruner(model, schedule, allocation=options.allocation[0])
+    if options.allocation[0] == "2:4":
+        schedule = kp.ConstantSparsity(0.5, end_step=1, frequency=1)
+        pruner = kp.Pruner(model, schedule, pattern=kp.NM(2, 4))
+    else:
+        schedule = kp.PolynomialDecay(0.81, initial_sparsity=0.79, end_step=10, power=1)
+        pruner = kp.Pruner(model, schedule, allocation=options.allocation[0])
     optimizer = pruner.wrap(keras.optimizers.SGD())
     jax.block_until_ready([v.value for v in [*model.variables, *optimizer.variables]])
     at_rest = resident()

@@ -82,7 +82,7 @@ def same(mine, others):
     return all(map(np.array_equal, mine, others))
 
 
-def trained_under(backup, directory, data):
+def trained_under(backup, directory, data, *, pruned=True):
     """Values and seeds at the end of each epoch, and what kills leave while it is backed up."""
     directory.mkdir()
     ends, left = {}, {}
@@ -95,7 +95,8 @@ def trained_under(backup, directory, data):
 
     backup.on_epoch_end = watched
     compile_(model := network())
-    model.fit(*data, callbacks=[kp.GradualPruning(SCHEDULE), backup], **options(epochs=EPOCHS))
+    pruning = [kp.GradualPruning(SCHEDULE)] if pruned else []
+    model.fit(*data, callbacks=[*pruning, backup], **options(epochs=EPOCHS))
     assert sorted(ends) == list(range(1, EPOCHS + 1))
     return ends, left
 
@@ -103,9 +104,11 @@ def trained_under(backup, directory, data):
 class Restored:
     """One model into which every backup is restored, as `fit` does when it begins."""
 
-    def __init__(self):
-        self.model = network()
-        compile_(self.model, kp.Pruner(self.model, SCHEDULE).wrap(keras.optimizers.Adam(0.01)))
+    def __init__(self, *, pruned=True):
+        self.model, optimizer = network(), keras.optimizers.Adam(0.01)
+        if pruned:
+            optimizer = kp.Pruner(self.model, SCHEDULE).wrap(optimizer)
+        compile_(self.model, optimizer)
 
     def by(self, backup):
         """The epoch that `fit` would begin with; all values are restored."""
@@ -133,12 +136,14 @@ def test_a_kill_at_any_moment_of_a_backup_leaves_a_complete_one(data, tmp_path):
         assert epochs == sorted(epochs)
 
 
-@pytest.mark.parametrize("double", [True, False])
-def test_what_a_kill_within_a_backup_of_keras_leaves(data, tmp_path, double):
+@pytest.mark.parametrize(
+    ("double", "pruned"), [(True, True), (True, False), (False, False)], ids=repr
+)
+def test_what_a_kill_within_a_backup_of_keras_leaves(data, tmp_path, double, pruned):
     """It is refused before anything is trained, or repeats an epoch; masks are the weights' own.
 
     With `double_checkpoint` it is refused in the first backup alone, before which there is no
-    other, and where the number of the epoch is half written.
+    other, and where the number of the epoch is half written. Dense as well: it is Keras' own.
     """
     watched = tmp_path / "watched"
 
@@ -147,8 +152,8 @@ def test_what_a_kill_within_a_backup_of_keras_leaves(data, tmp_path, double):
 
     backup = of(watched)
     backup.delete_checkpoint = False
-    ends, left = trained_under(backup, watched, data)
-    restored = Restored()
+    ends, left = trained_under(backup, watched, data, pruned=pruned)
+    restored = Restored(pruned=pruned)
     refused, repeated = {}, 0
     for last, contents in left.items():
         for i, each in enumerate(contents):

@@ -41,6 +41,11 @@ def test_processes_that_differ_are_found(processes):
         assert "head/kernel" in each["disagreement"]
 
 
+def test_a_backup_by_fit_is_refused(processes):
+    for each in processes:
+        assert "Received: 2 processes" in each["backed up"]
+
+
 def test_fit_under_a_process_group_is_kerass_own_matter(processes):
     """Keras 3.15 trains each process by itself; when this changes, the documentation does."""
     version = tuple(map(int, keras.__version__.split(".")[:2]))

@@ -1,8 +1,8 @@
 """A job of two processes, of which one kills itself at a given step; run again it goes on.
 
 Arguments: where the results go, the directory of the backups, and, if one is to die, its rank and
-the step that it does not make. A backup is written by the first process after every epoch: by
-`AtomicBackup` in `fit` on JAX, in a loop on TensorFlow and PyTorch.
+the step that it does not make. A backup is written by the first process after every epoch of a
+loop, on TensorFlow and PyTorch.
 """
 
 import os
@@ -10,17 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
+import keras
 from task_environment import PORTS, PROCESSES, RANK
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-
-import keras
-
 BACKEND = keras.backend.backend()
-if BACKEND == "jax":
-    import jax_layouts
-
-    jax_layouts.join(PORTS[0], PROCESSES, RANK)
 if BACKEND == "tensorflow":
     import tensorflow as tf
     import tensorflow_loop
@@ -29,7 +22,7 @@ if BACKEND == "tensorflow":
     STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()
 
 import numpy as np
-from task import BATCH, batches, compiled, data, network, sgd, weights, write
+from task import BATCH, batches, network, sgd, weights, write
 
 import keras_pruner as kp
 
@@ -55,40 +48,9 @@ def loop(begun_at, pruner, step, save):
         save(epoch + 1)
 
 
-class Watch(keras.callbacks.Callback):
-    """Die at a step; have the masks, while they are there."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        die_at(self.epoch * STEPS + batch)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.masks = masks_of(self.model.optimizer)
-
-
 def masks_of(wrapped):
     """The masks, as lists."""
     return [np.asarray(keras.ops.convert_to_numpy(m.mask)).tolist() for m in wrapped.masked]
-
-
-def on_jax():
-    """`fit` under `DataParallel`."""
-    jax_layouts.lay_over_processes("DataParallel")
-    model, watch, backup = compiled(), Watch(), kp.AtomicBackup(DIRECTORY)
-    begun_at = backup.epoch
-    x, y = (array.reshape(STEPS, BATCH, -1)[:, HALF] for array in data())
-    model.fit(
-        x.reshape(-1, 8),
-        y.reshape(-1),
-        batch_size=BATCH // PROCESSES,
-        epochs=EPOCHS,
-        shuffle=False,
-        verbose=0,
-        callbacks=[kp.GradualPruning(SCHEDULE), watch, backup],
-    )
-    return begun_at, weights(model), watch.masks
 
 
 def on_tensorflow():
@@ -138,5 +100,5 @@ def on_torch():
 
 
 DIRECTORY.mkdir(exist_ok=True)
-trained = {"jax": on_jax, "tensorflow": on_tensorflow, "torch": on_torch}
+trained = {"tensorflow": on_tensorflow, "torch": on_torch}
 write(dict(zip(("begun at", "weights", "masks"), trained[BACKEND](), strict=True)))

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_layouts import LAYOUTS, WAYS, lay, pruner_of
-from task import LOSS, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from task import LOSS, SCHEDULE, batches, compiled, fit, network, raised, sgd, weights, write
 
 import keras_pruner as kp
 from keras_pruner.backends import jax_ops
@@ -190,13 +190,9 @@ def disagreement():
     copies[2][0, 0] += 1e-7
     arrays = [jax.device_put(c, d) for c, d in zip(copies, jax.devices(), strict=True)]
     variable._value = jax.make_array_from_single_device_arrays(value.shape, value.sharding, arrays)
-    try:
-        pruner.check_agreement()
-    except RuntimeError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
+    said = raised(pruner.check_agreement)
+    lay(None)
+    return said
 
 
 write(

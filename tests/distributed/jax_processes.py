@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 from task_environment import PORTS, PROCESSES, RANK
 
@@ -17,7 +16,7 @@ from jax_layouts import LAYOUTS, WAYS, join, lay, lay_over_processes, pruner_of
 join(PORTS[0], PROCESSES, RANK)
 
 from jax.experimental import multihost_utils
-from task import BATCH, EPOCHS, LOSS, SCHEDULE, batches, network, sgd, write
+from task import BATCH, EPOCHS, LOSS, SCHEDULE, batches, network, raised, sgd, write
 
 import keras_pruner as kp
 
@@ -66,21 +65,9 @@ def backed_up(name, directory):
     model.compile(sgd(), loss=LOSS)
     backup = kp.AtomicBackup(directory)
     backup.set_model(model)
-    try:
-        backup.on_train_begin()
-    except ValueError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
-
-
-def backed_up_apart():
-    """Where each process has a directory of its own, and the first alone a backup in it."""
-    directory = Path(f"{sys.argv[1]}.{RANK}.backups")
-    if RANK == 0:
-        (directory / "epoch-1").mkdir(parents=True)
-    return backed_up("DataParallel", directory)
+    said = raised(backup.on_train_begin)
+    lay(None)
+    return said
 
 
 def masks(how):
@@ -98,13 +85,9 @@ def masks(how):
 def saved_in_parts():
     """What Keras says to saving weights of which other processes have parts."""
     lay_over_processes("ModelParallel")
-    try:
-        network().save_weights(f"{sys.argv[1]}.{RANK}.weights.h5")
-    except RuntimeError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
+    said = raised(network().save_weights, f"{sys.argv[1]}.{RANK}.weights.h5")
+    lay(None)
+    return said
 
 
 def not_finite():
@@ -115,21 +98,17 @@ def not_finite():
     pruner.wrap(sgd())
     kernel = model.layers[0].kernel
     kernel._value = jax.jit(lambda v: v.at[0, 0].set(np.nan))(kernel.value)  # the first's part
-    try:
-        pruner.update()
-    except ValueError as error:
-        return str(error)
-    finally:
-        lay(None)
-    return ""
+    said = raised(pruner.update)
+    lay(None)
+    return said
 
 
 write(
     {
         **{name: trained(name) for name in LAYOUTS},
         "backed up": {
-            "in parts": backed_up("ModelParallel", f"{sys.argv[1]}.backups"),
-            "apart": backed_up_apart(),
+            name: backed_up(name, f"{sys.argv[1]}.backups")
+            for name in ("DataParallel", "ModelParallel")
         },
         "masks": {how: masks(how) for how in WAYS},
         "saved in parts": saved_in_parts(),

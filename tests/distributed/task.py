@@ -74,6 +74,15 @@ def weights(model):
     return [np.asarray(keras.ops.convert_to_numpy(v)).tolist() for v in model.weights]
 
 
+def raised(act, *arguments):
+    """What comes of it, in words; nothing if nothing is raised."""
+    try:
+        act(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:3000]
+    return ""
+
+
 def write(results):
     """Leave the results where the test looks for them, one file for each process."""
     Path(f"{sys.argv[1]}.{RANK}").write_text(json.dumps(results))

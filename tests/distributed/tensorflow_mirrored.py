@@ -9,7 +9,7 @@ import tensorflow as tf
 CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-from task import BATCH, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from task import BATCH, SCHEDULE, batches, compiled, fit, network, raised, sgd, weights, write
 from tensorflow_loop import step_of
 
 import keras_pruner as kp
@@ -90,11 +90,7 @@ def disagreement():
         pruner.wrap(sgd())
     copy = pruner.wrapped.masked[0].variable.value.values[1]
     copy.assign(copy + np.float32(1e-3))
-    try:
-        pruner.check_agreement()
-    except RuntimeError as error:
-        return str(error)
-    return ""
+    return raised(pruner.check_agreement)
 
 
 write(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.distributed as dist
-from task import LOSS, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from task import LOSS, SCHEDULE, batches, compiled, fit, network, raised, sgd, weights, write
 from task_environment import PROCESSES, RANK
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -73,11 +73,14 @@ def disagreement():
     pruner.wrap(torch_sgd(model.parameters()))
     with torch.no_grad():
         pruner.wrapped.masked[1].variable.value[0, 0] += RANK
-    try:
-        pruner.check_agreement()
-    except RuntimeError as error:
-        return str(error)
-    return ""
+    return raised(pruner.check_agreement)
+
+
+def backed_up():
+    """What a backup says to several processes."""
+    backup = kp.AtomicBackup("nowhere")
+    backup.set_model(compiled())
+    return raised(backup.on_train_begin)
 
 
 def plain_fit():
@@ -102,6 +105,7 @@ else:
             "dense": trained(torch_sgd, pruned=False),
             "keras": keras_optimizer(),
             "disagreement": disagreement(),
+            "backed up": backed_up(),
             "fit is synchronised": plain_fit(),
         }
     )

@@ -20,9 +20,6 @@ Every module here has the same functions:
 - `copies(variable)`: every copy of every part in this process, as (name of the part, array).
 - `gather_copies(model, rows)`: an array of each process that trains the model, one after another.
 - `processes()`: how many processes know of each other.
-- `is_first_process()`: whether this is the one that writes for all.
-- `is_whole_in_each_process(model)`: whether in `fit` each of several processes has all of the model
-  and its optimizer, equal to the others'.
 - `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.
 - `variable_scope(model)`: a context in which new variables live where the model's do.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.

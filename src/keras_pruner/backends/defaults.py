@@ -1,4 +1,4 @@
-"""What backends have in common: no weights in parts, no `fit` over processes, no generators."""
+"""What backends have in common that have no weights in parts, or no generators of their own."""
 
 from typing import Any
 
@@ -16,17 +16,6 @@ def is_in_parts(variable: keras.Variable) -> bool:
 def gather(variable: keras.Variable) -> None:
     """Nothing: all of the value is here."""
     del variable
-
-
-def is_first_process() -> bool:
-    """Yes: in `fit` every process is by itself."""
-    return True
-
-
-def is_whole_in_each_process(model: keras.Model) -> bool:
-    """No: `fit` of Keras 3.15 does not keep the weights of several processes equal."""
-    del model
-    return False
 
 
 def random_states() -> dict[str, np.ndarray]:

@@ -100,17 +100,6 @@ def processes() -> int:
     return jax.process_count()
 
 
-def is_first_process() -> bool:
-    """Whether this is the one that writes for all."""
-    return jax.process_index() == 0
-
-
-def is_whole_in_each_process(model: keras.Model) -> bool:
-    """Whether every value is copied over the devices of several processes, not in parts."""
-    values = [v.value for v in (*model.variables, *model.optimizer.variables)]
-    return all(v.is_fully_replicated and not v.is_fully_addressable for v in values)
-
-
 def _gather(numbers: np.ndarray) -> np.ndarray:
     """An array of each process, bit by bit: JAX would make float32 of float64."""
     if jax.process_count() == 1:
