@@ -176,9 +176,10 @@ class Summary:
 
 
 def _per_cent(lines, of):
-    """The scores as per cent of others."""
-    pairs = zip(lines, of, strict=True)
-    return Interval([100 * line["score"] / other["score"] for line, other in pairs])
+    """The scores as per cent of others; not a number where the other is zero."""
+    of_what = [other["score"] or float("nan") for other in of]
+    pairs = zip(lines, of_what, strict=True)
+    return Interval([100 * line["score"] / whole for line, whole in pairs])
 
 
 def summaries(lines):

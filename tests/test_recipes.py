@@ -83,6 +83,13 @@ def test_retained_is_of_the_better_dense_network():
 
 
 @backend_free
+def test_nothing_is_retained_of_nothing():
+    lines = [line(0, 0.0, "dense"), line(0, 0.0, "dense, longer"), line(0, 0.1)]
+    (found,) = recorded.summaries(lines)
+    assert np.isnan(found.retained.mean)
+
+
+@backend_free
 def test_seeds_without_both_dense_lines_do_not_count():
     lines = [each for each in lines_of(2, [0.45, 0.9]) if each["method"] != "dense" or each["seed"]]
     (found,) = recorded.summaries(lines)
