@@ -77,6 +77,9 @@ results-smoke: .venv-examples/complete
 	$(RECIPE)/mnist_cnn.py $(smoke) --width 0.25
 	$(RECIPE)/imdb_lstm.py $(smoke) --words 1000 --length 20 --units 16 $(reviews)
 	$(RECIPE)/keyword_spotting.py $(smoke) $(speech)
+	$(RECIPE)/translation.py $(smoke) --direction en-de
+	$(RECIPE)/speech_recognition.py $(smoke) $(speech)
+	$(RECIPE)/text_to_speech.py $(smoke) $(speech)
 	$(RECIPE)/results.py $(SMOKE) --output $(SMOKE)
 
 results: .venv-examples/complete .venv-tfmot/complete
@@ -85,7 +88,10 @@ results: .venv-examples/complete .venv-tfmot/complete
 ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 $(speech)
+	$(RECIPE)/speech_recognition.py $(against) $(speech)
+	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif
+	$(RECIPE)/translation.py --seeds 5 --methods ours
 	$(RECIPE)/results.py
 
 lint: .venv/complete

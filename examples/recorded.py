@@ -176,10 +176,10 @@ class Summary:
 
 
 def _per_cent(lines, of):
-    """The scores as per cent of others; not a number where the other is zero."""
-    of_what = [other["score"] or float("nan") for other in of]
-    pairs = zip(lines, of_what, strict=True)
-    return Interval([100 * line["score"] / whole for line, whole in pairs])
+    """The scores as per cent of others; nan of a network that has learnt nothing."""
+    pairs = zip(lines, of, strict=True)
+    nan = float("nan")
+    return Interval([100 * line["score"] / (other["score"] or nan) for line, other in pairs])
 
 
 def summaries(lines):

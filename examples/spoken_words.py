@@ -33,7 +33,7 @@ def layout(path):
 
 def digits(path, work, split, rows=None):
     """Spoken digits. `split`: "official" (numbers below 5 test), or a speaker who tests."""
-    found = cached(work / f"digits-{_stamp(path)}.npz", lambda: _digits(Path(path)))
+    found = cached(work / f"digits-{stamp(path)}.npz", lambda: _digits(path))
     test = found["index"] < 5 if split == "official" else found["speaker"] == split
     if not test.any():
         known = ", ".join(sorted(set(found["speaker"].tolist())))
@@ -41,21 +41,48 @@ def digits(path, work, split, rows=None):
     return _normed(found["x"], found["y"], test, f"FSDD, {split}", rows)
 
 
+def recordings(path):
+    """Spoken digits: sounds at 8 kHz, without the zeros behind them; y, speaker and index."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        with np.load(path) as kept:
+            found = {name: kept[name] for name in ("y", "speaker", "index")}
+            sounds = kept["x"].astype("float32") / 2**15
+        return {"sounds": [np.trim_zeros(sound, "b") for sound in sounds], **found}
+    import librosa
+
+    files = [p for p in _digit_files(path) if DIGIT.fullmatch(p.name)]
+    said = [DIGIT.fullmatch(p.name).groups() for p in files]
+    return {
+        "sounds": [librosa.load(file, sr=8000)[0] for file in files],
+        "y": np.array([int(digit) for digit, _, _ in said]),
+        "speaker": np.array([speaker for _, speaker, _ in said]),
+        "index": np.array([int(index) for _, _, index in said]),
+    }
+
+
 def commands(path, work, rows=None):
     """Speech Commands as "Hello Edge" has it: ten words, unknown words and silence."""
-    found = cached(work / f"commands-{_stamp(path)}.npz", lambda: _commands(Path(path)))
+    found = cached(work / f"commands-{stamp(path)}.npz", lambda: _commands(Path(path)))
     return _normed(found["x"], found["y"], found["test"], "Speech Commands", rows)
 
 
 def tones(rows=200):
-    """Ten made-up tones with noise, for --smoke without recordings."""
+    """Features of made-up tones, for --smoke without recordings."""
+    found = made_up(rows)
+    x = np.stack([mfcc(sound, 8000) for sound in found["sounds"]])
+    return _normed(x, found["y"], found["index"] < 5, "made-up tones")
+
+
+def made_up(rows=200):
+    """A tone with noise for each digit, as `recordings` has them, for --smoke without any."""
     rng = np.random.default_rng(0)
     y = np.arange(rows) % 10
-    time = np.arange(8000) / 8000
+    time = np.arange(4000) / 8000
     pitch = 300 + 200 * y + rng.normal(0, 20, rows)
-    sound = np.sin(2 * np.pi * pitch[:, None] * time) + rng.normal(0, 0.3, (rows, 8000))
-    x = np.stack([mfcc(one, 8000) for one in sound.astype("float32")])
-    return _normed(x, y, np.arange(rows) % 5 == 0, "made-up tones")
+    sounds = np.sin(2 * np.pi * pitch[:, None] * time) + rng.normal(0, 0.3, (rows, 4000))
+    speaker, index = np.full(rows, "nobody"), np.arange(rows) // 10
+    return {"sounds": list(sounds.astype("float32")), "y": y, "speaker": speaker, "index": index}
 
 
 def mfcc(sound, rate):
@@ -79,7 +106,7 @@ def _normed(x, y, test, source, rows=None):
     return classes(parts, source, rows)
 
 
-def _stamp(path):
+def stamp(path):
     """A short name for a path, so that two copies of the data do not share features."""
     return f"{zlib.crc32(str(Path(path).resolve()).encode()):08x}"
 
@@ -92,19 +119,9 @@ def _digit_files(path):
 
 def _digits(path):
     """Features, digit, speaker and number of each recording."""
-    if path.suffix == ".npz":
-        with np.load(path) as kept:
-            found = {name: kept[name] for name in ("y", "speaker", "index")}
-            sounds = kept["x"].astype("float32") / 2**15
-        return {"x": np.stack([mfcc(sound, 8000) for sound in sounds]), **found}
-    files = [p for p in _digit_files(path) if DIGIT.fullmatch(p.name)]
-    said = [DIGIT.fullmatch(p.name).groups() for p in files]
-    return {
-        "x": np.stack([mfcc(*_wav(file)) for file in files]),
-        "y": np.array([int(digit) for digit, _, _ in said]),
-        "speaker": np.array([speaker for _, speaker, _ in said]),
-        "index": np.array([int(index) for _, _, index in said]),
-    }
+    found = recordings(path)
+    sounds = found.pop("sounds")
+    return {"x": np.stack([mfcc(sound, 8000) for sound in sounds]), **found}
 
 
 def _commands(path):
