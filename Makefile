@@ -77,6 +77,8 @@ results-smoke: .venv-examples/complete
 	$(RECIPE)/mnist_cnn.py $(smoke) --width 0.25
 	$(RECIPE)/imdb_lstm.py $(smoke) --words 1000 --length 20 --units 16 $(reviews)
 	$(RECIPE)/keyword_spotting.py $(smoke) $(speech)
+	$(RECIPE)/transformer.py $(smoke) $(reviews)
+	$(RECIPE)/imagenet.py $(smoke) --model v1
 	$(RECIPE)/translation.py $(smoke) --direction en-de
 	$(RECIPE)/speech_recognition.py $(smoke) $(speech)
 	$(RECIPE)/text_to_speech.py $(smoke) $(speech)
@@ -92,6 +94,9 @@ ifdef SPEECH
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif
 	$(RECIPE)/translation.py --seeds 5 --methods ours
+	$(RECIPE)/transformer.py --seeds 5 $(reviews)
+	$(RECIPE)/imagenet.py $(against)
+	$(RECIPE)/imagenet.py --full-size
 	$(RECIPE)/results.py
 
 lint: .venv/complete

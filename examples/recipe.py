@@ -203,11 +203,13 @@ def targets(options):
 
 
 def budget(options, usual):
-    """The recipe's usual budget, with --epochs; an epoch each for --smoke."""
-    epochs = (1, 1) if options.smoke else options.epochs
-    if not epochs:
+    """The recipe's usual budget, with --epochs; an epoch each, of small batches, for --smoke."""
+    if options.smoke:
+        return dataclasses.replace(usual, dense_epochs=1, pruning_epochs=1, batch=16)
+    if not options.epochs:
         return usual
-    return dataclasses.replace(usual, dense_epochs=epochs[0], pruning_epochs=epochs[1])
+    dense, pruning = options.epochs
+    return dataclasses.replace(usual, dense_epochs=dense, pruning_epochs=pruning)
 
 
 def check(options):
@@ -285,6 +287,8 @@ class Run:
             for target in targets(self.options)
             if self.missing(seed, "tfmot", target)
         ]
+        for seed in {job.seed for job in jobs if not job.start.exists()}:
+            training.Side(self.recipe, seed, self.start(seed), self.options).dense()
         for job, weights, seconds in recipe_tfmot.run(jobs, self.options):
             side = training.Side(self.recipe, job.seed, job.start, self.options)
             found = side.measured_with(weights, seconds)

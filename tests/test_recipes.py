@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import datasets  # noqa: E402
 import recipe  # noqa: E402
+import recipe_tfmot  # noqa: E402
 import recorded  # noqa: E402
 import results  # noqa: E402
 import spoken_words  # noqa: E402
@@ -80,6 +84,13 @@ def test_retained_is_of_the_better_dense_network():
     assert found.retained.values == pytest.approx([50.0, 100.0])
     assert found.lost.values == pytest.approx([45.0, 0.0])
     assert found.ratio == 10.0
+
+
+@backend_free
+def test_nothing_is_retained_of_nothing():
+    lines = [line(0, 0.0, "dense"), line(0, 0.0, "dense, longer"), line(0, 0.1)]
+    (found,) = recorded.summaries(lines)
+    assert np.isnan(found.retained.mean)
 
 
 @backend_free
@@ -172,6 +183,21 @@ def test_tfmot_needs_its_python(monkeypatch):
     options.tfmot_python = None
     with pytest.raises(SystemExit, match="--tfmot-python"):
         recipe.check(options)
+
+
+@backend_free
+@pytest.mark.parametrize("steps", [1, 7, 100, 186, 234, 1000, 12345])
+def test_tfmots_last_update_is_on_its_beat_and_leaves_steps_to_recover(steps):
+    def decay(initial, final, begin, end, frequency):
+        return types.SimpleNamespace(final=final, begin=begin, end=end, frequency=frequency)
+
+    api = types.SimpleNamespace(PolynomialDecay=decay)
+    found = recipe_tfmot.schedule(recipe.Target(0.9), steps, api)
+    assert found.final == 0.9
+    assert (found.end - found.begin) % found.frequency == 0
+    assert (found.end - found.begin) / found.frequency <= 200
+    if steps >= 100:
+        assert 0.7 * steps <= found.end <= 0.76 * steps
 
 
 # ---------------------------------------------------------------- a recipe, run
@@ -298,3 +324,36 @@ def test_missing_recordings_are_said(tmp_path):
         spoken_words.layout(None)
     with pytest.raises(SystemExit, match=r"no testing_list\.txt"):
         spoken_words.layout(tmp_path)
+
+
+# ---------------------------------------------------------------- the scripts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["mnist_cnn.py", "--width", "0.125"],
+        ["imdb_lstm.py", "--words", "1000", "--length", "20", "--units", "16"],
+        ["keyword_spotting.py"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_script_runs(command, tmp_path):
+    if command[0] == "keyword_spotting.py":
+        pytest.importorskip("librosa")
+    methods = ["ours", *(["tfmot"] if os.environ.get("TFMOT_PYTHON") else [])]
+    options = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    options += ["--smoke", "--methods", *methods]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / command[0], *command[1:], *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = (tmp_path / "results").glob("*.jsonl")
+    found = {each["method"]: each for each in recorded.read(path)}
+    assert set(found) == {"dense", "dense, longer", *methods}
+    assert all(found[method]["bytes"] < found["dense"]["bytes"] for method in methods)

@@ -39,7 +39,7 @@ def reviews(archive=None, words=5000, length=20, samples=3200):
         except Exception as error:  # no network
             print(f"IMDB cannot be had: {error}"[:120])
             print("Sentences made of a few good and bad words instead: pass --data for real ones")
-            texts, y = _made_up(samples)
+            texts, y = _made_up(samples or 3200)
     else:
         texts, y = _snippets(Path(archive))
     known: dict[str, int] = {}
