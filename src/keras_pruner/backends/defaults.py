@@ -29,6 +29,12 @@ def is_whole_in_each_process(model: keras.Model) -> bool:
     return False
 
 
+def has_value(variable: keras.Variable) -> bool:
+    """Always: a step does not give values away."""
+    del variable
+    return True
+
+
 def random_states() -> dict[str, np.ndarray]:
     """None: every layer draws from a seed of its own."""
     return {}
