@@ -266,6 +266,16 @@ def test_when_sparse_a_best_epoch_is_one_with_zeros(data):
     assert run(kp.WhenSparse) == pytest.approx(lawful(0.8))
 
 
+def test_what_fails_in_a_step_is_what_is_heard(data):
+    def broken(y, prediction):
+        raise ZeroDivisionError("a loss with a mistake in it")
+
+    model = mlp()
+    model.compile("adam", loss=broken)
+    with pytest.raises(ZeroDivisionError, match="a mistake in it"):
+        fit(model, data, kp.GradualPruning(0.8))
+
+
 def test_weights_denser_than_their_masks_are_told(data):
     model = mlp()
 

@@ -183,7 +183,13 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         backends.current().zero_pruned(variables, masks)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Let the user's optimizer write its averages into the model, sparse."""
+        """Let the user's optimizer write its averages into the model, sparse.
+
+        Keras calls this after a step that failed, too. JAX has given the weights away by then, and
+        to look for them here would hide what failed.
+        """
+        if not all(map(backends.current().has_value, var_list)):
+            return
         self.inner_optimizer.finalize_variable_values(var_list)
         self.zero_pruned()
 

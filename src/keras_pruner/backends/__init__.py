@@ -27,6 +27,7 @@ Every module here has the same functions:
 - `is_own_optimizer(optimizer)`: whether this is one of the backend's own, as in `torch.optim`.
 - `random_states()`, `set_random_states(states)`: what the backend draws from beside the model's
   seeds, by name; names are no numbers.
+- `has_value(variable)`: whether a variable still has its value, which a step may give away.
 - `is_readable(value)`: whether a variable's value can be looked at now.
 - `without_gradients()`: a context in which nothing is recorded for a backward pass.
 """

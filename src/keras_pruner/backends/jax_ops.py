@@ -199,6 +199,11 @@ def is_readable(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def has_value(variable: keras.Variable) -> bool:
+    """Not in a step of `fit`, and not after one that failed: the arrays are given up for it."""
+    return variable._value is not None
+
+
 def eagerly() -> contextlib.AbstractContextManager[Any]:
     """Nothing to leave: what is traced cannot be looked at."""
     return contextlib.nullcontext()

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_pruner.backends.defaults import best_in_groups
 from keras_pruner.backends.defaults import gather as gather
+from keras_pruner.backends.defaults import has_value as has_value
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
 from keras_pruner.backends.defaults import random_states as random_states
 from keras_pruner.backends.defaults import set_random_states as set_random_states
