@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -57,7 +59,9 @@ def test_convolutions_gain_where_the_rules_are_met():
 
 def test_recurrent_layers_gain_by_blocks():
     model = keras.Sequential([keras.Input((20, 64)), keras.layers.LSTM(128)])
-    assert advise(model, sparsity=0.9).gain == pytest.approx(1.6, rel=0.25)
+    assert advise(model, sparsity=0.95).gain > 1.2
+    # Its weights fit into a core's own cache: 0.70 and 0.96 times as fast was measured.
+    assert advise(model, sparsity=0.8).gain == advise(model, sparsity=0.9).gain == 1
     assert advise(model, sparsity=0.8, pattern=Unstructured()).gain == 1
 
 
@@ -83,17 +87,67 @@ def test_runtimes_that_unpack_zeros_gain_nothing(runtime):
 
 
 @pytest.mark.backend_free
-def test_gains_are_consistent():
-    for runtime in gains.RUNTIMES:
-        for form in ("block 1x4", "csr"):
-            least = gains.break_even(form, 1e6, runtime)
-            assert gains.dense_speedup(form, least, 1e6, runtime) == pytest.approx(1)
-            rising = [gains.dense_speedup(form, s, 1e6, runtime) for s in np.linspace(0, 0.99, 20)]
-            assert rising == sorted(rising)
-            batches = [gains.dense_speedup(form, 0.9, 1e6, runtime, b) for b in (1, 4, 64, 1000)]
-            assert batches == sorted(batches, reverse=True)
+@pytest.mark.parametrize("runtime", gains.RUNTIMES)
+@pytest.mark.parametrize("form", gains.FORMS)
+def test_gains_are_consistent(runtime, form):
+    known = gains.gains_of(runtime)
+    least = known.break_even(form, 1e6)
+    assert known.dense_speedup(form, least, 1e6) == pytest.approx(1)
+    assert known.dense_speedup(form, known.break_even(form, 1e6, 1, 1.2), 1e6) == pytest.approx(1.2)
+    rising = [known.dense_speedup(form, s, 1e6) for s in np.linspace(0, 0.99, 20)]
+    assert rising == sorted(rising)
+    batches = [known.dense_speedup(form, 0.9, 1e6, b) for b in (1, 4, 64, 1000)]
+    assert batches == sorted(batches, reverse=True)
+    assert gains.Gains.from_dict(json.loads(json.dumps(known.as_dict()))) == known
+
+
+@pytest.mark.backend_free
+def test_gains_of_convolutions():
     assert gains.convolution_speedup(0.66, "litert-wasm") == 1
     assert gains.convolution_speedup(0.99, "litert-x86") == 1
+
+
+def eager(overhead=0.0, slope=1.0):
+    """Gains of a machine whose sparse kernels are as fast for a weight as dense ones."""
+    points = [gains.Point(form, 1e6, 1, overhead, slope) for form in gains.FORMS]
+    return gains.Gains("litert-x86", "a better one", tuple(points))
+
+
+def test_measured_gains_take_the_place_of_the_defaults():
+    model, pattern = stack(256, 512, 512, 256), Unstructured()
+    assert advise(model, sparsity=0.8, pattern=pattern).gain == 1
+    advice = advise(model, eager(), sparsity=0.8, pattern=pattern)
+    assert advice.gain == pytest.approx(5)
+    assert advice.runtime == "litert-x86"
+    assert advise(model, eager(overhead=0.9), sparsity=0.95).gain == 1
+
+
+@pytest.mark.backend_free
+def test_a_point_lies_on_its_line_and_others_between():
+    points = [
+        gains.Point(form, size, batch, 0.1, slope)
+        for form in gains.FORMS
+        for size, batch, slope in ((1e4, 1, 2.0), (1e6, 1, 4.0), (1e4, 16, 6.0), (1e6, 16, 8.0))
+    ]
+    known = gains.Gains("litert-arm", "by hand", tuple(points))
+    assert known.dense_speedup("csr", 0.9, 1e4, 1) == pytest.approx(1 / 0.3)
+    assert known.dense_speedup("csr", 0.9, 1e5, 1) == pytest.approx(1 / 0.4)
+    assert known.dense_speedup("csr", 0.9, 1e5, 4) == pytest.approx(1 / 0.6)
+    assert known.dense_speedup("csr", 0.9, 1e9, 99) == pytest.approx(1 / 0.9)
+    assert known.break_even("csr", 1e4) == pytest.approx(1 - 0.9 / 2)
+
+
+@pytest.mark.backend_free
+def test_wrong_gains_say_what_is_right():
+    points = eager().points
+    with pytest.raises(ValueError, match="`runtime` must be one of"):
+        gains.Gains("gpu", "mine", points)
+    with pytest.raises(ValueError, match=r"`points` must have .* for 'csr'\. Received: \[\]"):
+        gains.Gains("litert-x86", "mine", points[:1])
+    with pytest.raises(ValueError, match="once, for 'block 1x4'"):
+        gains.Gains("litert-x86", "mine", (*points, points[0]))
+    with pytest.raises(ValueError, match=r"must be what `Gains\.as_dict` gives"):
+        gains.Gains.from_dict({"runtime": "litert-x86"})
 
 
 @pytest.mark.backend_free

@@ -7,8 +7,10 @@ from keras_pruner.comparison import Comparison, compare
 from keras_pruner.criteria import magnitude
 from keras_pruner.deploy.advise import advise
 from keras_pruner.deploy.eligible import make_eligible
+from keras_pruner.deploy.gains import Gains
 from keras_pruner.deploy.latency import benchmark_litert
 from keras_pruner.deploy.litert import export_litert
+from keras_pruner.deploy.measure_gains import measure_gains
 from keras_pruner.deploy.quantization import check_zeros, merge_lora, zeros_of
 from keras_pruner.deploy.sparse_file import load_sparse, save_sparse
 from keras_pruner.deploy.storage import save_compressed
@@ -39,6 +41,7 @@ __all__ = [
     "Comparison",
     "ConstantSparsity",
     "FunctionSchedule",
+    "Gains",
     "Global",
     "GradualPruning",
     "Inputs",
@@ -64,6 +67,7 @@ __all__ = [
     "load_sparse",
     "magnitude",
     "make_eligible",
+    "measure_gains",
     "merge_lora",
     "prune",
     "reestimate_batch_norm",

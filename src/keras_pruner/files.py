@@ -2,13 +2,22 @@
 
 import os
 import re
+import shutil
+import struct
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
 import numpy as np
+
+# What Keras allows the members of an archive: this many times their size on the disk, and any
+# number of times below the floor.
+_EXPANSION, _EXPANSION_FLOOR = 100, 1 << 28
+_DICTIONARY = 1 << 26  # bytes of an LZMA dictionary, which its reader sets aside at once
 
 
 class FileError(Exception):
@@ -24,8 +33,9 @@ def load(path: str | Path, *, trust: bool = False, compile: bool = False) -> ker
         compile: also restore the optimizer, the loss and the metrics.
 
     Raises:
-        FileError: if there is no such file, it is damaged or no model, it would run code, or it
-            needs a class that is not here.
+        FileError: if there is no such file, it is damaged or no model, it would run code, take
+            far more memory than its size promises, or read other files, or it needs a class
+            that is not here.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,6 +46,7 @@ def load(path: str | Path, *, trust: bool = False, compile: bool = False) -> ker
             f"{path} is no model file, or it is damaged: it is neither a .keras archive nor HDF5."
         )
     try:
+        _check_contents(path)
         return keras.saving.load_model(path, compile=compile, safe_mode=not trust)
     except Exception as error:  # Keras raises whatever the file makes it stumble over
         raise FileError(_why_not(path, error)) from error
@@ -96,6 +107,67 @@ def samples(path: str | Path, model: keras.Model) -> Any:
         return arrays.get("x", next(iter(arrays.values())))
     wanted = f"arrays named {names}" if len(names) > 1 else "an array x"
     raise FileError(f"{path} must hold {wanted}: inputs of the model. It holds: {sorted(arrays)}.")
+
+
+def _check_contents(path: Path) -> None:
+    """Raise for contents that are far larger than the file, or elsewhere; reads a piece at a time.
+
+    Keras has such a check for members of an archive, but none for what LZMA and HDF5 announce.
+    """
+    if not zipfile.is_zipfile(path):
+        _check_hdf5(path)
+        return
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as scratch:
+        for member in archive.infolist():
+            _check_member(path, member)
+            if member.filename.endswith(".h5"):
+                copy = Path(scratch, "weights.h5")
+                with archive.open(member) as source, copy.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                _check_hdf5(copy)
+
+
+def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
+    _check_size(member.filename, member.file_size, member.compress_size)
+    if member.header_offset + member.compress_size > path.stat().st_size:
+        raise ValueError(f"{member.filename} ends behind the end of the file")
+    if member.compress_type != zipfile.ZIP_LZMA:
+        return
+    with path.open("rb") as file:  # past the local header, whose two last numbers are lengths
+        file.seek(member.header_offset + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        dictionary = struct.unpack("<L", file.read(9)[5:])[0]
+    if dictionary > _DICTIONARY:
+        raise ValueError(f"{member.filename} asks for {dictionary:,} bytes before it is read")
+
+
+def _check_hdf5(path: Path) -> None:
+    with h5py.File(path, "r") as file:
+        for dataset in _datasets(file, set()):
+            if dataset.is_virtual or dataset.external:
+                raise ValueError(f"{dataset.name} is in another file")
+            if dataset.shape is not None:
+                _check_size(dataset.name, dataset.nbytes, dataset.id.get_storage_size())
+
+
+def _datasets(group: h5py.Group, seen: set[Any]) -> Iterator[h5py.Dataset]:
+    """Every dataset once, however the groups are linked."""
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{group.name}/{name} is a link to another place")
+        item = group[name]
+        if item.id in seen:
+            continue
+        seen.add(item.id)
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, seen)
+        elif isinstance(item, h5py.Dataset):
+            yield item
+
+
+def _check_size(name: str, size: int, stored: int) -> None:
+    if size > _EXPANSION_FLOOR and size > _EXPANSION * stored:
+        raise ValueError(f"{name} announces {size:,} bytes and holds {stored:,}")
 
 
 def _why_not(path: Path, error: Exception) -> str:

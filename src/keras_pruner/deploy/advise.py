@@ -99,7 +99,7 @@ class Advice:
 
 def advise(
     model: keras.Model,
-    runtime: str = "litert-x86",
+    runtime: str | gains.Gains = "litert-x86",
     *,
     sparsity: float = 0.8,
     pattern: Pattern | None = None,
@@ -112,7 +112,8 @@ def advise(
     Args:
         model: a built Keras 3 model.
         runtime: "litert-x86", "litert-wasm" (a browser, Node), "litert-arm", which has rules
-            but was not measured, or "onnxruntime" and "openvino", where nothing gains.
+            but was not measured, or "onnxruntime" and "openvino", where nothing gains; or what
+            `measure_gains` found on this machine.
         sparsity: fraction of zeros, in [0, 1).
         pattern: the zeros to judge; None: the best for each layer.
         batch_size: rows per inference.
@@ -124,12 +125,16 @@ def advise(
     check_sparsity("sparsity", sparsity)
     check_integer("batch_size", batch_size, least=1)
     known = (*gains.RUNTIMES, *gains.DENSE_RUNTIMES)
+    measured = runtime if isinstance(runtime, gains.Gains) else None
+    runtime = runtime if isinstance(runtime, str) else runtime.runtime
     if runtime not in known:
         raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
+    if measured is None and runtime not in gains.DENSE_RUNTIMES:
+        measured = gains.gains_of(runtime)
     parts = _parts(model, Rules().plan(model, frozen=True))
     model_bytes = sum(4.0 * p.size for p in parts if p.kind == "dense")
     obstacle = _cluster_obstacle(model, parts, runtime, sparsity)
-    site = _Site(runtime, sparsity, pattern, batch_size, model_bytes, obstacle)
+    site = _Site(runtime, measured, sparsity, pattern, batch_size, model_bytes, obstacle)
     costs = [site.cost(part) for part in parts]
     fixed = sum(part.fixed for part in parts)
     total = sum(costs) + fixed
@@ -240,6 +245,7 @@ class _Site:
     """Where the model runs, and with which zeros."""
 
     runtime: str
+    measured: gains.Gains | None  # None: the runtime unpacks zeros
     sparsity: float
     pattern: Pattern | None
     batch_size: int
@@ -254,7 +260,7 @@ class _Site:
         """The pattern for a weight, its layer's gain and the reason."""
         if not part.target:
             return None, 1.0, "not pruned"
-        if self.runtime in gains.DENSE_RUNTIMES:
+        if self.measured is None:
             return None, 1.0, f"{self.runtime} unpacks zeros when it loads a model"
         if part.kind == "conv":
             return self._judge_convolution(part)
@@ -265,13 +271,15 @@ class _Site:
             form = self._form(pattern, part)
             if form is None:
                 return None, 1.0, f"no sparse kernel for {pattern!r}"
-            gain = gains.dense_speedup(
-                form, self.sparsity, self.model_bytes, self.runtime, self.batch_size
+            gain = self.measured.dense_speedup(
+                form, self.sparsity, self.model_bytes, self.batch_size
             )
-            if gain > 1:
+            if gain > gains.LEAST_GAIN:
                 return pattern, gain, f"LiteRT's sparse fully-connected, {form}"
-            least = gains.break_even(form, self.model_bytes, self.runtime, self.batch_size)
-            return None, 1.0, f"{form} is faster only above {least:.0%} zeros here"
+            least = self.measured.break_even(
+                form, self.model_bytes, self.batch_size, gains.LEAST_GAIN
+            )
+            return None, 1.0, f"{form} is worth it only above {least:.0%} zeros here"
         raise AssertionError
 
     def _form(self, pattern: Pattern, part: _Part) -> str | None:

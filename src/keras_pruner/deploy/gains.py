@@ -1,13 +1,15 @@
 """Measured speed-ups of sparse layers, and what lies between the measurements.
 
-A sparse Dense layer takes time in proportion to its density, so one number describes it: the
-gain times the density, `dense time / (sparse time / density)`. It depends on the runtime, the
-batch size, and on whether the weights of the model fit into a cache. Measured with
-`benchmarks/latency.py` on one x86-64 (Zen 5) core, and in LiteRT.js 2.5.3 under Node 20.
+The time of a sparse Dense layer over that of the dense one is nearly a line in its density:
+`overhead + slope * density`. Both numbers depend on the machine, on the batch size, and on how
+many bytes of weights an inference reads, which decides in which cache they lie. The defaults
+were measured with `benchmarks/latency.py`; `measure_gains` finds those of the machine at hand.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +23,172 @@ NOT_MEASURED = ("litert-arm",)
 #: More than this fraction of all weights of a cluster's 1x1 filters must be zero.
 LEAST_SPARSITY = 2 / 3
 
-_CACHED, _STREAMED = 2e6, 3.3e7  # bytes of weights in the models that were measured
+#: What is expected to gain less is left dense: another cache would turn it into a loss.
+LEAST_GAIN = 1.2
+#: How the weights of a Dense layer can be stored for LiteRT's sparse kernels.
+FORMS = ("block 1x4", "csr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """How a sparse Dense layer runs: it takes `overhead + slope * density` of the dense time.
+
+    Attributes:
+        form: one of `FORMS`.
+        model_bytes: of the Dense weights that an inference reads.
+        batch_size: rows per inference.
+        overhead: what remains if no weight is left, as a fraction of the dense time.
+        slope: how much slower than the dense kernel the sparse one takes a weight.
+    """
+
+    form: str
+    model_bytes: float
+    batch_size: int
+    overhead: float
+    slope: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Gains:
+    """What zeros in Dense layers gain on a runtime; goes where `advise` takes a `runtime`.
+
+    Attributes:
+        runtime: one of `RUNTIMES`.
+        machine: where it was measured.
+        points: for each form, every model size at every batch size.
+    """
+
+    runtime: str
+    machine: str
+    points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ValueError(
+                f"`runtime` must be one of {RUNTIMES}. Received: runtime={self.runtime!r}."
+            )
+        for form in FORMS:
+            places = [(p.model_bytes, p.batch_size) for p in self.points if p.form == form]
+            sizes, batches = ({place[i] for place in places} for i in (0, 1))
+            if (
+                not places
+                or len(set(places)) != len(sizes) * len(batches)
+                or len(places) != len(set(places))
+            ):
+                raise ValueError(
+                    f"`points` must have each model size at each batch size once, for {form!r}. "
+                    f"Received: {sorted(places)}."
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, for JSON; `from_dict` reads them."""
+        found = dataclasses.asdict(self)
+        return {**found, "points": list(found["points"])}
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "Gains":
+        """What `as_dict` gave.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        try:
+            points = tuple(Point(**point) for point in config["points"])
+            return cls(config["runtime"], config["machine"], points)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"`config` must be what `Gains.as_dict` gives. Received: {config!r} ({error})."
+            ) from None
+
+    def dense_speedup(
+        self, form: str, sparsity: float, model_bytes: float, batch_size: int = 1
+    ) -> float:
+        """How many times faster a Dense layer runs sparse than dense.
+
+        Args:
+            form: one of `FORMS`.
+            sparsity: fraction of blocks or weights that are zero.
+            model_bytes: of all Dense weights that an inference reads.
+            batch_size: rows per inference.
+        """
+        overhead, slope = self._line(form, model_bytes, batch_size)
+        return float(1 / max(overhead + slope * (1 - sparsity), 0.01))
+
+    def break_even(
+        self, form: str, model_bytes: float, batch_size: int = 1, gain: float = 1.0
+    ) -> float:
+        """The sparsity from which a sparse Dense layer is `gain` times faster; 1.0: never."""
+        overhead, slope = self._line(form, model_bytes, batch_size)
+        return float(np.clip(1 - (1 / gain - overhead) / slope, 0.0, 1.0))
+
+    def _line(self, form: str, model_bytes: float, batch_size: int) -> tuple[float, float]:
+        """Overhead and slope, between the nearest points on a scale of logarithms."""
+        points = [p for p in self.points if p.form == form]
+        batches = sorted({p.batch_size for p in points})
+        found = []
+        for key in ("overhead", "slope"):
+            values = []
+            for batch in batches:
+                row = sorted((p for p in points if p.batch_size == batch), key=_size)
+                sizes = np.log([p.model_bytes for p in row])
+                size = math.log(max(1.0, model_bytes))
+                values.append(np.interp(size, sizes, [getattr(p, key) for p in row]))
+            found.append(float(np.interp(math.log(batch_size), np.log(batches), values)))
+        return found[0], found[1]
+
+
+def _size(point: Point) -> float:
+    return point.model_bytes
+
+
+# form -> for each batch size: (overhead, slope) at each size of a model, in bytes. Natively, the
+# smallest was measured on a Xeon of the Sapphire Rapids kind, whose cache of 2 MB it fits; the
+# others lie between that and a Zen 5.
 _BATCHES = (1, 8, 64)
-# form -> for each batch size: gain * density in cache, and streamed from memory.
-_DENSE: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] = {
-    "native": {
-        "block 1x4": ((0.29, 0.55), (0.165, 0.22), (0.118, 0.112)),
-        "csr": ((0.088, 0.155), (0.048, 0.06), (0.035, 0.03)),
-    },
-    "wasm": {
-        "block 1x4": ((0.25, 0.26), (0.16, 0.17), (0.12, 0.12)),
-        "csr": ((0.08, 0.12), (0.05, 0.06), (0.03, 0.03)),
-    },
+_CACHED, _STREAMED = 2e6, 3.3e7
+_NATIVE_SIZES = (4.4e5, _CACHED, _STREAMED)
+_NATIVE = {
+    "block 1x4": (
+        ((0.37, 4.7), (0.07, 2.95), (0.022, 1.7)),
+        ((0.39, 5.6), (0.0, 6.1), (0.0, 4.5)),
+        ((0.6, 8.4), (0.0, 8.5), (0.0, 8.9)),
+    ),
+    "csr": (
+        ((0.35, 17.8), (0.0, 11.4), (0.0, 6.45)),
+        ((0.34, 22.4), (0.0, 21.0), (0.0, 17.0)),
+        ((0.5, 34.1), (0.0, 29.0), (0.0, 33.0)),
+    ),
 }
+_WASM_SIZES = (_CACHED, _STREAMED)
+_WASM = {
+    "block 1x4": (((0.0, 4.0), (0.0, 3.85)), ((0.0, 6.2), (0.0, 5.9)), ((0.0, 8.3), (0.0, 8.3))),
+    "csr": (((0.0, 12.5), (0.0, 8.3)), ((0.0, 20.0), (0.0, 17.0)), ((0.0, 33.0), (0.0, 33.0))),
+}
+
+
+def _table(rows: Mapping[str, Any], sizes: tuple[float, ...]) -> tuple[Point, ...]:
+    return tuple(
+        Point(form, size, batch, *line)
+        for form, batches in rows.items()
+        for batch, lines in zip(_BATCHES, batches, strict=True)
+        for size, line in zip(sizes, lines, strict=True)
+    )
+
+
+_DEFAULTS = {
+    "litert-x86": Gains("litert-x86", "two x86-64 servers", _table(_NATIVE, _NATIVE_SIZES)),
+    "litert-arm": Gains(
+        "litert-arm", "x86-64 servers, which stand in", _table(_NATIVE, _NATIVE_SIZES)
+    ),
+    "litert-wasm": Gains("litert-wasm", "LiteRT.js in Node on x86-64", _table(_WASM, _WASM_SIZES)),
+}
+
+
+def gains_of(runtime: str | Gains) -> Gains:
+    """Measured gains as they are; the defaults for the name of a runtime."""
+    return runtime if isinstance(runtime, Gains) else _DEFAULTS[runtime]
+
+
 # The same for a 1x1 convolution of an eligible cluster, which needs more than 2/3 zeros.
 _CONVOLUTION = 0.46
 # Nanoseconds per multiplication where everything is dense; only their proportions matter.
@@ -41,29 +196,6 @@ _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "native": {"dense": (0.088, 0.18), "conv": (0.0105, 0.0105), "depthwise": (0.05, 0.05)},
     "wasm": {"dense": (0.3, 0.55), "conv": (0.052, 0.052), "depthwise": (0.12, 0.12)},
 }
-
-
-def dense_speedup(
-    form: str, sparsity: float, model_bytes: float, runtime: str, batch_size: int = 1
-) -> float:
-    """How many times faster a Dense layer runs sparse than dense.
-
-    Args:
-        form: "block 1x4" or "csr".
-        sparsity: fraction of blocks or weights that are zero.
-        model_bytes: of all Dense weights that an inference reads.
-        runtime: one of `RUNTIMES`.
-        batch_size: rows per inference.
-    """
-    constants = [_between(model_bytes, pair) for pair in _DENSE[_site(runtime)][form]]
-    constant = np.interp(math.log(batch_size), np.log(_BATCHES), constants)
-    return float(constant / max(1 - sparsity, 0.01))
-
-
-def break_even(form: str, model_bytes: float, runtime: str, batch_size: int = 1) -> float:
-    """The sparsity from which a sparse Dense layer is faster; 1.0 if it never is."""
-    least = dense_speedup(form, 0.0, model_bytes, runtime, batch_size)
-    return 1 - least if least > 0 else 1.0
 
 
 def convolution_speedup(sparsity: float, runtime: str) -> float:
@@ -96,5 +228,4 @@ def _site(runtime: str) -> str:
 
 def _between(model_bytes: float, pair: tuple[float, float]) -> float:
     """Between what holds in cache and what holds when weights stream from memory."""
-    places = [math.log(_CACHED), math.log(_STREAMED)]
-    return float(np.interp(math.log(max(1.0, model_bytes)), places, pair))
+    return float(np.interp(math.log(max(1.0, model_bytes)), np.log((_CACHED, _STREAMED)), pair))

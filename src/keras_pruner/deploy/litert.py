@@ -12,7 +12,7 @@ from keras_pruner import tables
 from keras_pruner.deploy import flatbuffer, interpreter
 from keras_pruner.deploy.convert import Signature, convert
 from keras_pruner.deploy.destination import complete
-from keras_pruner.deploy.gains import RUNTIMES
+from keras_pruner.deploy.gains import RUNTIMES, Gains
 from keras_pruner.deploy.sparse_tensors import Encoded, encode
 from keras_pruner.deploy.stages import stages
 from keras_pruner.plan import check_model
@@ -61,7 +61,7 @@ def export_litert(
     path: str | os.PathLike[str],
     *,
     weights: str = "float32",
-    runtime: str = "litert-x86",
+    runtime: str | Gains = "litert-x86",
     input_signature: Signature | None = None,
     samples: Any = None,
     tolerance: float | None = None,
@@ -79,7 +79,8 @@ def export_litert(
         weights: "float32"; "float16" (half the size; sparse weights run densified); or "int8"
             (kernels quantized with dynamic ranges; zeros stay zero, and stored as such, because
             LiteRT computes sparse int8 wrongly or not at all).
-        runtime: where it will run: "litert-x86", "litert-wasm" or "litert-arm".
+        runtime: where it will run: "litert-x86", "litert-wasm" or "litert-arm"; or what
+            `measure_gains` found, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
         samples: inputs to check the outputs with; an array, or one for each input. None: random
@@ -103,7 +104,7 @@ def export_litert(
             f"`weights` must be one of {', '.join(map(repr, _TOLERANCE))}. "
             f"Received: weights={weights!r}."
         )
-    if runtime not in RUNTIMES:
+    if not isinstance(runtime, Gains) and runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
     _check_unquantized(model)
     signature = _signature(model, input_signature)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_pruner.deploy import encoding, flatbuffer
-from keras_pruner.deploy.gains import dense_speedup
+from keras_pruner.deploy.gains import LEAST_GAIN, Gains, gains_of
 
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
@@ -36,7 +36,7 @@ class Encoded:
     reason: str
 
 
-def encode(model: Any, runtime: str, batch_size: int) -> list[Encoded]:
+def encode(model: Any, runtime: str | Gains, batch_size: int) -> list[Encoded]:
     """Store weights sparse, in place, where that makes the file smaller or the runtime faster.
 
     Args:
@@ -51,7 +51,9 @@ def encode(model: Any, runtime: str, batch_size: int) -> list[Encoded]:
         if (users := _users(model, graph, tensor)) is not None
     ]
     matrices = [t for _, t, users in found if _is_dense_layer(model, t, users)]
-    site = _Site(runtime, batch_size, sum(len(model.buffers[t.buffer].data) for t in matrices))
+    site = _Site(
+        gains_of(runtime), batch_size, sum(len(model.buffers[t.buffer].data) for t in matrices)
+    )
     return [_encode(model, graph, tensor, users, site) for graph, tensor, users in found]
 
 
@@ -59,12 +61,12 @@ def encode(model: Any, runtime: str, batch_size: int) -> list[Encoded]:
 class _Site:
     """Where a file will run, and with how many bytes of Dense weights."""
 
-    runtime: str
+    gains: Gains
     batch_size: int
     model_bytes: int
 
     def gain(self, form: str, sparsity: float) -> float:
-        return dense_speedup(form, sparsity, self.model_bytes, self.runtime, self.batch_size)
+        return self.gains.dense_speedup(form, sparsity, self.model_bytes, self.batch_size)
 
 
 def _users(model: Any, graph: Any, tensor: Any) -> list[Any] | None:
@@ -112,16 +114,10 @@ def _encode(model: Any, graph: Any, tensor: Any, users: list[Any], site: _Site) 
         return tell("dense", "dense", "int8: sparse int8 fails in LiteRT, or computes wrongly")
     if _is_dense_layer(model, tensor, users):
         block_sparsity = 1 - encoding.block_density(weight)
-        forms = {
-            "block 1x4": (site.gain("block 1x4", block_sparsity), encoding.blocks),
-            "csr": (site.gain("csr", zeros), encoding.csr),
-        }
-        form, (gain, encoder) = max(forms.items(), key=lambda item: item[1][0])
-        if gain > 1:
-            _store(model, tensor, weight, encoder)
-            for operator in users:
-                native = flatbuffer.operator_code(model, _operators().FULLY_CONNECTED, 8)
-                operator.opcodeIndex = native
+        found = {"block 1x4": block_sparsity, "csr": zeros}
+        gain, form = max((site.gain(form, sparsity), form) for form, sparsity in found.items())
+        if gain > LEAST_GAIN:
+            store_native(model, tensor, users, weight, form)
             return tell(form, "native sparse", f"about {gain:.1f}x faster")
     values, sparsity = encoding.csr(weight)
     size = encoding.encoded_size(values, sparsity)
@@ -140,6 +136,24 @@ def _is_dense_layer(model: Any, tensor: Any, users: list[Any]) -> bool:
         and all(flatbuffer.code_of(model, o) == _operators().FULLY_CONNECTED for o in users)
         and sum(t.buffer == tensor.buffer for t in every) == 1
     )
+
+
+_ENCODERS = {"block 1x4": encoding.blocks, "csr": encoding.csr}
+
+
+def store_native(model: Any, tensor: Any, users: list[Any], weight: np.ndarray, form: str) -> None:
+    """Store the weight of Dense layers for LiteRT's sparse kernel.
+
+    Args:
+        model: a `ModelT`, changed in place.
+        tensor: the weight's.
+        users: the operators that take it.
+        weight: a float32 matrix, outputs first.
+        form: one of `gains.FORMS`.
+    """
+    _store(model, tensor, weight, _ENCODERS[form])
+    for operator in users:
+        operator.opcodeIndex = flatbuffer.operator_code(model, _operators().FULLY_CONNECTED, 8)
 
 
 def _store(
