@@ -51,9 +51,11 @@ class Removal:
             The mask; the one given if there are fewer rows than inputs, which leave open what a
             weight is worth.
         """
+        if rows.shape[1] < rows.shape[2]:
+            return mask
         left, fitted = weights != 0, weights
         live, kept = self._units(left), self._units(mask)
-        if rows.shape[1] < rows.shape[2] or kept >= live:
+        if kept >= live:
             return mask
         system = solver.System.of(rows, targets, weights, shift=shift)
         for round_ in range(1, ROUNDS + 1):
