@@ -96,6 +96,14 @@ def test_what_is_zero_stays_zero():
     assert not found[0, 3].any()
 
 
+def test_a_zero_among_others_does_not_condemn_its_block():
+    rows, weights = problem(2, outputs=5)
+    weights[0, 1] = 0  # one in each of the upper blocks
+    pattern = kp.Block((4, 1))
+    found = chosen(rows, weights, pattern(np.abs(weights[0]), 0.5)[None], pattern)
+    assert found[0, 0].any()
+
+
 @pytest.mark.parametrize("case", ["few rows", "nothing to remove"])
 def test_the_mask_given_stays(case):
     rows, weights = problem(3, n=7 if case == "few rows" else 20)
