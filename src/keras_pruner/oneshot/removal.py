@@ -19,6 +19,8 @@ from keras_pruner.oneshot.rows import Layout
 from keras_pruner.plan import Target
 
 ROUNDS = 8
+ROWS_FOR_EACH_INPUT = 2
+"""With fewer, masks by magnitude did no worse on held-out samples."""
 _TOLERANCE = 1e-2
 """Of the refits in between, which only have to tell small from large."""
 
@@ -49,10 +51,10 @@ class Removal:
             shift: whether a bias can take up what is missing in the mean.
 
         Returns:
-            The mask; the one given if there are fewer rows than inputs, which leave open what a
-            weight is worth.
+            The mask; the one given if there are fewer than two rows for each input, which leave open
+            what a weight is worth.
         """
-        if rows.shape[1] < rows.shape[2]:
+        if rows.shape[1] < ROWS_FOR_EACH_INPUT * rows.shape[2]:
             return mask
         units = self._units(weights != 0)
         live, kept = (int(np.count_nonzero(u)) for u in (units, self._units(mask)))
