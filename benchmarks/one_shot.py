@@ -201,22 +201,26 @@ def dense(name, seed, args):
 # ---------------------------------------------------------------------- methods
 
 
+BY_SIZE = {"criterion": kp.magnitude}
 PER_OUTPUT = {"allocation": "uniform", "criterion": kp.PerOutput(kp.wanda)}
 METHODS = {
     "magnitude, uniform": {"allocation": "uniform", "calibration": None},
     "LAMP": {"allocation": "lamp", "refit": False},
-    "LAMP + refit": {"allocation": "lamp"},
+    "LAMP + refit": {"allocation": "lamp", **BY_SIZE},
+    "LAMP, chosen in the refit": {"allocation": "lamp"},
     "SparseGPT, LAMP's allocation": {"allocation": "lamp", "criterion": "sparsegpt"},
-    "ERK + refit": {"allocation": "erk"},
+    "ERK + refit": {"allocation": "erk", **BY_SIZE},
     "Wanda per output + refit": PER_OUTPUT,
     "auto": {"allocation": "auto"},
-    "LAMP + refit, 4 stages": {"allocation": "lamp", "stages": 4},
+    "LAMP + refit, 4 stages": {"allocation": "lamp", "stages": 4, **BY_SIZE},
 }
 STRUCTURED = {
     "2:4, mask alone": {"pattern": kp.NM(2, 4), "refit": False},
-    "2:4 + refit": {"pattern": kp.NM(2, 4)},
+    "2:4 + refit": {"pattern": kp.NM(2, 4), **BY_SIZE},
+    "2:4, chosen in the refit": {"pattern": kp.NM(2, 4)},
     "block (4, 1), mask alone": {"pattern": kp.Block((4, 1)), "refit": False},
-    "block (4, 1) + refit": {"pattern": kp.Block((4, 1))},
+    "block (4, 1) + refit": {"pattern": kp.Block((4, 1)), **BY_SIZE},
+    "block (4, 1), chosen in the refit": {"pattern": kp.Block((4, 1))},
 }
 
 

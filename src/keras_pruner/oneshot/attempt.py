@@ -157,11 +157,15 @@ class Attempt:
         return found
 
     def _removals(self, plan: Plan) -> dict[int, Removal]:
-        """For each kernel that is refitted, unless the plan has a criterion of its own."""
+        """For each kernel that is refitted, unless the plan has a criterion of its own.
+
+        Nor for a pattern of the user's that fixes its sparsity: nobody knows how it counts.
+        """
         found = {}
         for target, variable in _both(plan):
             linear = self._linear(variable)
-            if linear is not None and plan.criterion is magnitude:
+            known = target.pattern.own_sparsity is None or isinstance(target.pattern, NM)
+            if linear is not None and known and plan.criterion is magnitude:
                 found[id(variable)] = Removal(target, linear.layout)
         return found
 

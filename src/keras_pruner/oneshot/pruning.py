@@ -62,13 +62,13 @@ def prune(
             output, and keeps what changes the outputs on held-out samples least. None: "lamp",
             or "uniform" where the pattern is neither unstructured nor of blocks; with
             calibration and above 90% unstructured zeros, "auto".
-        criterion: what decides which weights stay. "refit": each layer's weights leave in
-            rounds, by what the refit has made of them, and as many stay as the allocation
-            gives it by magnitude. A function: weights -> scores of the same shape, higher is
-            better, such as `magnitude`; or of the weights and their inputs, such as `wanda`,
-            which needs calibration. None: "refit" if there is one, else `magnitude`. "sparsegpt":
-            layer by layer, masks and updates by Frantar & Alistarh 2023 in place of the refit,
-            with as many zeros in each as the allocation gives it by magnitude.
+        criterion: what decides which weights stay. "refit": in each layer they leave in rounds,
+            by what a refit has made of them, until as many are left as the allocation gives it
+            by magnitude. A function: weights -> scores of the same shape, higher is better,
+            such as `magnitude`, whose masks are the same on every backend; or of the weights
+            and their inputs, such as `wanda`. "sparsegpt": layer by layer, masks and updates by
+            Frantar & Alistarh 2023 in place of the refit. None: "refit" if there is one, else
+            `magnitude`.
         filters: layers to prune: a regex or a list of them, or a function layer -> bool.
         overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
         calibration: arrays as the model takes them, or batches of such: a `tf.data.Dataset`, a

@@ -19,6 +19,8 @@ from keras_pruner.oneshot.rows import Layout
 from keras_pruner.plan import Target
 
 ROUNDS = 8
+ROWS_FOR_EACH_INPUT = 2
+"""With fewer, masks by magnitude did better on held-out samples up to 90% zeros."""
 _TOLERANCE = 1e-2
 """Of the refits in between, which only have to tell small from large."""
 
@@ -43,18 +45,22 @@ class Removal:
         Args:
             rows: inputs of the layer, shape (groups, n, inputs).
             targets: what it should give without its bias, shape (groups, n, outputs).
-            weights: before anything is removed, shape (groups, inputs, outputs); zeros stay.
+            weights: before anything is removed, shape (groups, inputs, outputs); units that are
+                all zero stay so.
             mask: True = kept, of the same shape.
             shift: whether a bias can take up what is missing in the mean.
 
         Returns:
-            The mask; the one given if there are fewer rows than inputs, which leave open what a
-            weight is worth.
+            The mask; the one given if there are fewer than two rows for each input, which
+            leave open what a weight is worth.
         """
-        left, fitted = weights != 0, weights
-        live, kept = self._units(left), self._units(mask)
-        if rows.shape[1] < rows.shape[2] or kept >= live:
+        if rows.shape[1] < ROWS_FOR_EACH_INPUT * rows.shape[2]:
             return mask
+        units = self._units(weights != 0)
+        live, kept = (int(np.count_nonzero(u)) for u in (units, self._units(mask)))
+        if kept >= live:
+            return mask
+        left, fitted = self._matrix(self.target.pattern.spread(units, self._shape)), weights
         system = solver.System.of(rows, targets, weights, shift=shift)
         for round_ in range(1, ROUNDS + 1):
             count = kept if round_ == ROUNDS else round(live * (kept / live) ** (round_ / ROUNDS))
@@ -63,22 +69,25 @@ class Removal:
             left = self._keep(np.where(left, scores, -np.inf), max(kept, count), kept)
         return left
 
-    def _units(self, mask: np.ndarray) -> int:
-        """How many units of the pattern a mask keeps."""
-        pattern = self.target.pattern
-        if pattern.own_sparsity is not None:
-            return int(np.count_nonzero(mask))
-        return int(np.count_nonzero(pattern.unit_scores(self._kernel(mask).astype(np.float32))))
+    def _units(self, mask: np.ndarray) -> np.ndarray:
+        """Which units of the pattern hold something that a mask keeps."""
+        return self.target.pattern.unit_scores(self._kernel(mask).astype(np.float32)) > 0
 
     def _keep(self, scores: np.ndarray, count: int, final: int) -> np.ndarray:
         """The mask of the best `count` units, on the way to `final` ones."""
         pattern, kernel = self.target.pattern, self._kernel(scores)
         if pattern.own_sparsity is None:
-            mask = pattern.keep(kernel, count)
-        else:
-            mask = pattern.keep(kernel, final)  # stay to the end, beside the best of the others
-            mask = selection.largest(np.where(mask, np.inf, kernel).reshape(-1), count)
-        return self.layout.to_matrix(self.target.from_kernel(mask.reshape(kernel.shape)))
+            return self._matrix(pattern.keep(kernel, count))
+        mask = pattern.keep(kernel, final)  # stay to the end, beside the best of the others
+        scores = np.where(mask, np.inf, kernel).reshape(-1)
+        return self._matrix(selection.largest(scores, count).reshape(kernel.shape))
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.target.kernel_shape
 
     def _kernel(self, matrix: np.ndarray) -> np.ndarray:
         return self.target.to_kernel(self.layout.from_matrix(matrix))
+
+    def _matrix(self, kernel: np.ndarray) -> np.ndarray:
+        return self.layout.to_matrix(self.target.from_kernel(kernel))
