@@ -6,13 +6,15 @@ BACKENDS := tensorflow jax torch
 PYTEST := -m pytest -p no:cacheprovider
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-oldest test-oldest-torch lint clean
+.PHONY: help demo test test-slow test-oldest test-oldest-torch results results-smoke lint clean
 
 help:
 	@echo "make demo         prune a network on real data to 80 % and see what it cost (3 minutes)"
 	@echo "make test         every test on TensorFlow, JAX and PyTorch"
 	@echo "make test-slow    the ones that take long, too"
 	@echo "make test-oldest  on the oldest supported releases of Keras, TensorFlow and JAX"
+	@echo "make results-smoke  every recipe of examples/ once, as short as can be (15 minutes)"
+	@echo "make results      all of them, to examples/results.md (hours; goes on where it stopped)"
 	@echo "make lint         formatting, lint rules and types"
 
 # $(1): directory; $(2): what to install
@@ -36,6 +38,13 @@ endef
 .venv-oldest-torch/complete: pyproject.toml constraints-oldest.txt
 	$(call environment,.venv-oldest-torch,-c constraints-oldest.txt torch==2.6.0 -e ".[torch$(comma)report$(comma)test]")
 
+# What the recipes are compared with, in an environment of its own: it is of Keras 2.
+.venv-tfmot/complete: Makefile
+	$(call environment,.venv-tfmot,tensorflow-model-optimization==0.8.1 tf-keras==2.21.*)
+
+.venv-examples/complete: pyproject.toml constraints.txt
+	$(call environment,.venv-examples,-c constraints.txt -e ".[tensorflow$(comma)examples]")
+
 comma := ,
 
 demo: .venv-demo/complete
@@ -54,10 +63,41 @@ test-oldest: .venv-oldest/complete
 test-oldest-torch: .venv-oldest-torch/complete
 	.venv-oldest-torch/bin/python tests/on_every_backend.py torch -- -m "not slow" $(ARGS)
 
+# Your copies of the data: SPEECH and REVIEWS as `--help` of keyword_spotting.py and imdb_lstm.py
+# says. Without SPEECH the smoke runs on made-up tones, and `results` leaves that recipe out.
+RECIPE = KERAS_BACKEND=tensorflow .venv-examples/bin/python examples
+speech = $(if $(SPEECH),--data $(SPEECH))
+reviews = $(if $(REVIEWS),--data $(REVIEWS))
+SMOKE := $(or $(TMPDIR),/tmp)/keras-pruner-smoke
+smoke = --smoke --results $(SMOKE) --work $(SMOKE)/work
+against = --seeds 5 --methods ours tfmot --tfmot-python .venv-tfmot/bin/python
+
+results-smoke: .venv-examples/complete
+	rm -rf $(SMOKE)
+	$(RECIPE)/mnist_cnn.py $(smoke) --width 0.25
+	$(RECIPE)/imdb_lstm.py $(smoke) --words 1000 --length 20 --units 16 $(reviews)
+	$(RECIPE)/keyword_spotting.py $(smoke) $(speech)
+	$(RECIPE)/translation.py $(smoke) --direction en-de
+	$(RECIPE)/speech_recognition.py $(smoke) $(speech)
+	$(RECIPE)/text_to_speech.py $(smoke) $(speech)
+	$(RECIPE)/results.py $(SMOKE) --output $(SMOKE)
+
+results: .venv-examples/complete .venv-tfmot/complete
+	$(RECIPE)/mnist_cnn.py $(against) --width 0.25
+	$(RECIPE)/imdb_lstm.py $(against) --words 5000 --length 30 --units 32 $(reviews)
+ifdef SPEECH
+	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
+	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 $(speech)
+	$(RECIPE)/speech_recognition.py $(against) $(speech)
+	$(RECIPE)/text_to_speech.py $(against) $(speech)
+endif
+	$(RECIPE)/translation.py --seeds 5 --methods ours
+	$(RECIPE)/results.py
+
 lint: .venv/complete
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
 clean:
-	rm -rf .venv .venv-demo .venv-oldest .venv-oldest-torch build dist keras-pruner-demo
+	rm -rf .venv .venv-demo .venv-examples .venv-tfmot .venv-oldest .venv-oldest-torch build dist keras-pruner-demo

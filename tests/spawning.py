@@ -15,6 +15,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 
 SCRIPTS = Path(__file__).parent / "distributed"
 TIMEOUT = 900  # seconds; far more than any takes, unless the machine is busy
@@ -67,6 +68,22 @@ def once(tmp_path_factory, script, processes=1, **options):
         if not file.exists():
             file.write_text(json.dumps(results(script, processes, **options)))
         return json.loads(file.read_text())
+
+
+def fixture(script, processes=1):
+    """A fixture of a module: what `once` gives; of one process, without the list around it."""
+
+    @pytest.fixture(scope="module")
+    def found(tmp_path_factory):
+        each = once(tmp_path_factory, script, processes)
+        return each if processes > 1 else each[0]
+
+    return found
+
+
+def only_on(backend, reason):
+    """A mark that skips the module on the other backends."""
+    return pytest.mark.skipif(keras.backend.backend() != backend, reason=reason)
 
 
 def free_ports(count):

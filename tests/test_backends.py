@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+import keras_pruner as kp
 from keras_pruner import backends, cuts, selection
+from keras_pruner.masks import Groups
 
 OPS = backends.current()
 
@@ -49,6 +51,21 @@ def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
         OPS.zero_pruned([variable], [mask])
         left = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")))
         np.testing.assert_array_equal(left, np.where(kept, values, 0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(("pattern", "shape"), [(kp.NM(2, 4), (10, 4, 3)), (kp.NM(1, 3), (9, 12))])
+def test_groups_decide_where_they_are_as_in_memory(dtype, pattern, shape):
+    rng = np.random.default_rng(0)
+    values = np.round(rng.standard_normal(shape) * 3)  # many equal ones
+    alive = rng.random(shape) < 0.7
+    variable = keras.Variable(values, dtype=dtype)
+    mask = keras.Variable(alive, dtype="bool", trainable=False)
+    kernel = shape[0], int(np.prod(shape[1:]))  # as an EinsumDense has several output axes
+    cuts.make(Groups(pattern.n, pattern.m, kernel), variable, mask)
+    scores = np.where(alive, np.abs(values), -np.inf).reshape(kernel)
+    kept = np.asarray(keras.ops.convert_to_numpy(mask))
+    np.testing.assert_array_equal(kept.reshape(kernel), pattern(scores))
 
 
 def test_large_weights_are_zeroed_too(monkeypatch):

@@ -117,14 +117,15 @@ def samples(tmp_path):
     return tmp_path / "samples.npz"
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("criterion", [None, "magnitude", "refit", "wanda", "sparsegpt"])
 def test_prune_with_samples_refits(capsys, dense, samples, tmp_path, criterion):
     out = tmp_path / "out.keras"
-    options = ["--sparsity", "0.5", "--calibration", samples, "--criterion", criterion]
+    options = ["--sparsity", "0.5", "--calibration", samples]
+    options += ["--criterion", criterion] if criterion else []
     said = succeeds(capsys, "prune", dense, *options, "-o", out)
     assert "outputs on held-out samples differ by" in said
     model = keras.saving.load_model(dense, compile=False)
-    given = {"magnitude": kp.magnitude, "wanda": kp.wanda, "sparsegpt": "sparsegpt"}[criterion]
+    given = {"magnitude": kp.magnitude, "wanda": kp.wanda}.get(criterion, criterion)
     kp.prune(model, 0.5, calibration=np.load(samples)["x"], criterion=given)
     written = keras.saving.load_model(out).get_weights()
     for mine, theirs in zip(model.get_weights(), written, strict=True):
@@ -142,7 +143,8 @@ def test_prune_with_samples_says_what_it_tried(capsys, dense, samples, tmp_path)
 def test_what_needs_samples_says_so(capsys, dense, tmp_path):
     command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras"]
     assert "`calibration` is needed" in fails(capsys, *command, "--allocation", "auto")
-    assert "`calibration` is needed" in fails(capsys, *command, "--criterion", "wanda")
+    for criterion in ("refit", "wanda"):
+        assert "`calibration` is needed" in fails(capsys, *command, "--criterion", criterion)
 
 
 def test_samples_that_cannot_be_used(capsys, dense, tmp_path):

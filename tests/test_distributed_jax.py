@@ -1,27 +1,14 @@
 """Several devices and processes on JAX: `keras.distribution`, `jax.sharding`, `jax.distributed`."""
 
-import keras
-import numpy as np
 import pytest
-from spawning import assert_close, once, zeros_of
+from spawning import assert_close, fixture, only_on, zeros_of
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="keras.distribution is implemented on JAX"
-)
+pytestmark = only_on("jax", "keras.distribution is implemented on JAX")
 DISTRIBUTIONS = ["DataParallel", "ModelParallel", "both"]
-KERNEL = 8 * 16  # entries of the largest weight
 
 
-@pytest.fixture(scope="module")
-def devices(tmp_path_factory):
-    """What four devices in one process did."""
-    return once(tmp_path_factory, "jax_devices.py")[0]
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """What two processes of two devices did."""
-    return once(tmp_path_factory, "jax_processes.py", processes=2)
+devices = fixture("jax_devices.py")  # what four devices in one process did
+processes = fixture("jax_processes.py", processes=2)  # what two processes of two devices did
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "lamp", "global"])
@@ -57,11 +44,17 @@ def test_a_mask_update_communicates_counts(devices):
         assert devices["update"][name] == []
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "lamp", "global"])
-def test_no_weight_is_brought_together(devices, allocation):
-    found = devices["gathered"][allocation]
-    assert max(found["sizes"], default=0) == 0
-    assert found["sparsity"] == 0.75
+def test_groups_of_n_m_decide_for_themselves_without_a_word(devices):
+    for name in ("groups of outputs in parts", "groups of inputs in parts"):
+        assert devices["update"][name] == []
+
+
+@pytest.mark.parametrize("how", ["uniform", "lamp", "global", "2:4"])
+def test_no_weight_is_brought_together(devices, how):
+    one, four = (devices["gathered"][f"{name} {how}"] for name in ("single", "ModelParallel"))
+    assert max(four["sizes"], default=0) == 0
+    assert four["sparsity"] == (0.5 if how == "2:4" else 0.75)
+    assert four["masks"] == one["masks"]
 
 
 def test_a_stateless_loop_with_jax_sharding(devices):
@@ -86,17 +79,21 @@ def test_two_processes_end_where_one_does(devices, processes, name):
         assert each[name]["copies"] == {"DataParallel": 4, "ModelParallel": 1, "both": 2}[name]
 
 
-def test_two_processes_have_the_same_masks_under_every_allocation(processes):
-    for allocation in ("uniform", "lamp", "global"):
-        first, second = (each["masks"][allocation] for each in processes)
-        assert first == second
-        kept = sum(np.count_nonzero(mask) for mask in first)
-        assert kept == round(0.25 * sum(np.size(mask) for mask in first))
-
-
-def test_a_backup_of_one_process_is_refused_in_two(processes):
+@pytest.mark.parametrize("how", ["uniform", "lamp", "global", "2:4"])
+def test_two_processes_have_the_masks_of_one(devices, processes, how):
     for each in processes:
-        assert "Received: 2 processes" in each["backed up"]
+        assert each["masks"][how] == devices["gathered"][f"single {how}"]["masks"]
+
+
+def test_a_backup_of_parts_in_two_processes_is_refused(processes):
+    for each in processes:
+        assert "Received: 2 processes" in each["backed up"]["in parts"]
+
+
+def test_processes_that_find_different_backups_are_told(processes):
+    for each in processes:
+        assert "must be the same for all processes" in each["backed up"]["apart"]
+        assert "[1, 0] epochs" in each["backed up"]["apart"]
 
 
 def test_keras_cannot_save_parts_of_other_processes(processes):

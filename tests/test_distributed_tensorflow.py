@@ -1,24 +1,13 @@
 """Several replicas and workers on TensorFlow: `tf.distribute`."""
 
-import keras
 import pytest
-from spawning import assert_close, once, results, zeros_of
+from spawning import assert_close, fixture, only_on, results, zeros_of
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
-)
+pytestmark = only_on("tensorflow", "tf.distribute is TensorFlow's")
 
 
-@pytest.fixture(scope="module")
-def mirrored(tmp_path_factory):
-    """What two logical CPUs in one process did."""
-    return once(tmp_path_factory, "tensorflow_mirrored.py")[0]
-
-
-@pytest.fixture(scope="module")
-def workers(tmp_path_factory):
-    """What two processes did."""
-    return once(tmp_path_factory, "tensorflow_workers.py", processes=2)
+mirrored = fixture("tensorflow_mirrored.py")  # what two logical CPUs in one process did
+workers = fixture("tensorflow_workers.py", processes=2)  # what two processes did
 
 
 @pytest.mark.parametrize("how", ["fit", "run_eagerly", "loop", "eager loop", "OneDeviceStrategy"])

@@ -3,23 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from spawning import assert_close, once, zeros_of
+from spawning import assert_close, fixture, only_on, zeros_of
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="torch.distributed is PyTorch's"
-)
+pytestmark = only_on("torch", "torch.distributed is PyTorch's")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one process did."""
-    return once(tmp_path_factory, "torch_processes.py")[0]
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """What two processes did."""
-    return once(tmp_path_factory, "torch_processes.py", processes=2)
+alone = fixture("torch_processes.py")  # what one process did
+processes = fixture("torch_processes.py", processes=2)  # what two processes did
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "keras"])

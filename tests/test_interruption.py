@@ -5,11 +5,9 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-from models import mlp
-from spawning import start, zeros_of
+from spawning import TIMEOUT, free_ports, start, zeros_of
 
 import keras_pruner as kp
 
@@ -17,11 +15,16 @@ SCRIPT = "interrupted.py"
 
 
 def live(output, directory, kind, *when):
-    """Run the script once: whether it came to its end."""
-    process = start(SCRIPT, output=output, arguments=[str(directory), kind, *map(str, when)])
+    """Run the script once: whether it came to its end, and not to where it was to die."""
+    when = [*map(str, when)]
+    process = start(SCRIPT, output=output, arguments=[str(directory), kind, *when])
     said = process.communicate(timeout=900)[0]
-    assert process.returncode in (0, -signal.SIGKILL), said[-3000:]
-    return process.returncode == 0
+    if process.returncode == 0:
+        return True
+    assert process.returncode == -signal.SIGKILL, said[-3000:]
+    _, place, *numbers = said.splitlines()[-1].split()
+    assert [place, *map(float, numbers)] == [when[0], *map(float, when[1:])]
+    return False
 
 
 def result(output):
@@ -29,13 +32,16 @@ def result(output):
 
 
 def moments(seed):
-    """In turn at a random time, within a mask update, and within the writing of a backup."""
+    """In turn at a random time, within a mask update, and within the writing of a backup.
+
+    Some never come, for the training may have too little before it.
+    """
     random = np.random.default_rng(seed)
     while True:
         yield "after", round(random.uniform(0.05, 0.6), 3)
         yield "update", int(random.integers(1, 4))
         yield "after", round(random.uniform(0.05, 0.6), 3)
-        yield "write", int(random.integers(1, 45))
+        yield "write", int(random.integers(1, 3)), int(random.integers(1, 20))
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +52,16 @@ def whole(tmp_path_factory):
     return result(folder / "out")
 
 
-def killed(kind, kills, folder):
+def killed(kills, folder):
     """Two lines of trainings, each killed so often, each run again until it ends."""
 
     def line(seed):
         deaths, ended, when = [], [], moments(seed)
         while len(deaths) < kills:
-            output, directory = (folder / f"{kind}{seed}-{len(ended)}{end}" for end in ("", ".d"))
+            output, directory = (folder / f"{seed}-{len(ended)}{end}" for end in ("", ".d"))
             while True:
                 moment = next(when) if len(deaths) < kills else ("never",)
-                if live(output, directory, kind, *moment):
+                if live(output, directory, "atomic", *moment):
                     break
                 deaths.append(moment)
             ended.append(result(output))
@@ -71,11 +77,11 @@ def killed(kind, kills, folder):
 
 
 @pytest.mark.slow
-def test_a_training_killed_twice_ends_as_if_it_had_not_been(whole, tmp_path):
+def test_a_training_killed_at_each_kind_of_moment_ends_as_if_it_had_not_been(whole, tmp_path):
     where = tmp_path / "out", tmp_path / "backups", "atomic"
-    assert not live(*where, "write", 60)  # within the second backup
-    assert kp.AtomicBackup(tmp_path / "backups").epoch == 1
-    assert not live(*where, "update", 3)  # within the second epoch from here on
+    for moment in (("write", 2, 9), ("update", 2), ("name", 1)):  # all within the second epoch
+        assert not live(*where, *moment)
+        assert kp.AtomicBackup(where[1]).epoch == 1
     assert live(*where, "never")
     assert result(tmp_path / "out")["values"] == whole["values"]
     assert zeros_of(whole["weights"])[1] == 0.75
@@ -83,7 +89,7 @@ def test_a_training_killed_twice_ends_as_if_it_had_not_been(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_killed_at_20_random_moments_ends_as_if_it_had_not_been(whole, tmp_path):
-    deaths, ended = killed("atomic", 10, tmp_path)
+    deaths, ended = killed(10, tmp_path)
     assert len(deaths) == 20
     assert {moment[0] for moment in deaths} == {"after", "update", "write"}
     for each in ended:
@@ -91,59 +97,56 @@ def test_a_training_killed_at_20_random_moments_ends_as_if_it_had_not_been(whole
 
 
 @pytest.mark.slow
-def test_with_backup_and_restore_of_keras_masks_are_never_wrong(tmp_path):
-    """It may repeat an epoch; the script asserts the masks at the end of every epoch."""
-    _, ended = killed("keras", 5, tmp_path)
-    for each in ended:
-        assert zeros_of(each["weights"])[1] == 0.75
+def test_with_backup_and_restore_of_keras_an_epoch_may_be_repeated_but_no_mask_is_wrong(tmp_path):
+    """The script looks at masks and zeros at the end of every epoch.
+
+    Killed within the first backup, or within the number of the epoch, Keras cannot begin again:
+    `test_backup.py::test_what_a_kill_within_a_backup_of_keras_leaves`.
+    """
+    where = tmp_path / "out", tmp_path / "backups", "keras"
+    for moment in (("write", 2, 9), ("name", 1), ("update", 3)):
+        assert not live(*where, *moment)
+    assert live(*where, "never")
+    ended = result(tmp_path / "out")
+    repeated = [steps - 4 * (epoch + 1) for epoch, steps in ended["steps"]]
+    assert set(repeated) == {4}
+    assert zeros_of(ended["weights"])[1] == 0.75
 
 
-def options(**more):
-    return {"epochs": 2, "batch_size": 16, "shuffle": False, "verbose": 0, **more}
+TWO = "interrupted_job.py"
 
 
-def test_a_backup_of_another_plan_is_an_error_that_lists_the_difference(data, tmp_path):
-    schedule = kp.PolynomialDecay(0.8, end_step=16, frequency=2)
-    head = kp.GradualPruning(schedule, filters="head")
-    mlp().fit(*data, callbacks=[head, kp.AtomicBackup(tmp_path)], **options(epochs=4))
-    with pytest.raises(ValueError, match=r"another plan: 1 masks.*hidden/kernel"):
-        mlp().fit(
-            *data,
-            callbacks=[kp.GradualPruning(schedule), kp.AtomicBackup(tmp_path)],
-            **options(epochs=5),
-        )
+def job(output, directory, *victim):
+    """Run a job of two processes; a victim (rank, step) is killed, and then the other."""
+    ports = free_ports(2)
+    arguments = [str(directory), *map(str, victim)]
+    running = [start(TWO, rank, 2, ports, output, arguments) for rank in range(2)]
+    try:
+        if victim:
+            said = running[victim[0]].communicate(timeout=TIMEOUT)[0]
+            assert running[victim[0]].returncode == -signal.SIGKILL, said[-3000:]
+            return None
+        for process in running:
+            said = process.communicate(timeout=TIMEOUT)[0]
+            assert process.returncode == 0, said[-3000:]
+        return [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(2)]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
-def test_a_dense_backup_is_an_error_in_a_pruned_run(data, tmp_path):
-    mlp().fit(*data, callbacks=[kp.AtomicBackup(tmp_path)], **options())
-    with pytest.raises(ValueError, match="holds no pruning state"):
-        mlp().fit(*data, callbacks=[kp.GradualPruning(0.8), kp.AtomicBackup(tmp_path)], **options())
-
-
-def test_when_nothing_is_left_to_train_it_says_so(data, tmp_path):
-    def fit(model):
-        callbacks = [kp.GradualPruning(0.8), kp.AtomicBackup(tmp_path)]
-        model.fit(*data, callbacks=callbacks, **options())
-        return model
-
-    first = fit(mlp())
-    with pytest.warns(UserWarning, match="Nothing is left to train"):
-        again = fit(mlp())
-    for a, b in zip(first.weights, again.weights, strict=True):
-        np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(v) for v in (a, b)))
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-2"]
-
-
-def test_a_model_without_weights_is_refused(data, tmp_path):
-    class Unbuilt(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.head = keras.layers.Dense(3)
-
-        def call(self, x):
-            return self.head(x)
-
-    backup = kp.AtomicBackup(tmp_path)
-    backup.set_model(Unbuilt())
-    with pytest.raises(ValueError, match="needs a built model"):
-        backup.on_train_begin()
+@pytest.mark.slow
+def test_a_job_of_two_processes_killed_twice_ends_as_if_it_had_not_been(tmp_path):
+    whole = job(tmp_path / "whole", tmp_path / "whole.d")
+    assert whole[0]["begun at"] == 0
+    assert whole[0]["weights"] == whole[1]["weights"]
+    assert zeros_of(whole[0]["weights"])[1] == 0.75
+    out, directory = tmp_path / "out", tmp_path / "backups"
+    job(out, directory, 1, 6)  # within the second epoch, the second process
+    job(out, directory, 0, 11)  # within the third, the first process
+    resumed = job(out, directory)
+    for each, expected in zip(resumed, whole, strict=True):
+        assert each["begun at"] == 2
+        assert each["weights"] == expected["weights"]
+        assert each["masks"] == expected["masks"]

@@ -50,7 +50,7 @@ def test_a_refit_brings_the_outputs_nearer_to_the_dense_ones():
     alone, refitted = network(), network()
     x = samples()
     by_mask = kp.prune(alone, 0.6, calibration=x, refit=False, batch_norm=False)
-    by_refit = kp.prune(refitted, 0.6, calibration=x)
+    by_refit = kp.prune(refitted, 0.6, calibration=x, criterion=kp.magnitude)
     assert by_refit.divergence < 0.6 * by_mask.divergence
     assert by_refit.sparsity == by_mask.sparsity
     for a, b in zip(by_mask.model.get_weights(), by_refit.model.get_weights(), strict=True):
@@ -88,7 +88,8 @@ def test_norms_take_up_what_the_mask_takes_from_the_mean(refit):
         parts = [layers.Dense(32, use_bias=False), layers.BatchNormalization(), layers.Dense(4)]
         model = keras.Sequential([keras.Input((8,)), *parts])
         kp.reestimate_batch_norm(model, x)
-        report = kp.prune(model, 0.5, calibration=x, refit=refit, batch_norm=batch_norm)
+        options = {"refit": refit, "batch_norm": batch_norm, "criterion": kp.magnitude}
+        report = kp.prune(model, 0.5, calibration=x, **options)
         found[batch_norm] = report.divergence
     assert found[True] < 0.9 * found[False]
 

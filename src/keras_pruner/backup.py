@@ -24,8 +24,9 @@ class AtomicBackup(keras.callbacks.Callback):
     state of `torch` itself). Here all of it goes into one folder, which gets its name, the number
     of epochs, when everything in it is on the disk; the one before is removed after that.
 
-    For one process, with any number of devices. Several on JAX have
-    `keras.callbacks.OrbaxCheckpoint`, which saves the parts of each.
+    For one process, with any number of devices; on JAX also for several, if each has whole
+    weights (`DataParallel`) and all see the directory: the first writes, all go on from there.
+    For weights in parts in several processes there is `keras.callbacks.OrbaxCheckpoint`.
 
     In every `fit` with the same directory the training goes on after the last complete epoch.
     That is exact if the order of the data depends on nothing but the epoch: give `epoch` to the
@@ -36,8 +37,8 @@ class AtomicBackup(keras.callbacks.Callback):
         directory: for the backups of this training alone; made if it is not there.
 
     Raises:
-        ValueError: when the training begins, if the model is not built, several processes train
-            it, or the backup is of another model or another pruning.
+        ValueError: when the training begins, if the model is not built, processes do not have
+            all of it or not the same backups, or the backup is of another model or pruning.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -57,13 +58,7 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"`AtomicBackup` needs a built model. Received: {model.name!r}, which has no "
                 "weights yet. Call it on a batch of data before `fit`."
             )
-        processes = backends.current().processes()
-        if processes > 1:
-            raise ValueError(
-                f"`AtomicBackup` saves what one process trains. Received: {processes} processes. "
-                "On JAX use keras.callbacks.OrbaxCheckpoint; in a loop on PyTorch save the "
-                "`state_dict` of model and optimizer in the first process."
-            )
+        self._check_processes()
         epoch = self.epoch
         if not epoch:
             return
@@ -84,6 +79,8 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, and remove what was saved before."""
+        if not backends.current().is_first_process():
+            return
         model = self.model
         unfinished = self.directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -102,6 +99,27 @@ class AtomicBackup(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Let the next `fit` of the same model begin where it is told to."""
         self.model._initial_epoch = None
+
+    def _check_processes(self) -> None:
+        """Refuse what one process cannot save for all, or all would not restore alike."""
+        ops, model = backends.current(), self.model
+        processes = ops.processes()
+        if processes == 1:
+            return
+        if not ops.is_whole_in_each_process(model):
+            raise ValueError(
+                "`AtomicBackup` saves what the first process has, and here it does not have all. "
+                f"Received: {processes} processes. For weights in parts on JAX use "
+                "keras.callbacks.OrbaxCheckpoint; in a loop on PyTorch save the `state_dict` of "
+                "model and optimizer in the first process."
+            )
+        epochs = ops.gather_copies(model, np.array([self.epoch])).tolist()
+        if len(set(epochs)) > 1:
+            raise ValueError(
+                "`directory` must be the same for all processes, on storage that all of them "
+                f"see. Received: directory={str(self.directory)!r}, where the backups that they "
+                f"find have {epochs} epochs behind them."
+            )
 
     def _folder(self, epoch: int) -> Path:
         return self.directory / f"epoch-{epoch}"

@@ -77,7 +77,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         arguments.sparsity,
         pattern=pattern_of(arguments),
         allocation=arguments.allocation,
-        criterion=_CRITERIA[arguments.criterion],
+        criterion=_CRITERIA.get(arguments.criterion),
         filters=arguments.filters,
         overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
         calibration=files.samples(arguments.calibration, model) if arguments.calibration else None,
@@ -201,8 +201,8 @@ def _add_prune(commands: Any) -> None:
     command.add_argument(
         "--criterion",
         choices=list(_CRITERIA),
-        default="magnitude",
-        help="what decides which weights stay; default: %(default)s; others need --calibration",
+        help="what decides which weights stay; default: refit with --calibration, without it "
+        "magnitude; all but magnitude need --calibration",
     )
     command.add_argument(
         "--filters", nargs="+", metavar="REGEX", help="prune only layers whose path matches"
@@ -243,4 +243,9 @@ def _add_sensitivity(commands: Any) -> None:
     add_trust(command)
 
 
-_CRITERIA: dict[str, Any] = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": "sparsegpt"}
+_CRITERIA: dict[str, Any] = {
+    "magnitude": magnitude,
+    "refit": "refit",
+    "wanda": wanda,
+    "sparsegpt": "sparsegpt",
+}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends, selection
-from keras_pruner.masks import Choice, Weight
+from keras_pruner.masks import Choice, Groups, Weight
 from keras_pruner.plan import Target
 from keras_pruner.selection import Cut
 
@@ -47,7 +47,10 @@ def find(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
 
 def make(choice: Choice, variable: keras.Variable, mask: keras.Variable) -> None:
     """Change the mask to what was chosen."""
+    ops = backends.current()
     if isinstance(choice, Cut):
-        backends.current().cut(variable, mask, choice.score, choice.last)
+        ops.cut(variable, mask, choice.score, choice.last)
+    elif isinstance(choice, Groups):
+        ops.keep_in_groups(variable, mask, choice.shape, choice.n, choice.m)
     else:
         mask.assign(choice)

@@ -14,8 +14,20 @@ from keras_pruner.plan import Criterion, Plan, Target
 from keras_pruner.ranking import Scores
 from keras_pruner.selection import Cut, kept_count
 
-Choice = Cut | np.ndarray
-"""Which entries of a weight stay: where they end, or a mask of the weight's shape."""
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The best `n` of every `m` inputs, by magnitude, of a weight seen as a kernel of `shape`."""
+
+    n: int
+    m: int
+    shape: tuple[int, ...]
+
+
+Choice = Cut | Groups | np.ndarray
+"""Which entries of a weight stay: where they end, which groups decide for themselves, or a mask
+of the weight's shape.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +67,8 @@ class Weight:
 
     def scores_in_parts(self, criterion: Criterion) -> Scores | None:
         """The units' scores where they are, if every entry is a unit with a score of its own."""
-        if self.parts is None or not self._is_entry_by_entry(criterion):
+        is_by_entry = self._is_plain(criterion) and self.target.pattern == Unstructured()
+        if self.parts is None or not is_by_entry:
             return None
         return Scores(self._magnitudes, self.gather)
 
@@ -67,27 +80,35 @@ class Weight:
         for weight, mask in parts:
             yield np.where(mask, magnitude(weight), -np.inf).reshape(-1)
 
-    def _is_entry_by_entry(self, criterion: Criterion) -> bool:
-        target = self.target
-        return criterion is magnitude and target.pattern == Unstructured() and target.is_kernel
+    def _is_plain(self, criterion: Criterion) -> bool:
+        """Whether an entry's score is its magnitude, and its place in the kernel its own."""
+        return criterion is magnitude and self.target.is_kernel
 
     def choose(self, count: int, criterion: Criterion) -> Choice:
         """Which `count` units stay: those of the highest scores."""
-        target = self.target
-        if not self._is_entry_by_entry(criterion):
-            return target.from_kernel(target.pattern.keep(self.scores(criterion), count))
-        # The common case: nothing of the weight's size is made.
-        try:
-            if self.find_cut is not None:
-                return self.find_cut(count)
-            return selection.magnitude_cut(*self._flat(), count)
-        except ValueError:
-            raise self._not_finite() from None
+        target, pattern = self.target, self.target.pattern
+        if self._is_plain(criterion):
+            try:
+                if pattern == Unstructured():  # nothing of the weight's size is made
+                    return self._cut(count)
+                if isinstance(pattern, NM) and self.find_cut is not None:
+                    self.find_cut(target.units)  # raises for what is not finite
+                    return Groups(pattern.n, pattern.m, target.kernel_shape)
+            except ValueError:
+                raise self._not_finite() from None
+        return target.from_kernel(pattern.keep(self.scores(criterion), count))
+
+    def _cut(self, count: int) -> Cut:
+        if self.find_cut is not None:
+            return self.find_cut(count)
+        return selection.magnitude_cut(*self._flat(), count)
 
     def mask(self, choice: Choice) -> np.ndarray:
         """The choice as a mask of the weight's shape."""
         if isinstance(choice, Cut):
             return selection.marked(*self._flat(), choice).reshape(self.target.shape)
+        if isinstance(choice, Groups):
+            return self.target.from_kernel(NM(choice.n, choice.m)(self.scores(magnitude)))
         return choice
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:

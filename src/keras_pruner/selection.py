@@ -174,6 +174,8 @@ def counted_cut(
     infinity = int(np.float32(np.inf).view(np.uint32))
     if count_from(-1.0) != entries or count_from(np.inf):
         raise ValueError("Weights must be finite: no order puts NaN before another.")
+    if count == entries:
+        return Cut(-1.0, entries - 1)
     bits, too_high = -1, infinity
     while too_high - bits > 1:
         middle = (bits + too_high) // 2

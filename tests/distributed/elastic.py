@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-from task_environment import PORTS, PROCESSES, RANK
-
 DEVICES, DIRECTORY, LAST = int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 
@@ -17,7 +15,7 @@ import contextlib
 
 import keras
 import numpy as np
-from task import BATCH, LOSS, SCHEDULE, batches, compiled, data, network, weights, write
+from task import LOSS, SCHEDULE, batches, compiled, data, network, weights, write
 from task import fit as fit_task
 
 import keras_pruner as kp
@@ -51,14 +49,9 @@ def fitted(scope):
 def on_jax():
     """Kernels in as many parts as there are devices."""
     if DEVICES > 1:
-        devices = keras.distribution.list_devices()
-        mesh = keras.distribution.DeviceMesh((1, DEVICES), ("batch", "model"), devices)
-        layout = keras.distribution.LayoutMap(mesh)
-        layout[".*hidden/kernel"] = (None, "model")
-        layout[".*head/kernel"] = ("model", None)
-        keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
-        )
+        from jax_layouts import model_parallel
+
+        keras.distribution.set_distribution(model_parallel((1, DEVICES)))
     return fitted(contextlib.nullcontext())
 
 
@@ -78,31 +71,21 @@ def on_tensorflow():
 def on_torch():
     """As many processes as there are devices."""
     import torch
+    import torch_loop
     from torch.nn.parallel import DistributedDataParallel
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(PORTS[0]))
-    torch.distributed.init_process_group("gloo", rank=RANK, world_size=PROCESSES)
+    torch_loop.join()
     model = network()
     parallel = DistributedDataParallel(model)
     pruner = kp.Pruner(model, SCHEDULE)
     optimizer = pruner.wrap(torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9))
-    file, done = DIRECTORY / "backup.pt", 0
-    if file.exists():
-        saved = torch.load(file)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done = saved["epochs"]
+    done = torch_loop.restore(DIRECTORY / "backup.pt", model, optimizer)
     FIRST["masks at first"] = masks_of(pruner.wrapped)
-    mine = slice(RANK * BATCH // PROCESSES, (RANK + 1) * BATCH // PROCESSES)
     for x, y in batches(LAST - done):
         pruner.update()
-        optimizer.zero_grad()
-        LOSS(torch.from_numpy(y[mine]), parallel(torch.from_numpy(x[mine]))).backward()
-        optimizer.step()
+        torch_loop.step(parallel, optimizer, x, y)
     FIRST["masks at last"] = masks_of(pruner.wrapped)
-    if RANK == 0:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": LAST}
-        torch.save(state, file)
+    torch_loop.save(DIRECTORY / "backup.pt", model, optimizer, LAST)
     torch.distributed.destroy_process_group()
     return model
 

@@ -1,10 +1,12 @@
 """A training that kills itself at a given moment, and goes on from its backup when run again.
 
 Arguments: where the results go, the directory of the backups, "atomic" or "keras" for the
-callback that makes them, and when to die: "never", "after SECONDS" of training, "update N" in the
-middle of the Nth mask update, "write N" after the Nth piece of a backup that is written.
+callback that makes them, and when to die: "never"; "after SECONDS" of training; "update N" in the
+middle of the Nth mask update; "write K N" when the Nth piece of the Kth backup is written; "name K"
+when the weights of the Kth backup are written, and nothing yet says of which epoch they are.
 """
 
+import collections
 import os
 import signal
 import sys
@@ -21,7 +23,8 @@ from keras_pruner import pruner as pruner_module
 
 EPOCHS = 6
 SCHEDULE = kp.PolynomialDecay(0.75, initial_sparsity=0.25, end_step=18, frequency=2)
-_, _, DIRECTORY, KIND, WHEN, *NUMBER = sys.argv
+_, _, DIRECTORY, KIND, WHEN, *numbers = sys.argv
+NUMBERS = [*map(float, numbers)]
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -30,24 +33,53 @@ if keras.backend.backend() == "tensorflow":
 
 
 def die():
-    """As `kill -9` does."""
+    """As `kill -9` does; the last words say where."""
+    print("killed", WHEN, *NUMBERS, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(count, module, name, before):
-    """Make a function of a module die when it is called for the `count`th time."""
-    function, calls = getattr(module, name), []
+def dying(owner, name, is_time, before=False):
+    """Make a function die when it is called and `is_time()`."""
+    function = getattr(owner, name)
 
     def deadly(*arguments, **options):
-        calls.append(name)
-        if before and len(calls) == count:
+        now = is_time()
+        if now and before:
             die()
         result = function(*arguments, **options)
-        if len(calls) == count:
+        if now:
             die()
         return result
 
-    setattr(module, name, deadly)
+    setattr(owner, name, deadly)
+
+
+calls = collections.Counter()
+
+
+def update_is_in_the_middle():
+    """Of two weights, the first has its new mask and the second has not."""
+    calls["update"] += 1
+    return WHEN == "update" and calls["update"] == 2 * NUMBERS[0]
+
+
+def backup_has_weights():
+    """Count the backup, and forget the pieces of the one before."""
+    calls["backup"] += 1
+    calls["piece"] = 0
+    return WHEN == "name" and calls["backup"] == NUMBERS[0]
+
+
+def backup_has_piece():
+    """Some of a backup is in its file."""
+    calls["piece"] += 1
+    return WHEN == "write" and [calls["backup"], calls["piece"]] == NUMBERS
+
+
+dying(pruner_module.cuts, "make", update_is_in_the_middle, before=True)
+dying(keras.Model, "save_weights", backup_has_weights)
+dying(h5py.Group, "__setitem__", backup_has_piece)
+dying(h5py.Group, "create_dataset", backup_has_piece)
 
 
 class Epochs(keras.utils.PyDataset):
@@ -74,7 +106,7 @@ class Slowly(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if WHEN == "after" and not getattr(self, "counting", False):
             self.counting = True
-            timer = threading.Timer(float(NUMBER[0]), die)
+            timer = threading.Timer(NUMBERS[0], die)
             timer.daemon = True
             timer.start()
 
@@ -97,13 +129,6 @@ def network():
     return model
 
 
-if WHEN == "update":
-    # Of two weights: after the first mask of an update is set and before the second.
-    die_at(2 * int(NUMBER[0]), pruner_module.cuts, "make", before=True)
-if WHEN == "write":
-    die_at(int(NUMBER[0]), h5py.Group, "__setitem__", before=False)
-    die_at(int(NUMBER[0]), h5py.Group, "create_dataset", before=False)
-
 backup = kp.AtomicBackup(DIRECTORY)
 first = backup.epoch
 if KIND == "keras":
@@ -122,7 +147,7 @@ class Look(keras.callbacks.Callback):
             assert not weight[~mask].any()
         due = pruning.pruner.schedule.sparsity_at(wrapped.progress.updated_at)
         assert abs(pruning.pruner.sparsity - due) < 2 / 192
-        noted.append([epoch, wrapped.progress.updated_at])
+        noted.append([epoch, wrapped.completed_updates])
 
 
 pruning = kp.GradualPruning(SCHEDULE, allocation="uniform")
@@ -139,6 +164,6 @@ write(
     {
         "values": [np.asarray(keras.ops.convert_to_numpy(v)).tolist() for v in values],
         "weights": [np.asarray(keras.ops.convert_to_numpy(v)).tolist() for v in model.weights],
-        "noted": noted,
+        "steps": noted,
     }
 )

@@ -10,33 +10,16 @@ import jax
 import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax_layouts import LAYOUTS, WAYS, lay, pruner_of
 from task import LOSS, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
 
 import keras_pruner as kp
+from keras_pruner.backends import jax_ops
 
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
 )
 BITS = {"pred": 8, "s8": 8, "u8": 8, "s32": 32, "u32": 32, "f32": 32, "bf16": 16, "f16": 16}
-DEVICES = keras.distribution.list_devices()
-
-
-def model_parallel(shape):
-    """Kernels in parts along the hidden units."""
-    mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), DEVICES)
-    layout = keras.distribution.LayoutMap(mesh)
-    layout[".*hidden/kernel"] = (None, "model")
-    layout[".*hidden/bias"] = ("model",)
-    layout[".*head/kernel"] = ("model", None)
-    return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
-
-
-DISTRIBUTIONS = {
-    "single": lambda: None,
-    "DataParallel": lambda: keras.distribution.DataParallel(devices=DEVICES),
-    "ModelParallel": lambda: model_parallel((1, 4)),
-    "both": lambda: model_parallel((2, 2)),
-}
 
 
 def collectives(text):
@@ -93,7 +76,7 @@ class Look(keras.callbacks.Callback):
 
 def trained(name, allocation):
     """One training; its weights and what was seen."""
-    keras.distribution.set_distribution(DISTRIBUTIONS[name]())
+    lay(name)
     pruning = kp.GradualPruning(SCHEDULE, allocation=allocation)
     look = Look(lambda: pruning.pruner)
     model = fit(compiled(), pruning, look)
@@ -102,7 +85,7 @@ def trained(name, allocation):
 
 def communication(name):
     """The collectives of a step, dense and pruned."""
-    keras.distribution.set_distribution(DISTRIBUTIONS[name]())
+    lay(name)
     dense, pruned = compiled(), compiled()
     pruner = kp.Pruner(pruned, SCHEDULE)
     pruned.compile(pruner.wrap(sgd()), loss=LOSS)
@@ -111,38 +94,35 @@ def communication(name):
         model.train_on_batch(*next(batches()))
         model.jax_state_sync()
     found = {"dense": step_of(dense), "pruned": step_of(pruned)}
-    keras.distribution.set_distribution(None)
+    lay(None)
     return found
 
 
 def update_communication():
-    """The collectives of what a mask update compiles, for a weight in four parts."""
-    keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
+    """The collectives of what a mask update compiles, for weights in four parts."""
+    lay("ModelParallel")
     model = compiled()
     pruner = kp.Pruner(model, SCHEDULE)
     pruner.wrap(sgd())
-    masked = pruner.wrapped.masked[0]
-    from keras_pruner.backends import jax_ops
-
-    values = masked.variable.value, masked.mask.value
+    hidden, head = ((m.variable.value, m.mask.value) for m in pruner.wrapped.masked)
     programs = {
-        "count_from": jax_ops._count_from.lower(*values, 0.5),
-        "count_equal": jax_ops._count_equal.lower(*values, 0.5, np.uint32(9)),
-        "cut": jax_ops._cut.lower(*values, 0.5, np.uint32(9)),
-        "zero": jax.jit(jax_ops._zero).lower(*values),
+        "count_from": jax_ops._count_from.lower(*hidden, 0.5),
+        "count_equal": jax_ops._count_equal.lower(*hidden, 0.5, np.uint32(9)),
+        "cut": jax_ops._cut.lower(*hidden, 0.5, np.uint32(9)),
+        "zero": jax.jit(jax_ops._zero).lower(*hidden),
+        "groups of outputs in parts": jax_ops._keep_in_groups.lower(*hidden, (8, 16), 2, 4),
+        "groups of inputs in parts": jax_ops._keep_in_groups.lower(*head, (16, 4), 2, 4),
     }
-    keras.distribution.set_distribution(None)
+    lay(None)
     return {name: collectives(each.compile().as_text()) for name, each in programs.items()}
 
 
-def gathered(allocation):
-    """The sizes of the arrays that an update brings from the devices to the host."""
-    keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
+def gathered(name, how):
+    """The sizes of the arrays that an update brings from the devices to the host; its masks."""
+    lay(name)
     model = compiled()
-    pruner = kp.Pruner(model, kp.ConstantSparsity(0.75, end_step=4), allocation=allocation)
+    pruner = pruner_of(model, how)
     pruner.wrap(sgd())
-    from keras_pruner.backends import jax_ops
-
     sizes, whole = [], jax_ops.to_numpy
     jax_ops.to_numpy = lambda v: sizes.append(int(np.prod(v.shape))) or whole(v)
     try:
@@ -151,8 +131,9 @@ def gathered(allocation):
         reached = pruner.sparsity
     finally:
         jax_ops.to_numpy = whole
-    keras.distribution.set_distribution(None)
-    return {"sizes": sizes, "sparsity": reached}
+    masks = [np.asarray(m.mask.value).tolist() for m in pruner.wrapped.masked]
+    lay(None)
+    return {"sizes": sizes, "sparsity": reached, "masks": masks}
 
 
 def stateless():
@@ -199,7 +180,7 @@ def stateless():
 
 def disagreement():
     """What the check says when one copy of a weight is changed behind everybody's back."""
-    keras.distribution.set_distribution(DISTRIBUTIONS["DataParallel"]())
+    lay("DataParallel")
     model = compiled()
     pruner = kp.Pruner(model, SCHEDULE)
     pruner.wrap(sgd())
@@ -214,7 +195,7 @@ def disagreement():
     except RuntimeError as error:
         return str(error)
     finally:
-        keras.distribution.set_distribution(None)
+        lay(None)
     return ""
 
 
@@ -223,11 +204,15 @@ write(
         "trained": {
             f"{name} {allocation}": trained(name, allocation)
             for allocation in ("uniform", "lamp", "global")
-            for name in DISTRIBUTIONS
+            for name in ("single", *LAYOUTS)
         },
-        "communication": {n: communication(n) for n in DISTRIBUTIONS if n != "single"},
+        "communication": {n: communication(n) for n in LAYOUTS},
         "update": update_communication(),
-        "gathered": {a: gathered(a) for a in ("uniform", "lamp", "global")},
+        "gathered": {
+            f"{name} {how}": gathered(name, how)
+            for name in ("single", "ModelParallel")
+            for how in WAYS
+        },
         "stateless": stateless(),
         "disagreement": disagreement(),
     }

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from task_environment import PORTS, PROCESSES, RANK
 
@@ -9,41 +10,16 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
-
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-
 import keras
 import numpy as np
+from jax_layouts import LAYOUTS, WAYS, join, lay, lay_over_processes, pruner_of
 
-keras.distribution.initialize(f"127.0.0.1:{PORTS[0]}", PROCESSES, RANK)
+join(PORTS[0], PROCESSES, RANK)
 
 from jax.experimental import multihost_utils
 from task import BATCH, EPOCHS, LOSS, SCHEDULE, batches, network, sgd, write
 
 import keras_pruner as kp
-
-DEVICES = keras.distribution.list_devices()
-
-
-def model_parallel(shape):
-    """Kernels in parts along the hidden units."""
-    mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), DEVICES)
-    layout = keras.distribution.LayoutMap(mesh)
-    layout[".*hidden/kernel"] = (None, "model")
-    layout[".*hidden/bias"] = ("model",)
-    layout[".*head/kernel"] = ("model", None)
-    return keras.distribution.ModelParallel(
-        layout_map=layout, batch_dim_name="batch", auto_shard_dataset=False
-    )
-
-
-DISTRIBUTIONS = {
-    "DataParallel": lambda: keras.distribution.DataParallel(
-        devices=DEVICES, auto_shard_dataset=False
-    ),
-    "ModelParallel": lambda: model_parallel((1, 4)),
-    "both": lambda: model_parallel((2, 2)),
-}
 
 
 def whole(value):
@@ -53,7 +29,7 @@ def whole(value):
 
 def trained(name):
     """One `fit`; each process feeds its part of each batch."""
-    keras.distribution.set_distribution(DISTRIBUTIONS[name]())
+    lay_over_processes(name)
     model = network()
     model.compile(sgd(), loss=LOSS)
     if name == "ModelParallel":  # the batch is in one part: every process gives all of it
@@ -79,49 +55,61 @@ def trained(name):
         callbacks=[pruning, Look()],
     )
     found = [whole(v.value) for v in model.weights]
-    keras.distribution.set_distribution(None)
+    lay(None)
     return {"weights": found, "copies": copies[-1]}
 
 
-def backed_up():
+def backed_up(name, directory):
     """What a backup says to several processes."""
-    backup = kp.AtomicBackup(f"{sys.argv[1]}.backups")
-    backup.set_model(network())
+    lay_over_processes(name)
+    model = network()
+    model.compile(sgd(), loss=LOSS)
+    backup = kp.AtomicBackup(directory)
+    backup.set_model(model)
     try:
         backup.on_train_begin()
     except ValueError as error:
         return str(error)
+    finally:
+        lay(None)
     return ""
 
 
-def masks(allocation):
+def backed_up_apart():
+    """Where each process has a directory of its own, and the first alone a backup in it."""
+    directory = Path(f"{sys.argv[1]}.{RANK}.backups")
+    if RANK == 0:
+        (directory / "epoch-1").mkdir(parents=True)
+    return backed_up("DataParallel", directory)
+
+
+def masks(how):
     """The masks at once, of kernels in four parts."""
-    keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
+    lay_over_processes("ModelParallel")
     model = network()
-    pruner = kp.Pruner(model, kp.ConstantSparsity(0.75, end_step=4), allocation=allocation)
+    pruner = pruner_of(model, how)
     pruner.wrap(sgd())
     pruner.update()
-    assert pruner.sparsity == 0.75
     found = [whole(m.mask.value) for m in pruner.wrapped.masked]
-    keras.distribution.set_distribution(None)
+    lay(None)
     return found
 
 
 def saved_in_parts():
     """What Keras says to saving weights of which other processes have parts."""
-    keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
+    lay_over_processes("ModelParallel")
     try:
         network().save_weights(f"{sys.argv[1]}.{RANK}.weights.h5")
     except RuntimeError as error:
         return str(error)
     finally:
-        keras.distribution.set_distribution(None)
+        lay(None)
     return ""
 
 
 def not_finite():
     """What is raised where the NaN is not."""
-    keras.distribution.set_distribution(DISTRIBUTIONS["ModelParallel"]())
+    lay_over_processes("ModelParallel")
     model = network()
     pruner = kp.Pruner(model, kp.ConstantSparsity(0.75, end_step=4), allocation="lamp")
     pruner.wrap(sgd())
@@ -132,15 +120,18 @@ def not_finite():
     except ValueError as error:
         return str(error)
     finally:
-        keras.distribution.set_distribution(None)
+        lay(None)
     return ""
 
 
 write(
     {
-        **{name: trained(name) for name in DISTRIBUTIONS},
-        "backed up": backed_up(),
-        "masks": {allocation: masks(allocation) for allocation in ("uniform", "lamp", "global")},
+        **{name: trained(name) for name in LAYOUTS},
+        "backed up": {
+            "in parts": backed_up("ModelParallel", f"{sys.argv[1]}.backups"),
+            "apart": backed_up_apart(),
+        },
+        "masks": {how: masks(how) for how in WAYS},
         "saved in parts": saved_in_parts(),
         "not finite": not_finite(),
     }

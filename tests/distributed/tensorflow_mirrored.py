@@ -10,6 +10,7 @@ CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from task import BATCH, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from tensorflow_loop import step_of
 
 import keras_pruner as kp
 
@@ -18,7 +19,6 @@ MIRRORED = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 DATA = tf.data.Dataset.from_generator(
     batches, output_signature=(tf.TensorSpec((BATCH, 8)), tf.TensorSpec((BATCH,), tf.int32))
 )
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
 
 
 class Look(keras.callbacks.Callback):
@@ -47,29 +47,13 @@ def trained(scope, pruned=True, **options):
         return {"error": str(error)[:3000]}
 
 
-def step_of(model, optimizer):
-    """A training step on one replica's part of the batch."""
-
-    def step(x, y):
-        with tf.GradientTape() as tape:
-            loss = LOSS(y, model(x, training=True)) / BATCH
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-
-    return step
-
-
 def loop(compiled):
     """A loop of one's own over `strategy.run`."""
     with MIRRORED.scope():
         model = network()
         pruner = kp.Pruner(model, SCHEDULE)
         optimizer = pruner.wrap(sgd())
-    step = step_of(model, optimizer)
-
-    def run(x, y):
-        MIRRORED.run(step, args=(x, y))
-
+    run = step_of(MIRRORED, model, optimizer)
     run = tf.function(run) if compiled else run
     for x, y in MIRRORED.experimental_distribute_dataset(DATA):
         pruner.update()
@@ -88,8 +72,7 @@ def collectives(pruned):
             pruner.update()
         else:
             optimizer.build(model.trainable_variables)
-    step = step_of(model, optimizer)
-    run = tf.function(lambda x, y: MIRRORED.run(step, args=(x, y)))
+    run = tf.function(step_of(MIRRORED, model, optimizer))
     graph = run.get_concrete_function(*next(iter(MIRRORED.experimental_distribute_dataset(DATA))))
     graph = graph.graph
     return sorted(

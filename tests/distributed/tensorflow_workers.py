@@ -1,27 +1,18 @@
 """Two processes: `MultiWorkerMirroredStrategy` in a loop of one's own; `fit`, which fails."""
 
-import json
-import os
 import sys
 
-from task_environment import PORTS, RANK
-
-os.environ["TF_CONFIG"] = json.dumps(
-    {
-        "cluster": {"worker": [f"127.0.0.1:{port}" for port in PORTS]},
-        "task": {"type": "worker", "index": RANK},
-    }
-)
 import keras
 import tensorflow as tf
+from task_environment import PORTS, RANK
+from tensorflow_loop import name_workers, step_of
 
+name_workers(PORTS, RANK)
 STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()
 
 from task import BATCH, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
 
 import keras_pruner as kp
-
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
 
 
 def loop():
@@ -31,16 +22,7 @@ def loop():
         pruner = kp.Pruner(model, SCHEDULE)
         optimizer = pruner.wrap(sgd())
 
-    def step(x, y):
-        with tf.GradientTape() as tape:
-            loss = LOSS(y, model(x, training=True)) / BATCH
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-
-    @tf.function
-    def run(x, y):
-        STRATEGY.run(step, args=(x, y))
-
+    run = tf.function(step_of(STRATEGY, model, optimizer))
     half = slice(RANK * BATCH // 2, (RANK + 1) * BATCH // 2)
     for x, y in batches():
         pruner.update()

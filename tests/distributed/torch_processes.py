@@ -1,21 +1,15 @@
 """Processes over gloo: `DistributedDataParallel` around a Keras model, in a loop."""
 
-import os
-
-from task_environment import PORTS, PROCESSES, RANK
-
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(PORTS[0]), WORLD_SIZE=str(PROCESSES))
-
 import numpy as np
 import torch
 import torch.distributed as dist
-from task import BATCH, LOSS, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from task import LOSS, SCHEDULE, batches, compiled, fit, network, sgd, weights, write
+from task_environment import PROCESSES, RANK
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch_loop import MINE, join, step
 
 import keras_pruner as kp
-
-HALF = slice(RANK * BATCH // PROCESSES, (RANK + 1) * BATCH // PROCESSES)
 
 
 def torch_sgd(parameters):
@@ -46,9 +40,7 @@ def trained(optimizer_of, pruned=True):
     for x, y in batches():
         if pruned:
             pruner.update()
-        optimizer.zero_grad()
-        LOSS(torch.from_numpy(y[HALF]), parallel(torch.from_numpy(x[HALF]))).backward()
-        optimizer.step()
+        step(parallel, optimizer, x, y)
     found = {"weights": weights(model), "sent": sent}
     if pruned:
         pruner.update()
@@ -66,7 +58,7 @@ def keras_optimizer():
     for x, y in batches():
         pruner.update()
         model.zero_grad()
-        LOSS(torch.from_numpy(y[HALF]), parallel(torch.from_numpy(x[HALF]))).backward()
+        LOSS(torch.from_numpy(y[MINE]), parallel(torch.from_numpy(x[MINE]))).backward()
         with torch.no_grad():
             variables = model.trainable_variables
             optimizer.apply([v.value.grad for v in variables], variables)
@@ -102,7 +94,7 @@ def plain_fit():
 if PROCESSES == 1:
     write({"keras": {"weights": weights(fit(compiled(), kp.GradualPruning(SCHEDULE)))}})
 else:
-    dist.init_process_group("gloo", rank=RANK, world_size=PROCESSES)
+    join()
     write(
         {
             "sgd": trained(torch_sgd),

@@ -10,6 +10,8 @@ Every module here has the same functions:
 - `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
   `selection.counted_cut`, without moving the value.
 - `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`.
+- `keep_in_groups(variable, mask, shape, n, m)`: make the mask that of `masks.Groups`, without
+  moving the value.
 - `is_in_parts(variable)`: whether the value lies on several devices, a part on each.
 - `parts(*variables)`: of variables in the same parts, the parts that are in this process, each as
   a tuple of NumPy arrays; no entry twice, here or in another process.
@@ -18,6 +20,9 @@ Every module here has the same functions:
 - `copies(variable)`: every copy of every part in this process, as (name of the part, array).
 - `gather_copies(model, rows)`: an array of each process that trains the model, one after another.
 - `processes()`: how many processes know of each other.
+- `is_first_process()`: whether this is the one that writes for all.
+- `is_whole_in_each_process(model)`: whether in `fit` each of several processes has all of the model
+  and its optimizer, equal to the others'.
 - `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.
 - `variable_scope(model)`: a context in which new variables live where the model's do.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.

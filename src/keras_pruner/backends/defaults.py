@@ -1,7 +1,10 @@
-"""What a backend answers that has no weights in parts, or draws from nothing of its own."""
+"""What backends have in common: no weights in parts, no `fit` over processes, no generators."""
+
+from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 
 def is_in_parts(variable: keras.Variable) -> bool:
@@ -15,6 +18,17 @@ def gather(variable: keras.Variable) -> None:
     del variable
 
 
+def is_first_process() -> bool:
+    """Yes: in `fit` every process is by itself."""
+    return True
+
+
+def is_whole_in_each_process(model: keras.Model) -> bool:
+    """No: `fit` of Keras 3.15 does not keep the weights of several processes equal."""
+    del model
+    return False
+
+
 def random_states() -> dict[str, np.ndarray]:
     """None: every layer draws from a seed of its own."""
     return {}
@@ -23,3 +37,25 @@ def random_states() -> dict[str, np.ndarray]:
 def set_random_states(states: dict[str, np.ndarray]) -> None:
     """Nothing to set."""
     del states
+
+
+def best_in_groups(scores: Any, n: int, m: int) -> Any:
+    """`patterns.NM.keep` where the scores are, without a sort: by how many are ahead of each.
+
+    Args:
+        scores: of shape (..., inputs, outputs), from -1 up.
+        n: how many to keep in a group.
+        m: consecutive inputs of an output in a group.
+    """
+    inputs = scores.shape[-2]
+    rows = ops.moveaxis(scores, -2, -1)
+    behind = [(0, 0)] * (len(rows.shape) - 1) + [(0, -inputs % m)]
+    groups = ops.pad(rows, behind, constant_values=-2)
+    groups = ops.reshape(groups, (*rows.shape[:-1], -1, m))
+    ahead = ops.zeros(groups.shape, "int32")
+    for i in range(m):
+        other = groups[..., i : i + 1]
+        is_ahead = (other > groups) | ((other == groups) & (i < ops.arange(m)))
+        ahead = ahead + ops.cast(is_ahead, "int32")
+    kept = ops.reshape(ahead < n, (*rows.shape[:-1], -1))
+    return ops.moveaxis(kept[..., :inputs], -1, -2)

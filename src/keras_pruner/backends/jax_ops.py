@@ -1,6 +1,7 @@
 """JAX."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_pruner.backends.defaults import best_in_groups
 from keras_pruner.backends.defaults import random_states as random_states
 from keras_pruner.backends.defaults import set_random_states as set_random_states
 
@@ -59,7 +61,7 @@ def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
     if not is_in_parts(variables[0]):
         yield tuple(map(to_numpy, variables))
         return
-    whole, seen = _is_whole_in_each_process(variables[0].value), set()
+    whole, seen = _has_all_parts(variables[0].value), set()
     shards = [variable.value.addressable_shards for variable in variables]
     for together in zip(*shards, strict=True):
         part = str(together[0].index)
@@ -70,10 +72,10 @@ def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
 
 def gather(variable: keras.Variable) -> Callable[[np.ndarray], np.ndarray] | None:
     """What brings arrays of each process together, if the value is in several's parts."""
-    return None if _is_whole_in_each_process(variable.value) else _gather
+    return None if _has_all_parts(variable.value) else _gather
 
 
-def _is_whole_in_each_process(value: jax.Array) -> bool:
+def _has_all_parts(value: jax.Array) -> bool:
     """Whether the devices of every process have all parts among them."""
     parts: dict[int, set[str]] = {}
     for device, index in value.sharding.devices_indices_map(value.shape).items():
@@ -96,6 +98,17 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
 def processes() -> int:
     """How many processes know of each other."""
     return jax.process_count()
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that writes for all."""
+    return jax.process_index() == 0
+
+
+def is_whole_in_each_process(model: keras.Model) -> bool:
+    """Whether every value is copied over the devices of several processes, not in parts."""
+    values = [v.value for v in (*model.variables, *model.optimizer.variables)]
+    return all(v.is_fully_replicated and not v.is_fully_addressable for v in values)
 
 
 def _gather(numbers: np.ndarray) -> np.ndarray:
@@ -152,6 +165,21 @@ def _count_equal(value: jax.Array, mask: jax.Array, score: float, last: int) -> 
 def _cut(value: jax.Array, mask: jax.Array, score: float, last: int) -> jax.Array:
     scores = _scores(value, mask)
     return (scores > score) | ((scores == score) & (_indices(value) <= last))
+
+
+def keep_in_groups(
+    variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
+) -> None:
+    """Make the mask that of the best in every group, each on the device that has the group."""
+    mask.assign(_keep_in_groups(variable.value, mask.value, shape, n, m))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _keep_in_groups(
+    value: jax.Array, mask: jax.Array, shape: tuple[int, ...], n: int, m: int
+) -> jax.Array:
+    kept = best_in_groups(_scores(value, mask).reshape(shape), n, m)
+    return kept.reshape(value.shape)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:

@@ -9,8 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pruner.backends.defaults import best_in_groups
 from keras_pruner.backends.defaults import gather as gather
+from keras_pruner.backends.defaults import is_first_process as is_first_process
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
+from keras_pruner.backends.defaults import is_whole_in_each_process as is_whole_in_each_process
 from keras_pruner.backends.defaults import random_states as random_states
 from keras_pruner.backends.defaults import set_random_states as set_random_states
 
@@ -116,6 +119,14 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
     if last < variable.value.shape.num_elements() - 1:
         kept &= (scores > score) | _is_up_to(last, scores)
     mask.assign(kept)
+
+
+def keep_in_groups(
+    variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
+) -> None:
+    """Make the mask that of the best in every group."""
+    scores = keras.ops.reshape(_scores(variable, mask), shape)
+    mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
 
 
 def _scores(variable: keras.Variable, mask: keras.Variable) -> tf.Tensor:

@@ -8,8 +8,11 @@ import keras
 import numpy as np
 import torch
 
+from keras_pruner.backends.defaults import best_in_groups
 from keras_pruner.backends.defaults import gather as gather
+from keras_pruner.backends.defaults import is_first_process as is_first_process
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
+from keras_pruner.backends.defaults import is_whole_in_each_process as is_whole_in_each_process
 
 CHUNK = 1 << 20
 """Entries zeroed in one go."""
@@ -107,14 +110,28 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
         kept.copy_((scores > score) | ((scores == score) & (indices <= last)))
 
 
+@torch.no_grad()
+def keep_in_groups(
+    variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
+) -> None:
+    """Make the mask that of the best in every group."""
+    scores = keras.ops.reshape(_scores(variable.value, mask.value), shape)
+    mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
+
+
 def _parts(variable: keras.Variable, mask: keras.Variable) -> Iterator[Sequence[torch.Tensor]]:
     """Magnitudes, with -1 of what is pruned; flat indices; and the mask, a part at a time."""
     values, kept = variable.value.detach().reshape(-1), mask.value.view(-1)
     for start in range(0, len(values), CHUNK):
         value, part = values[start : start + CHUNK], kept[start : start + CHUNK]
-        wide = torch.promote_types(value.dtype, torch.float32)
         indices = torch.arange(start, start + len(value), device=value.device)
-        yield torch.where(part, value.abs().to(wide), -1), indices, part
+        yield _scores(value, part), indices, part
+
+
+def _scores(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Magnitudes, and -1 of what is pruned."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return torch.where(mask, value.abs().to(wide), -1)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:

@@ -9,11 +9,13 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.criteria import magnitude
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.capture import Values, run
 from keras_pruner.oneshot.inputs import needs_inputs, scores_as_given
 from keras_pruner.oneshot.progress import Announce
+from keras_pruner.oneshot.removal import Removal
 from keras_pruner.oneshot.rows import Linear
 from keras_pruner.oneshot.sequence import Outcome, Walk, go, inputs_of
 from keras_pruner.oneshot.sparsegpt import Groups
@@ -64,14 +66,15 @@ class Attempt:
         calibrated: None to prune without calibration.
         sparsity: overall fraction of zeros.
         stages: rounds of pruning and refitting.
-        sparsegpt: whether SparseGPT chooses the masks and updates the weights.
+        chosen_by: "sparsegpt" if that chooses the masks and updates the weights, "refit" if masks
+            are chosen in the course of the refit; "" if they are made before.
     """
 
     model: keras.Model
     calibrated: Calibrated | None
     sparsity: float
     stages: int
-    sparsegpt: bool = False
+    chosen_by: str = ""
 
     def variables(self, plan: Plan) -> list[keras.Variable]:
         """Everything that may change."""
@@ -140,7 +143,8 @@ class Attempt:
             known.batch_norm,
             known.refit,
             announce,
-            self._groups(plan) if self.sparsegpt else {},
+            self._groups(plan) if self.chosen_by == "sparsegpt" else {},
+            self._removals(plan) if self.chosen_by == "refit" else {},
         )
 
     def _groups(self, plan: Plan) -> dict[int, Groups | None]:
@@ -150,6 +154,15 @@ class Attempt:
             linear = self._linear(variable)
             if linear is not None:
                 found[id(variable)] = _groups_of(target, linear)
+        return found
+
+    def _removals(self, plan: Plan) -> dict[int, Removal]:
+        """For each kernel that is refitted, unless the plan has a criterion of its own."""
+        found = {}
+        for target, variable in _both(plan):
+            linear = self._linear(variable)
+            if linear is not None and plan.criterion is magnitude:
+                found[id(variable)] = Removal(target, linear.layout)
         return found
 
     def _masks(

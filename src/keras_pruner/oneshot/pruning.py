@@ -32,7 +32,7 @@ def prune(
     *,
     pattern: Pattern = Unstructured(),  # noqa: B008 - a frozen value
     allocation: Any = None,
-    criterion: Any = magnitude,
+    criterion: Any = None,
     filters: Filters = None,
     overrides: Mapping[str, Override] | None = None,
     calibration: Any = None,
@@ -62,8 +62,11 @@ def prune(
             output, and keeps what changes the outputs on held-out samples least. None: "lamp",
             or "uniform" where the pattern is neither unstructured nor of blocks; with
             calibration and above 90% unstructured zeros, "auto".
-        criterion: weights -> scores of the same shape, higher is better; or a function of the
-            weights and their inputs, such as `wanda`, which needs calibration. "sparsegpt":
+        criterion: what decides which weights stay. "refit": each layer's weights leave in
+            rounds, by what the refit has made of them, and as many stay as the allocation
+            gives it by magnitude. A function: weights -> scores of the same shape, higher is
+            better, such as `magnitude`; or of the weights and their inputs, such as `wanda`,
+            which needs calibration. None: "refit" if there is one, else `magnitude`. "sparsegpt":
             layer by layer, masks and updates by Frantar & Alistarh 2023 in place of the refit,
             with as many zeros in each as the allocation gives it by magnitude.
         filters: layers to prune: a regex or a list of them, or a function layer -> bool.
@@ -90,19 +93,27 @@ def prune(
     sparsity = _sparsity_for(sparsity, pattern)
     check_integer("stages", stages, least=1)
     check_integer("samples", samples, least=samples_of.LEAST)
-    sparsegpt = isinstance(criterion, str) and criterion == "sparsegpt"
+    if criterion is None:
+        criterion = "refit" if refit and calibration is not None else magnitude
+    chosen_by = _chosen_by(criterion)
     if calibration is None:
         _check_without_calibration(allocation, criterion, stages)
     elif allocation is None and sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured):
-        allocation = "auto" if criterion is magnitude else None
+        allocation = "auto" if criterion is magnitude or chosen_by == "refit" else None
     auto = isinstance(allocation, str) and allocation == "auto"
-    if sparsegpt:
+    if chosen_by == "sparsegpt":
         _check_sparsegpt(refit=refit, stages=stages, auto=auto)
-        criterion = magnitude
+    if chosen_by == "refit" and not refit:
+        raise ValueError(
+            '`criterion` "refit" chooses weights in the course of the refit. Received: '
+            "refit=False. Leave one of them out."
+        )
+    if chosen_by:
+        criterion = magnitude  # for the allocation
     ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
     rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
     plan = rules[0].plan(model, frozen=True)
-    if sparsegpt:
+    if chosen_by == "sparsegpt":
         _check_patterns(plan)
     if copy:
         model = _copy_of(model)
@@ -112,7 +123,7 @@ def prune(
         if calibration is not None:
             inputs = samples_of.read(calibration, model, samples)
             calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
-        attempt = Attempt(model, calibrated, sparsity, stages, sparsegpt)
+        attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
         found = _best(attempt, plans, progress)
     plan = next(iter(plans.values()))
     return _report(model, plan, found, time.perf_counter() - began)
@@ -161,6 +172,18 @@ def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found
     return _Found(results[chosen][1], results[chosen][0], candidates)
 
 
+def _chosen_by(criterion: Any) -> str:
+    """What chooses the masks while it goes through the layers; empty if nothing does."""
+    if not isinstance(criterion, str):
+        return ""
+    if criterion not in ("refit", "sparsegpt"):
+        raise ValueError(
+            '`criterion` must be a function such as kp.magnitude or kp.wanda, "refit" or '
+            f'"sparsegpt". Received: criterion={criterion!r}.'
+        )
+    return criterion
+
+
 def _candidates(criterion: Any) -> dict[str, tuple[Any, Any]]:
     return {
         "lamp": ("lamp", criterion),
@@ -192,7 +215,7 @@ def _check_without_calibration(allocation: Any, criterion: Any, stages: int) -> 
     needs = {
         'allocation="auto"': isinstance(allocation, str) and allocation == "auto",
         f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion)
-        or criterion == "sparsegpt",
+        or _chosen_by(criterion) != "",
         f"stages={stages}": stages > 1,
     }
     for said, needed in needs.items():

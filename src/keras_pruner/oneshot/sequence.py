@@ -22,6 +22,7 @@ from keras_pruner.oneshot import solver, sparsegpt
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.capture import Call, Enough, Values, listening, run
 from keras_pruner.oneshot.inputs import Inputs
+from keras_pruner.oneshot.removal import Removal
 from keras_pruner.oneshot.rows import Choose, Linear
 from keras_pruner.oneshot.survey import Node, Survey
 
@@ -55,7 +56,7 @@ class Walk:
         fit: samples to fit on.
         held: samples to judge by.
         survey: of the model.
-        masks: by the id of a kernel.
+        masks: by the id of a kernel; the walk puts others in their place where it finds better.
         dense: value before anything was pruned, of each variable that may change.
         is_dense: whether the model holds these values when the walk begins.
         batch_norm: whether batch norms are re-estimated.
@@ -63,19 +64,21 @@ class Walk:
         announce: told the name of each layer.
         by_sparsegpt: the kernels that SparseGPT prunes in place of a refit, by id; with the
             groups of an N:M pattern.
+        removals: the kernels whose masks are chosen in the course of their refit, by id.
     """
 
     model: keras.Model
     fit: Samples
     held: Samples
     survey: Survey
-    masks: Mapping[int, np.ndarray]
+    masks: dict[int, np.ndarray]
     dense: Values
     is_dense: bool
     batch_norm: bool
     refit: bool
     announce: Callable[[str], None]
     by_sparsegpt: Mapping[int, sparsegpt.Groups | None]
+    removals: Mapping[int, Removal]
 
     def nodes(self) -> list[Node]:
         """What has to be visited, in order."""
@@ -164,9 +167,13 @@ def _refit(walk: Walk, linear: Linear, targets: _Pair) -> Outcome:
     if id(linear.kernel) in walk.by_sparsegpt and not mask.all():
         groups = walk.by_sparsegpt[id(linear.kernel)]
         updated, mask = _by_sparsegpt(rows.fit, weights, mask, groups)
+    shifts = linear.bias is not None or norm is not None
+    if id(linear.kernel) in walk.removals:
+        removal = walk.removals[id(linear.kernel)]
+        mask = removal.choose(rows.fit, targets.fit, weights, mask, shift=shifts)
+    walk.masks[id(linear.kernel)] = linear.layout.from_matrix(mask)
     masked = keras.ops.convert_to_tensor(np.where(mask, weights, 0))
     del weights
-    shifts = linear.bias is not None or norm is not None
 
     def unfitted(matrix: Any) -> solver.Fit:
         """With the shift that the statistics of a norm behind it will bring about."""

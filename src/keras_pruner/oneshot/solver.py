@@ -55,9 +55,8 @@ def refit(rows: Any, targets: Any, matrix: Any, mask: Any, *, shift: bool) -> Fi
     Returns:
         The refitted weights; a full mask with exact rows gives `matrix` itself.
     """
-    groups, n, inputs = rows.shape
-    mean_rows = ops.mean(rows, axis=1, keepdims=True) if shift else ops.zeros_like(rows[:, :1])
-    centred = rows - mean_rows
+    n, inputs = rows.shape[1:]
+    centred, mean_rows = _centred(rows, shift=shift)
     turned = ops.transpose(centred, (0, 2, 1))
     product, diagonal = damped_gram(centred)
     tolerance = _TOLERANCE_FEW_ROWS if n < inputs else _TOLERANCE
@@ -71,15 +70,64 @@ def refit(rows: Any, targets: Any, matrix: Any, mask: Any, *, shift: bool) -> Fi
         matrix = matrix + conjugate_gradients(product, force, mask, diagonal, tolerance)
         return matrix, mean - ops.matmul(mean_rows, matrix)
 
-    outputs = targets.shape[-1]
+    return Fit(*_in_blocks(block, matrix, targets, mask))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+    """The equations of one layer, to be solved under one mask after another.
+
+    Attributes:
+        product: v -> (H + lam I) v.
+        diagonal: of H + lam I, shape (groups, inputs, 1).
+        right: C + lam w_0, shape (groups, inputs, outputs).
+    """
+
+    product: Callable[[Any], Any]
+    diagonal: Any
+    right: Any
+
+    @classmethod
+    def of(cls, rows: Any, targets: Any, matrix: Any, *, shift: bool) -> "System":
+        """For the arguments of `refit`."""
+        centred, _ = _centred(rows, shift=shift)
+        product, diagonal = damped_gram(centred)
+        missing = _centred(targets, shift=shift)[0] - ops.matmul(centred, matrix)
+        force = ops.matmul(ops.transpose(centred, (0, 2, 1)), missing) / rows.shape[1]
+        return cls(product, diagonal, force + product(matrix))
+
+    def solve(self, matrix: np.ndarray, mask: np.ndarray, tolerance: float) -> np.ndarray:
+        """The refit under a mask, begun at `matrix`."""
+
+        def block(matrix: Any, mask: Any, right: Any) -> tuple[Any]:
+            mask = ops.cast(mask, "float32")
+            matrix = mask * ops.cast(matrix, "float32")
+            force = mask * (right - self.product(matrix))
+            found = conjugate_gradients(self.product, force, mask, self.diagonal, tolerance)
+            return (matrix + found,)
+
+        return ops.convert_to_numpy(_in_blocks(block, matrix, mask, self.right)[0])
+
+
+def _centred(values: Any, *, shift: bool) -> tuple[Any, Any]:
+    """Values (groups, n, ...) without their mean, if there is to be a shift, and the mean."""
+    if not shift:
+        return values, ops.zeros_like(values[:, :1])
+    mean = ops.mean(values, axis=1, keepdims=True)
+    return values - mean, mean
+
+
+def _in_blocks(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[Any, ...]:
+    """The results of a function of some outputs, for all outputs."""
+    groups, inputs, outputs = arrays[0].shape
     width = max(1, BLOCK // (groups * inputs))
     parts = [
-        block(*(whole[:, :, i : i + width] for whole in (matrix, targets, mask)))
+        function(*(array[:, :, i : i + width] for array in arrays))
         for i in range(0, outputs, width)
     ]
     if len(parts) == 1:
-        return Fit(*parts[0])
-    return Fit(*(ops.concatenate(part, axis=2) for part in zip(*parts, strict=True)))
+        return parts[0]
+    return tuple(ops.concatenate(part, axis=2) for part in zip(*parts, strict=True))
 
 
 def rescale(rows: Any, targets: Any, matrix: Any) -> Fit:

@@ -1,0 +1,51 @@
+"""TFMOT's IMDB example: an embedding and an LSTM that tell good reviews from bad ones, pruned.
+
+    KERAS_BACKEND=tensorflow python examples/imdb_lstm.py --data vaderSentiment-3.3.2.tar.gz
+
+Data: `keras.datasets.imdb`; or, given by --data, the source archive of the package vaderSentiment,
+which holds 10,605 rated film snippets (Hutto & Gilbert 2014):
+`pip download --no-binary :all: --no-deps vaderSentiment==3.3.2`.
+"""
+
+import datasets
+import recipe
+
+OPTIONS = recipe.parser(__doc__)
+OPTIONS.add_argument("--words", type=int, default=20000, help="in the vocabulary")
+OPTIONS.add_argument("--length", type=int, default=100, help="words of a review that are read")
+OPTIONS.add_argument("--units", type=int, default=128, help="of the embedding and the LSTM")
+
+
+def network(keras, options):
+    """The layers of TFMOT's own example of that name."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((options.length,)),
+            layers.Embedding(options.words, options.units),
+            layers.LSTM(options.units),
+            layers.Dropout(0.5),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+
+
+def main():
+    options = OPTIONS.parse_args()
+    rows = 640 if options.smoke else None
+    size = f"{options.words} words, {options.units} units"
+    reviews = recipe.Recipe(
+        name=f"IMDB LSTM, {size}",
+        data=lambda _: datasets.reviews(
+            options.data, options.work, options.words, options.length, rows
+        ),
+        build=lambda keras, _: network(keras, options),
+        score=recipe.accuracy,
+        loss="binary_crossentropy",
+        budget=recipe.budget(options, recipe.Budget(3, 2, 128)),
+    )
+    recipe.run(options, [reviews])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""TFMOT's MNIST example, a convolutional network for digits, dense and pruned.
+
+    KERAS_BACKEND=tensorflow python examples/mnist_cnn.py --seeds 5 --methods ours tfmot
+
+Data: `keras.datasets.mnist`, or the file mnist.npz of it given by --data; where it cannot be had,
+the 10,000 digits of it that come with keras_pruner (8,000 to train with, 2,000 to test).
+"""
+
+import datasets
+import recipe
+
+OPTIONS = recipe.parser(__doc__)
+OPTIONS.add_argument("--width", type=float, default=1.0, help="times the filters and units")
+
+
+def network(keras, width):
+    """The layers of TFMOT's own example of that name."""
+    layers, (few, more, units) = keras.layers, (int(width * n) for n in (32, 64, 1024))
+    return keras.Sequential(
+        [
+            layers.Input((28, 28, 1)),
+            layers.Conv2D(few, 5, padding="same", activation="relu"),
+            layers.MaxPooling2D(2, 2, padding="same"),
+            layers.BatchNormalization(),
+            layers.Conv2D(more, 5, padding="same", activation="relu"),
+            layers.MaxPooling2D(2, 2, padding="same"),
+            layers.Flatten(),
+            layers.Dense(units, activation="relu"),
+            layers.Dropout(0.4),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def main():
+    options = OPTIONS.parse_args()
+    rows = 1000 if options.smoke else None
+    mnist = recipe.Recipe(
+        name="MNIST CNN" + (f", width {options.width:g}" if options.width != 1 else ""),
+        data=lambda _: datasets.mnist(options.data, options.work, rows),
+        build=lambda keras, _: network(keras, options.width),
+        score=recipe.accuracy,
+        budget=recipe.budget(options, recipe.Budget(4, 3, 128)),
+    )
+    recipe.run(options, [mnist])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""What the recipes share: their options, what a run is, and how it is stored and taken up again.
+
+A recipe is a value: data, network, measure and budget. `run` trains it dense, goes on from there
+in every way that was asked for, and appends a line to the results after each. What has its line
+already is not done again, so that a run that was stopped goes on where it stopped.
+
+dense           trained for `dense_epochs`; everything else starts from these weights
+dense, longer   trained on for `pruning_epochs`, with nothing pruned
+ours            pruned and refitted, then trained on for `pruning_epochs` with the zeros kept; or,
+                with --start gradual, pruned while it is trained on
+distilled       the same, with the dense network as teacher
+tfmot           pruned by TFMOT while it is trained on, with the same batches in the same order
+
+Retained is the score of the pruned network / the better one of the two dense scores.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recorded
+
+METHODS = ("ours", "distilled", "tfmot")
+PATTERNS = ("unstructured", "2:4", "4x1")
+ALLOCATIONS = ("lamp", "erk", "global", "uniform")
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Training rows in memory: x and y are arrays, or tuples of arrays of the same length."""
+
+    x: Any
+    y: Any
+
+    def __len__(self):
+        return len(self.x[0] if isinstance(self.x, tuple) else self.x)
+
+    def take(self, index):
+        """The rows with these numbers, x and y."""
+        return tuple(
+            tuple(a[index] for a in part) if isinstance(part, tuple) else part[index]
+            for part in (self.x, self.y)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What to train and to test with.
+
+    Attributes:
+        train: `Arrays`, or anything with `len(train)` and `train.take(index) -> x, y`.
+        test: what the recipe's `score` wants; x and y for `accuracy`.
+        source: what it is, in a few words.
+        facts: what `build` must know besides: classes, words, ...
+    """
+
+    train: Any
+    test: Any
+    source: str
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long to train, and how fast; the rate falls to zero as a cosine in both parts."""
+
+    dense_epochs: int
+    pruning_epochs: int
+    batch: int = 64
+    dense_rate: float = 2e-3
+    pruning_rate: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """How many zeros, and which shapes of them. Its name is "0.8", "2:4" or "4x1 0.8"."""
+
+    sparsity: float
+    pattern: str = "unstructured"
+
+    @property
+    def name(self):
+        if self.pattern == "2:4":
+            return self.pattern
+        return f"{'' if self.pattern == 'unstructured' else self.pattern + ' '}{self.sparsity:g}"
+
+
+def adam(keras, rate):
+    """The optimizer of most recipes."""
+    return keras.optimizers.Adam(rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One row of the published table, or a model beside it.
+
+    Functions that take `keras` are given Keras 3 or, under TFMOT, tf_keras.
+
+    Attributes:
+        name: of the recipe in the results; another size or another data is another name.
+        data: seed -> data. Called on both sides, so it imports neither Keras nor what only
+            makes features; `datasets.cached` keeps those.
+        build: keras, data -> model, not compiled.
+        score: model, data -> how good it is; the higher, the better, and 0 is nothing.
+        budget: epochs, batch and rates.
+        measure: the name of the score.
+        loss: as `compile` takes it, or keras -> loss.
+        optimizer: keras, learning rate (a schedule) -> optimizer.
+        published: "dense" or a target's name -> the published figure, per cent or BLEU.
+        left_alone: regex of the names of layers that nobody prunes.
+        tfmot: whether TFMOT can prune the model.
+    """
+
+    name: str
+    data: Callable[[int], Data]
+    build: Callable[[Any, Data], Any]
+    score: Callable[[Any, Data], float]
+    budget: Budget
+    measure: str = "accuracy"
+    loss: Any = "sparse_categorical_crossentropy"
+    optimizer: Callable[[Any, Any], Any] = adam
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    left_alone: str | None = None
+    tfmot: bool = True
+
+    def loss_of(self, keras):
+        """The loss, made with this Keras."""
+        return self.loss(keras) if callable(self.loss) else self.loss
+
+    def leaves_alone(self, layer):
+        """Whether the layer of this name is not to be pruned."""
+        return bool(self.left_alone and re.search(self.left_alone, layer))
+
+
+def accuracy(model, data):
+    """The fraction of the test rows whose largest output, or whose sign, is right."""
+    x, y = data.test
+    out = np.asarray(model.predict(x, batch_size=256, verbose=0))
+    found = out.argmax(-1) if out.shape[-1] > 1 else out[..., 0] > 0.5
+    return float(np.mean(found == y))
+
+
+def order(seed, rows, budget, epochs):
+    """The rows of every batch of a training, shape (steps, batch); the same on both sides."""
+    batch = min(budget.batch, rows)
+    whole = rows // batch * batch
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(rows)[:whole] for _ in range(epochs)]
+    return np.concatenate(shuffled).reshape(-1, batch)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
+    """The options that every recipe has; a script adds its own."""
+    made = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--data", metavar="PATH", help="your copy of the data, as said above")
+    made.add_argument("--sparsity", nargs="+", type=float, default=list(sparsity))
+    made.add_argument("--pattern", nargs="+", choices=PATTERNS, default=list(pattern))
+    made.add_argument("--allocation", choices=ALLOCATIONS, default="lamp")
+    made.add_argument(
+        "--start",
+        choices=["at once", "gradual"],
+        default="at once",
+        help="prune and refit before training on, or prune while training on",
+    )
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--methods", nargs="*", choices=METHODS, default=["ours"])
+    made.add_argument(
+        "--epochs", nargs=2, type=int, metavar=("DENSE", "PRUNING"), help="in place of the recipe's"
+    )
+    made.add_argument("--smoke", action="store_true", help="a minute of everything, to see it run")
+    made.add_argument(
+        "--tfmot-python",
+        default=os.environ.get("TFMOT_PYTHON"),
+        metavar="PYTHON",
+        help="of an environment with tensorflow-model-optimization 0.8.1 and tf-keras",
+    )
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
+    made.add_argument(
+        "--work", type=Path, default=HERE / ".work", metavar="DIR", help="trained weights, features"
+    )
+    made.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)  # this is TFMOT's side
+    return made
+
+
+def targets(options):
+    """What was asked for by --sparsity and --pattern."""
+    return [
+        Target(sparsity, pattern)
+        for pattern in options.pattern
+        for sparsity in ([0.5] if pattern == "2:4" else options.sparsity)
+    ]
+
+
+def budget(options, usual):
+    """The recipe's usual budget, with --epochs; an epoch each for --smoke."""
+    epochs = (1, 1) if options.smoke else options.epochs
+    if not epochs:
+        return usual
+    return dataclasses.replace(usual, dense_epochs=epochs[0], pruning_epochs=epochs[1])
+
+
+def check(options):
+    """What --smoke means for the other options, and what cannot go together."""
+    if options.smoke:
+        options.seeds = 1
+        options.sparsity = options.sparsity[-1:]
+    if "tfmot" in options.methods and not options.tfmot_python:
+        raise SystemExit(
+            "--methods tfmot needs --tfmot-python, or TFMOT_PYTHON: the Python of an environment "
+            'made with `pip install "tensorflow-model-optimization==0.8.1" tf-keras`.'
+        )
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run(options, recipes):
+    """Do what is not done yet of each recipe, and print its table."""
+    check(options)
+    if options.jobs:
+        import recipe_tfmot
+
+        recipe_tfmot.work(options.jobs, {recipe.name: recipe for recipe in recipes})
+        return
+    for recipe in recipes:
+        path = options.results / f"{file_name(recipe.name)}.jsonl"
+        Run(recipe, options, path).go()
+        print(recorded.table(recorded.read(path)), flush=True)
+
+
+def file_name(name):
+    """A recipe's name in a path."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One recipe with the options of a command."""
+
+    recipe: Recipe
+    options: argparse.Namespace
+    path: Path
+
+    def go(self):
+        """Every seed and method that has no line yet."""
+        import recipe_training as training
+
+        here = [method for method in self.options.methods if method != "tfmot"]
+        for seed in range(self.options.seeds):
+            todo = [
+                (method, target)
+                for target in targets(self.options)
+                for method in here
+                if self.missing(seed, method, target)
+            ]
+            before = [name for name in ("dense", "dense, longer") if self.missing(seed, name)]
+            if not todo and not before:
+                continue
+            side = training.Side(self.recipe, seed, self.start(seed), self.options)
+            for name in before:
+                self.note(side.dense() if name == "dense" else side.longer(), seed, name)
+            for method, target in todo:
+                self.note(side.pruned(method, target), seed, method, target)
+        if "tfmot" in self.options.methods and self.recipe.tfmot:
+            self.under_tfmot(training)
+
+    def under_tfmot(self, training):
+        """What TFMOT is to do, in one process of its own; its weights are scored on this side."""
+        import recipe_tfmot
+
+        jobs = [
+            recipe_tfmot.Job(self.recipe.name, seed, self.start(seed), target)
+            for seed in range(self.options.seeds)
+            for target in targets(self.options)
+            if self.missing(seed, "tfmot", target)
+        ]
+        for job, weights, seconds in recipe_tfmot.run(jobs, self.options):
+            side = training.Side(self.recipe, job.seed, job.start, self.options)
+            found = side.measured_with(weights, seconds)
+            self.note(found, job.seed, "tfmot", job.target)
+
+    def start(self, seed):
+        """Where the dense weights of a seed are kept."""
+        b = self.recipe.budget
+        budget = f"{b.dense_epochs}-{b.batch}-{b.dense_rate:g}"
+        return self.options.work / f"{file_name(self.recipe.name)}-{budget}-{seed}.npz"
+
+    def key(self, seed, method, target=None):
+        """What tells a line from all others."""
+        chosen = {}
+        if target is not None:
+            chosen = {"target": target.name}
+            if method != "tfmot":
+                split = self.options.allocation if target.pattern != "2:4" else "uniform"
+                chosen |= {"allocation": split, "start": self.options.start}
+        budget = dataclasses.asdict(self.recipe.budget)
+        return {
+            "recipe": self.recipe.name,
+            "seed": seed,
+            "method": method,
+            **chosen,
+            "budget": budget,
+        }
+
+    def missing(self, seed, method, target=None):
+        """Whether it has no line yet."""
+        key = self.key(seed, method, target)
+        return not any(key.items() <= line.items() for line in recorded.read(self.path))
+
+    def note(self, found, seed, method, target=None):
+        """Store the line of a run."""
+        name = "dense" if target is None else target.name
+        line = self.key(seed, method, target)
+        line |= {"measure": self.recipe.measure, "published": self.recipe.published.get(name)}
+        line |= {"published dense": self.recipe.published.get("dense")}
+        recorded.append(self.path, line | found)
