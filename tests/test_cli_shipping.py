@@ -9,7 +9,7 @@ import pytest
 from test_cli import fails, misused, succeeds
 
 import keras_pruner as kp
-from keras_pruner import cli
+from keras_pruner import cli, cli_shipping, files
 from keras_pruner.deploy import stages
 
 CONVERTS = keras.backend.backend() == "tensorflow"
@@ -28,15 +28,33 @@ def saved(tmp_path):
 
 def test_advise_prints_what_the_function_says(capsys, saved):
     model = keras.saving.load_model(saved)
-    arguments = ["--sparsity", "0.9", "--batch-size", "2"]
+    arguments = ["--sparsity", "0.95", "--batch-size", "2"]
     data = json.loads(succeeds(capsys, "advise", saved, *arguments, "--json"))
-    assert data == json.loads(json.dumps(kp.advise(model, sparsity=0.9, batch_size=2).as_dict()))
+    assert data == json.loads(json.dumps(kp.advise(model, sparsity=0.95, batch_size=2).as_dict()))
     assert data["layers"][0]["pattern"] == repr(kp.Block((4, 1)))
     text = succeeds(capsys, "advise", saved, "--runtime", "litert-wasm", "--unstructured")
     assert "litert-wasm at sparsity 0.8" in text
     assert "unpacks zeros" in succeeds(capsys, "advise", saved, "--runtime", "openvino")
     assert "invalid choice" in misused(capsys, "advise", saved, "--runtime", "tpu")
     assert "pass --sparsity=0.8" in misused(capsys, "advise", saved, "--sparsity", "80")
+
+
+def test_gains_are_measured_once_and_then_read(capsys, saved, tmp_path, monkeypatch):
+    points = [kp.deploy.gains.Point(form, 1e6, 1, 0.0, 1.0) for form in ("block 1x4", "csr")]
+    measured = kp.Gains("litert-x86", "by hand", tuple(points))
+    calls = []
+    monkeypatch.setattr(cli_shipping, "measure_gains", lambda: calls.append(1) or measured)
+    path = tmp_path / "gains.json"
+    for _ in range(2):
+        data = json.loads(succeeds(capsys, "advise", saved, "--gains", path, "--json"))
+        assert data == json.loads(json.dumps(kp.advise(files.load(saved), measured).as_dict()))
+    assert calls == [1]
+    command = ["advise", saved, "--gains", path, "--runtime", "litert-x86"]
+    assert "not allowed with" in misused(capsys, *command)
+    path.write_text("[1]")
+    assert "holds no gains" in fails(capsys, "advise", saved, "--gains", path)
+    assert "make the directory" in fails(capsys, "advise", saved, "--gains", tmp_path / "no" / "g")
+    assert "not for .keras" in fails(capsys, "export", saved, tmp_path / "s.keras", "--gains", path)
 
 
 @pytest.mark.parametrize(

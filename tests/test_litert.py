@@ -51,7 +51,7 @@ def saved_bytes(contents):
 
 @pytest.mark.parametrize("block", [True, False], ids=["blocks", "unstructured"])
 def test_a_float32_file_runs_sparse_and_computes_the_same(tmp_path, block):
-    sparsity = 0.9 if block else 0.96
+    sparsity = 0.95 if block else 0.99
     done = export_litert(model_with_zeros(block, sparsity), tmp_path / "m.tflite")
     assert done.difference < 1e-5
     assert done.size == (tmp_path / "m.tflite").stat().st_size

@@ -1,6 +1,7 @@
 """The commands around leaving Keras: `advise`, `export`, `verify` and `compare`."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from keras_pruner.cli_arguments import (
 from keras_pruner.comparison import compare
 from keras_pruner.deploy.advise import advise
 from keras_pruner.deploy.eligible import make_eligible
-from keras_pruner.deploy.gains import DENSE_RUNTIMES, RUNTIMES
+from keras_pruner.deploy.gains import DENSE_RUNTIMES, RUNTIMES, Gains
 from keras_pruner.deploy.litert import export_litert
+from keras_pruner.deploy.measure_gains import measure_gains
 from keras_pruner.deploy.sparse_file import save_sparse
 from keras_pruner.deploy.storage import save_compressed
 from keras_pruner.deploy.verify import verify_litert
@@ -43,7 +45,7 @@ def _advise(arguments: argparse.Namespace) -> None:
     asked = arguments.unstructured or arguments.block or arguments.nm or arguments.channel
     advice = advise(
         model,
-        arguments.runtime,
+        _runtime(arguments),
         sparsity=arguments.sparsity,
         pattern=pattern_of(arguments) if asked else None,
         batch_size=arguments.batch_size,
@@ -63,7 +65,7 @@ def _export(arguments: argparse.Namespace) -> None:
             model,
             output,
             weights=arguments.weights,
-            runtime=arguments.runtime or RUNTIMES[0],
+            runtime=_runtime(arguments),
             input_signature=_signature(model, arguments.input_shape),
         )
         data, text = done.as_dict(), str(done)
@@ -83,10 +85,27 @@ def _check_export(arguments: argparse.Namespace, output: Path) -> None:
     allowed = {".tflite": ("float32", "float16", "int8"), ".keras": ("float32", "float16")}
     if arguments.weights not in allowed.get(output.suffix, ("float32",)):
         raise ValueError(f"--weights {arguments.weights} is not for {output.suffix} files.")
-    if output.suffix != ".tflite" and (arguments.runtime or arguments.input_shape):
-        raise ValueError(f"--runtime and --input-shape are not for {output.suffix} files.")
+    if output.suffix != ".tflite" and (
+        arguments.runtime or arguments.gains or arguments.input_shape
+    ):
+        raise ValueError(f"--runtime, --gains and --input-shape are not for {output.suffix} files.")
     if output.exists() and not arguments.force:
         raise files.FileError(f"{output} exists already. Pass --force to overwrite it.")
+
+
+def _runtime(arguments: argparse.Namespace) -> str | Gains:
+    """The runtime that is named, or the gains in a file; measured into it if it is not there."""
+    if arguments.gains is None:
+        return arguments.runtime or RUNTIMES[0]
+    path = Path(arguments.gains)
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise files.FileError(f"{path.parent} does not exist: make the directory first.")
+        path.write_text(json.dumps(measure_gains().as_dict(), indent=2), encoding="utf-8")
+    try:
+        return Gains.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise files.FileError(f"{path} holds no gains: {error}") from None
 
 
 def _signature(model: keras.Model, shape: list[int] | None) -> list[keras.InputSpec] | None:
@@ -155,12 +174,11 @@ def _add_advise(commands: Any) -> None:
         "keras-pruner advise model.keras --runtime litert-wasm --unstructured --json",
     )
     command.add_argument("model", help="a .keras or .h5 file")
-    command.add_argument(
-        "--runtime",
-        choices=[*RUNTIMES, *DENSE_RUNTIMES],
-        default=RUNTIMES[0],
-        help="default: %(default)s",
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--runtime", choices=[*RUNTIMES, *DENSE_RUNTIMES], help=f"default: {RUNTIMES[0]}"
     )
+    _add_gains(where)
     command.add_argument("--sparsity", type=sparsity, default=0.8, help="default: %(default)s")
     command.add_argument(
         "--batch-size", type=positive, default=1, help="rows per inference; default: 1"
@@ -172,6 +190,14 @@ def _add_advise(commands: Any) -> None:
         help="zeros anywhere; without a pattern: the best for each layer",
     )
     add_trust(command)
+
+
+def _add_gains(command: Any) -> None:
+    command.add_argument(
+        "--gains",
+        metavar="GAINS.json",
+        help="what zeros gain on this machine; measured into the file if there is none",
+    )
 
 
 def _add_export(commands: Any) -> None:
@@ -193,9 +219,11 @@ def _add_export(commands: Any) -> None:
         default="float32",
         help="how kernels are stored; default: %(default)s",
     )
-    command.add_argument(
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
         "--runtime", choices=RUNTIMES, help=f"where a .tflite will run; default: {RUNTIMES[0]}"
     )
+    _add_gains(where)
     command.add_argument(
         "--input-shape", nargs="+", type=positive, metavar="N",
         help="of a model that does not know it, with the batch: 1 224 224 3",
