@@ -46,8 +46,9 @@ def find(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
 
 
 def make(choice: Choice, variable: keras.Variable, mask: keras.Variable) -> None:
-    """Change the mask to what was chosen."""
+    """Change the mask to what was chosen, and zero what it does not keep."""
     if isinstance(choice, Cut):
         backends.current().cut(variable, mask, choice.score, choice.last)
     else:
         mask.assign(choice)
+        backends.current().zero_pruned([variable], [mask])

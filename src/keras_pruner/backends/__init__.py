@@ -9,7 +9,8 @@ Every module here has the same functions:
 - `is_in_memory(variable)`: whether NumPy can look at the value where it is, without a copy.
 - `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
   `selection.counted_cut`, without moving the value.
-- `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`.
+- `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`, and the variable
+  exactly 0.0 where it is False.
 - `is_in_parts(variable)`: whether the value lies on several devices, a part on each.
 - `parts(*variables)`: of variables in the same parts, the parts that are in this process, each as
   a tuple of NumPy arrays; no entry twice, here or in another process.

@@ -27,6 +27,17 @@ def _masked(tensor: Any, mask: Any) -> tf.Tensor:
     return tf.bitcast(product, tensor.dtype)
 
 
+@tf.function(jit_compile=True)
+def _zero_in_place(variables: Sequence[tf.Variable], masks: Sequence[tf.Variable]) -> None:
+    """XLA fuses what is a pass each in a graph, and writes over the variable's own memory."""
+    for variable, mask in zip(variables, masks, strict=True):
+        variable.assign(tf.where(mask, variable, tf.zeros((), variable.dtype)))
+
+
+def _is_on_cpu(variable: tf.Variable) -> bool:
+    return "CPU" in variable.device
+
+
 def mask_gradient(gradient: Any, mask: keras.Variable) -> Any:
     """The gradient with zeros where the mask is False; rows of it for `tf.IndexedSlices`."""
     if isinstance(gradient, tf.IndexedSlices):
@@ -39,9 +50,13 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
     """Set the variables to exactly 0.0 where the masks are False.
 
     `extended.update` writes each replica's copy from that replica's mask: assigning in a replica
-    context instead would make TensorFlow all-reduce the weights.
+    context instead would make TensorFlow all-reduce the weights. Without replicas, it is one pass
+    over the weights where they are (benchmarks/zero_in_place.py).
     """
     pairs = [(v.value, m.value) for v, m in zip(variables, masks, strict=True)]
+    if pairs and not tf.distribute.has_strategy() and all(_is_on_cpu(v) for v, _ in pairs):
+        _zero_in_place(*zip(*pairs, strict=True))
+        return
 
     def zero(variable: tf.Variable, mask: tf.Tensor) -> None:
         variable.assign(_masked(variable, mask))
@@ -96,41 +111,58 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
     """How many entries score `score` or more."""
-    return int(tf.math.count_nonzero(_scores(variable, mask) >= score))
+    return int(tf.math.count_nonzero(_scores(variable.value, mask.value) >= score))
 
 
 def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
     """How many entries up to the flat index `last` have this score."""
-    scores = _scores(variable, mask)
+    scores = _scores(variable.value, mask.value)
     return int(tf.math.count_nonzero((scores == score) & _is_up_to(last, scores)))
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut.
+    """Make the mask that of a cut, and the variable zero where it is False.
 
     As a whole: a variable that was ever assigned in parts is copied by TensorFlow at each
     reading from then on.
     """
-    scores = _scores(variable, mask)
-    kept = scores >= score
-    if last < variable.value.shape.num_elements() - 1:
-        kept &= (scores > score) | _is_up_to(last, scores)
+    end = tf.constant(last, tf.int64)
+    value = variable.value
+    if isinstance(value, tf.distribute.DistributedValues) or not _is_on_cpu(value):
+        mask.assign(_kept(value, mask.value, tf.constant(score, tf.float64), end))
+        zero_pruned([variable], [mask])
+    else:
+        _cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
+
+
+@tf.function(jit_compile=True)
+def _cut_in_place(
+    variable: tf.Variable, mask: tf.Variable, score: tf.Tensor, last: tf.Tensor
+) -> None:
+    kept = _kept(variable, mask, score, last)
+    variable.assign(tf.where(kept, variable, tf.zeros((), variable.dtype)))
     mask.assign(kept)
 
 
-def _scores(variable: keras.Variable, mask: keras.Variable) -> tf.Tensor:
+def _kept(value: Any, mask: Any, score: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """What a cut keeps."""
+    scores = _scores(value, mask)
+    score = tf.cast(score, scores.dtype)
+    return (scores > score) | ((scores == score) & _is_up_to(last, scores))
+
+
+def _scores(value: Any, mask: Any) -> tf.Tensor:
     """Magnitudes, and -1 of what is pruned."""
-    value = tf.abs(variable.value)
-    value = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
-    return tf.where(mask.value, value, tf.constant(-1, value.dtype))
+    scores = tf.abs(value)
+    scores = tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
+    return tf.where(mask, scores, tf.constant(-1, scores.dtype))
 
 
-def _is_up_to(last: int, scores: tf.Tensor) -> tf.Tensor:
+def _is_up_to(last: Any, scores: tf.Tensor) -> tf.Tensor:
     """Which entries have a flat index of at most `last`."""
     size = scores.shape.num_elements()
-    return tf.reshape(
-        tf.concat([tf.ones(last + 1, bool), tf.zeros(size - last - 1, bool)], 0), scores.shape
-    )
+    index = tf.int32 if size <= tf.int32.max else tf.int64
+    return tf.reshape(tf.range(size, dtype=index) <= tf.cast(last, index), scores.shape)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
