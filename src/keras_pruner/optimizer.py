@@ -158,8 +158,13 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self._check_attended()
         if not self._apart:
             grads = self._live(grads, trainable_variables or self._trainable_variables)
-        self.inner_optimizer.apply(grads, trainable_variables)
-        self.zero_pruned()
+        # Where an update is the last that is written to a weight, it may as well zero it.
+        masks = self._masks if self._apart and not self.use_ema else {}
+        with backends.current().masking_updates(self.inner_optimizer, masks) as zeroed:
+            self.inner_optimizer.apply(grads, trainable_variables)
+        self._zero(
+            lambda m: () if self._var_key(m.variable) in zeroed else (m.variable, *m.averages)
+        )
 
     def _live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
         """The gradients, with zeros where weights are pruned."""

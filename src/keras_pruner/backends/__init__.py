@@ -6,6 +6,9 @@ Every module here has the same functions:
   may be overwritten.
 - `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False,
   inside a compiled step or outside, on every replica, without communication.
+- `masking_updates(optimizer, masks)`: a context in which the optimizer's own update of a variable
+  leaves it zero where the mask of its key is False, where that costs less than `zero_pruned`; gives
+  the set of the keys of variables that were updated in this way.
 - `is_in_memory(variable)`: whether NumPy can look at the value where it is, without a copy.
 - `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
   `selection.counted_cut`, without moving the value.

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_pruner.backends.defaults import masking_updates as masking_updates
 from keras_pruner.backends.defaults import random_states as random_states
 from keras_pruner.backends.defaults import set_random_states as set_random_states
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,10 +28,44 @@ def _masked(tensor: Any, mask: Any) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _zero_in_place(variables: Sequence[tf.Variable], masks: Sequence[tf.Variable]) -> None:
+def _zero_in_place(variable: tf.Variable, mask: tf.Variable) -> None:
     """XLA fuses what is a pass each in a graph, and writes over the variable's own memory."""
-    for variable, mask in zip(variables, masks, strict=True):
-        variable.assign(tf.where(mask, variable, tf.zeros((), variable.dtype)))
+    variable.assign(tf.where(mask, variable, tf.zeros((), variable.dtype)))
+
+
+@tf.function(jit_compile=True)
+def _subtract_in_place(variable: tf.Variable, update: tf.Tensor, mask: tf.Variable) -> None:
+    variable.assign(tf.where(mask, variable - update, tf.zeros((), variable.dtype)))
+
+
+@contextlib.contextmanager
+def masking_updates(
+    optimizer: keras.optimizers.Optimizer, masks: Mapping[object, keras.Variable]
+) -> Iterator[set[object]]:
+    """A context in which what the optimizer subtracts from a variable leaves it under its mask.
+
+    The subtraction goes over the weights in any case, so that zeroing them is nearly free there
+    (benchmarks/zero_in_place.py). Not on replicas.
+    """
+    updated: set[object] = set()
+
+    def assign_sub(variable: Any, value: Any) -> None:
+        key = optimizer._var_key(variable)
+        mask = masks.get(key)
+        if mask is None or isinstance(value, tf.IndexedSlices) or not _is_on_cpu(variable):
+            type(optimizer).assign_sub(optimizer, variable, value)
+            return
+        _subtract_in_place(variable, tf.cast(value, variable.dtype), mask.value)
+        updated.add(key)
+
+    if tf.distribute.has_strategy():
+        yield updated
+        return
+    vars(optimizer)["assign_sub"] = assign_sub  # called by `update_step`
+    try:
+        yield updated
+    finally:
+        del vars(optimizer)["assign_sub"]
 
 
 def _is_on_cpu(variable: tf.Variable) -> bool:
@@ -50,13 +84,9 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
     """Set the variables to exactly 0.0 where the masks are False.
 
     `extended.update` writes each replica's copy from that replica's mask: assigning in a replica
-    context instead would make TensorFlow all-reduce the weights. Without replicas, it is one pass
-    over the weights where they are (benchmarks/zero_in_place.py).
+    context instead would make TensorFlow all-reduce the weights.
     """
     pairs = [(v.value, m.value) for v, m in zip(variables, masks, strict=True)]
-    if pairs and not tf.distribute.has_strategy() and all(_is_on_cpu(v) for v, _ in pairs):
-        _zero_in_place(*zip(*pairs, strict=True))
-        return
 
     def zero(variable: tf.Variable, mask: tf.Tensor) -> None:
         variable.assign(_masked(variable, mask))
@@ -72,7 +102,7 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
         replica.merge_call(update, args=(pairs,))
     else:
         for variable, mask in pairs:
-            zero(variable, mask)
+            (_zero_in_place if _is_on_cpu(variable) else zero)(variable, mask)
 
 
 def is_in_memory(variable: keras.Variable) -> bool:

@@ -11,6 +11,7 @@ import torch
 from keras_pruner import selection
 from keras_pruner.backends.defaults import gather as gather
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
+from keras_pruner.backends.defaults import masking_updates as masking_updates
 
 CHUNK = 1 << 17
 """Entries zeroed in one go: what is widened for it stays in the processor's cache."""
