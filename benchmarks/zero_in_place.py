@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
+    keep_memory()
     ways = [product, select, one_pass_more, same_pass]
     variants = {"dense": training_step(dense), "control": training_step(dense)}
     variants |= {way.__doc__: training_step(way) for way in ways}
@@ -108,5 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    keep_memory()
     sys.exit(main())
