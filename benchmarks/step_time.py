@@ -12,6 +12,8 @@ import os
 import sys
 import time
 
+from allocator import keep_memory
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -73,6 +75,7 @@ def main() -> None:
     options = arguments()
     if options.backend:
         os.environ["KERAS_BACKEND"] = options.backend
+    keep_memory()
     import keras
     import numpy as np
     from interleaved import compare, ratio, show

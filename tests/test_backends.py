@@ -1,5 +1,7 @@
 """The few operations that each backend does its own way."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -40,7 +42,9 @@ def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
     values = np.round(rng.standard_normal((23, 5)) * 4)  # many equal ones
     alive = rng.random(values.shape) < 0.7
     monkeypatch.setattr(OPS, "CHUNK", values.size // parts, raising=False)
-    for count in (1, 20, 60, 100, values.size):
+    # In NumPy's threads on PyTorch, if it is in memory; on a device in PyTorch itself.
+    for in_memory, count in itertools.product([True, False], [1, 20, 60, 100, values.size]):
+        monkeypatch.setattr(OPS, "is_in_memory", lambda _, answer=in_memory: answer)
         variable = keras.Variable(values, dtype=dtype)
         mask = keras.Variable(alive, dtype="bool", trainable=False)
         cut = cuts.find(variable, mask, count)
@@ -48,7 +52,6 @@ def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
         expected = selection.largest(np.where(alive, np.abs(values), -np.inf).ravel(), count)
         kept = np.asarray(keras.ops.convert_to_numpy(mask))
         np.testing.assert_array_equal(kept.ravel(), expected)
-        OPS.zero_pruned([variable], [mask])
         left = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")))
         np.testing.assert_array_equal(left, np.where(kept, values, 0))
 
@@ -66,6 +69,19 @@ def test_groups_decide_where_they_are_as_in_memory(dtype, pattern, shape):
     scores = np.where(alive, np.abs(values), -np.inf).reshape(kernel)
     kept = np.asarray(keras.ops.convert_to_numpy(mask))
     np.testing.assert_array_equal(kept.reshape(kernel), pattern(scores))
+
+
+def test_what_was_read_before_a_cut_is_not_written_over():
+    values = np.linspace(-1, 1, 40, dtype=np.float32).reshape(8, 5)
+    variable = keras.Variable(values)
+    mask = keras.Variable(np.ones((8, 5), bool), dtype="bool", trainable=False)
+    read = [keras.ops.copy(variable)]
+    if keras.backend.backend() != "torch":  # whose arrays are the variable's own memory
+        read += [keras.ops.convert_to_numpy(variable), variable.value + 0]
+    cuts.make(cuts.find(variable, mask, 10), variable, mask)
+    assert np.count_nonzero(keras.ops.convert_to_numpy(variable)) == 10
+    for each in read:
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(each), values)
 
 
 def test_large_weights_are_zeroed_too(monkeypatch):

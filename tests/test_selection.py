@@ -133,6 +133,24 @@ def test_largest_magnitudes_marks_what_largest_marks(weights, n, dtype):
             np.testing.assert_array_equal(marked, selection.largest(scores, count))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_cut_in_place_is_the_mask_and_the_zeros(dtype, threads, monkeypatch):
+    monkeypatch.setattr(selection, "THREADS", threads)
+    monkeypatch.setattr(selection, "CHUNK", 100)
+    rng = np.random.default_rng(0)
+    alive = rng.random(1005) < 0.9
+    values = np.round(rng.standard_normal(1005) * 8).astype(dtype) * alive  # many equal ones
+    for count in (1, 200, 500, 800):
+        cut = selection.magnitude_cut(values, alive, count)
+        weights, mask = np.where(alive, values, dtype(np.nan)), alive.copy()
+        selection.cut_in_place(weights, mask, cut)
+        scores = np.where(alive, np.abs(values), -np.inf)
+        np.testing.assert_array_equal(mask, largest(scores, count))
+        np.testing.assert_array_equal(weights, np.where(mask, values, 0))
+        assert not np.signbit(weights[~mask]).any()
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_largest_magnitudes_refuses_what_is_not_finite(wrong):
     values = np.ones(100, np.float32)

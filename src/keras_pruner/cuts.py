@@ -46,11 +46,13 @@ def find(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
 
 
 def make(choice: Choice, variable: keras.Variable, mask: keras.Variable) -> None:
-    """Change the mask to what was chosen."""
+    """Change the mask to what was chosen, and zero what it does not keep."""
     ops = backends.current()
     if isinstance(choice, Cut):
         ops.cut(variable, mask, choice.score, choice.last)
-    elif isinstance(choice, Groups):
+        return
+    if isinstance(choice, Groups):
         ops.keep_in_groups(variable, mask, choice.shape, choice.n, choice.m)
     else:
         mask.assign(choice)
+    ops.zero_pruned([variable], [mask])

@@ -158,8 +158,13 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self._check_attended()
         if not self._apart:
             grads = self._live(grads, trainable_variables or self._trainable_variables)
-        self.inner_optimizer.apply(grads, trainable_variables)
-        self.zero_pruned()
+        # Where an update is the last that is written to a weight, it may as well zero it.
+        masks = self._masks if self._apart and not self.use_ema else {}
+        with backends.current().masking_updates(self.inner_optimizer, masks) as zeroed:
+            self.inner_optimizer.apply(grads, trainable_variables)
+        self._zero(
+            lambda m: () if self._var_key(m.variable) in zeroed else (m.variable, *m.averages)
+        )
 
     def _live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
         """The gradients, with zeros where weights are pruned."""
@@ -170,17 +175,20 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             for gradient, mask in zip(grads, masks, strict=True)
         ]
 
-    def zero_pruned(self, *, slots: bool = False) -> None:
-        """Set every pruned weight and its average to 0.0.
+    def zero_pruned(self) -> None:
+        """Set every pruned weight and its average to 0.0."""
+        self._zero(lambda masked: (masked.variable, *masked.averages))
 
-        With `slots`, also what else the optimizer keeps for it, where that matters to others.
+    def zero_companions(self) -> None:
+        """Set to 0.0 what the optimizer keeps for pruned weights: averages, and slots that matter.
+
+        Slots matter where they could have a part in the update of other weights.
         """
-        variables, masks = [], []
-        for masked in self.masked:
-            companions = masked.averages + (masked.slots if slots and not self._apart else ())
-            variables += [masked.variable, *companions]
-            masks += [masked.mask] * (1 + len(companions))
-        backends.current().zero_pruned(variables, masks)
+        self._zero(lambda masked: masked.averages + (() if self._apart else masked.slots))
+
+    def _zero(self, which: Callable[[Masked], tuple[keras.Variable, ...]]) -> None:
+        pairs = [(variable, masked.mask) for masked in self.masked for variable in which(masked)]
+        backends.current().zero_pruned([v for v, _ in pairs], [m for _, m in pairs])
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Let the user's optimizer write its averages into the model, sparse.

@@ -380,7 +380,7 @@ class Pruner:
         choices = choose(weights, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
         for masked, choice in zip(wrapped.masked, choices, strict=True):
             cuts.make(choice, masked.variable, masked.mask)
-        wrapped.zero_pruned(slots=True)
+        wrapped.zero_companions()
         self._at = sparsity
 
 

@@ -6,10 +6,14 @@ Every module here has the same functions:
   may be overwritten.
 - `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False,
   inside a compiled step or outside, on every replica, without communication.
+- `masking_updates(optimizer, masks)`: a context in which the optimizer's own update of a variable
+  leaves it zero where the mask of its key is False, where that costs less than `zero_pruned`; gives
+  the set of the keys of variables that were updated in this way.
 - `is_in_memory(variable)`: whether NumPy can look at the value where it is, without a copy.
 - `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
   `selection.counted_cut`, without moving the value.
-- `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`.
+- `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`, and the variable
+  exactly 0.0 where it is False.
 - `keep_in_groups(variable, mask, shape, n, m)`: make the mask that of `masks.Groups`, without
   moving the value.
 - `is_in_parts(variable)`: whether the value lies on several devices, a part on each.

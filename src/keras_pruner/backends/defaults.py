@@ -1,10 +1,20 @@
 """What backends have in common that have no weights in parts, or no generators of their own."""
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+
+def masking_updates(
+    optimizer: keras.optimizers.Optimizer, masks: Mapping[object, keras.Variable]
+) -> contextlib.AbstractContextManager[set[object]]:
+    """None: zeroing them after the step costs no more."""
+    del optimizer, masks
+    return contextlib.nullcontext(set())
 
 
 def is_in_parts(variable: keras.Variable) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from keras_pruner.backends.defaults import best_in_groups
+from keras_pruner.backends.defaults import masking_updates as masking_updates
 from keras_pruner.backends.defaults import random_states as random_states
 from keras_pruner.backends.defaults import set_random_states as set_random_states
 
@@ -32,10 +33,13 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
     own training step does with all of them.
     """
     for variable, mask in zip(variables, masks, strict=True):
-        value = variable.value
-        is_own = is_readable(value) and value is variable._value
-        zero = _zero_in_place if is_own and value.size >= LARGE else _zero
-        variable.assign(zero(value, mask.value))
+        zero = _zero_in_place if _may_be_overwritten(variable) else _zero
+        variable.assign(zero(variable.value, mask.value))
+
+
+def _may_be_overwritten(variable: keras.Variable) -> bool:
+    value = variable.value
+    return is_readable(value) and value is variable._value and value.size >= LARGE
 
 
 def _zero(value: jax.Array, mask: jax.Array) -> jax.Array:
@@ -120,8 +124,12 @@ def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, la
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut."""
-    mask.assign(_cut(variable.value, mask.value, score, np.uint32(last)))
+    """Make the mask that of a cut, and the variable zero where it is False."""
+    value = variable.value
+    cut = _cut_in_place if _may_be_overwritten(variable) else _cut
+    kept, value = cut(value, mask.value, score, np.uint32(last))
+    mask.assign(kept)
+    variable.assign(value)
 
 
 def _scores(value: jax.Array, mask: jax.Array) -> jax.Array:
@@ -150,10 +158,16 @@ def _count_equal(value: jax.Array, mask: jax.Array, score: float, last: int) -> 
     return jnp.sum(is_equal, dtype=jnp.uint32)
 
 
-@jax.jit
-def _cut(value: jax.Array, mask: jax.Array, score: float, last: int) -> jax.Array:
+def _kept_and_value(
+    value: jax.Array, mask: jax.Array, score: float, last: int
+) -> tuple[jax.Array, jax.Array]:
     scores = _scores(value, mask)
-    return (scores > score) | ((scores == score) & (_indices(value) <= last))
+    kept = (scores > score) | ((scores == score) & (_indices(value) <= last))
+    return kept, _zero(value, kept)
+
+
+_cut = jax.jit(_kept_and_value)
+_cut_in_place = jax.jit(_kept_and_value, donate_argnums=(0, 1))
 
 
 def keep_in_groups(

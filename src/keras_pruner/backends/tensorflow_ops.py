@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,51 @@ def _masked(tensor: Any, mask: Any) -> tf.Tensor:
     integer = _INTEGERS[tensor.dtype.size]
     product = tf.bitcast(tensor, integer) * tf.cast(mask, integer)
     return tf.bitcast(product, tensor.dtype)
+
+
+@tf.function(jit_compile=True)
+def _zero_in_place(variable: tf.Variable, mask: tf.Variable) -> None:
+    """XLA fuses what is a pass each in a graph, and writes over the variable's own memory."""
+    variable.assign(tf.where(mask, variable, tf.zeros((), variable.dtype)))
+
+
+@tf.function(jit_compile=True)
+def _subtract_in_place(variable: tf.Variable, update: tf.Tensor, mask: tf.Variable) -> None:
+    variable.assign(tf.where(mask, variable - update, tf.zeros((), variable.dtype)))
+
+
+@contextlib.contextmanager
+def masking_updates(
+    optimizer: keras.optimizers.Optimizer, masks: Mapping[object, keras.Variable]
+) -> Iterator[set[object]]:
+    """A context in which what the optimizer subtracts from a variable leaves it under its mask.
+
+    The subtraction goes over the weights in any case, so that zeroing them is nearly free there
+    (benchmarks/zero_in_place.py). Not on replicas.
+    """
+    updated: set[object] = set()
+
+    def assign_sub(variable: Any, value: Any) -> None:
+        key = optimizer._var_key(variable)
+        mask = masks.get(key)
+        if mask is None or isinstance(value, tf.IndexedSlices) or not _is_on_cpu(variable):
+            type(optimizer).assign_sub(optimizer, variable, value)
+            return
+        _subtract_in_place(variable, tf.cast(value, variable.dtype), mask.value)
+        updated.add(key)
+
+    if tf.distribute.has_strategy():
+        yield updated
+        return
+    vars(optimizer)["assign_sub"] = assign_sub  # called by `update_step`
+    try:
+        yield updated
+    finally:
+        del vars(optimizer)["assign_sub"]
+
+
+def _is_on_cpu(variable: tf.Variable) -> bool:
+    return "CPU" in variable.device
 
 
 def mask_gradient(gradient: Any, mask: keras.Variable) -> Any:
@@ -59,7 +104,7 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
         replica.merge_call(update, args=(pairs,))
     else:
         for variable, mask in pairs:
-            zero(variable, mask)
+            (_zero_in_place if _is_on_cpu(variable) else zero)(variable, mask)
 
 
 def is_in_memory(variable: keras.Variable) -> bool:
@@ -98,25 +143,36 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
     """How many entries score `score` or more."""
-    return int(tf.math.count_nonzero(_scores(variable, mask) >= score))
+    return int(tf.math.count_nonzero(_scores(variable.value, mask.value) >= score))
 
 
 def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
     """How many entries up to the flat index `last` have this score."""
-    scores = _scores(variable, mask)
+    scores = _scores(variable.value, mask.value)
     return int(tf.math.count_nonzero((scores == score) & _is_up_to(last, scores)))
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut.
+    """Make the mask that of a cut, and the variable zero where it is False.
 
     As a whole: a variable that was ever assigned in parts is copied by TensorFlow at each
     reading from then on.
     """
-    scores = _scores(variable, mask)
-    kept = scores >= score
-    if last < variable.value.shape.num_elements() - 1:
-        kept &= (scores > score) | _is_up_to(last, scores)
+    end = tf.constant(last, tf.int64)
+    value = variable.value
+    if isinstance(value, tf.distribute.DistributedValues) or not _is_on_cpu(value):
+        mask.assign(_kept(value, mask.value, tf.constant(score, tf.float64), end))
+        zero_pruned([variable], [mask])
+    else:
+        _cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
+
+
+@tf.function(jit_compile=True)
+def _cut_in_place(
+    variable: tf.Variable, mask: tf.Variable, score: tf.Tensor, last: tf.Tensor
+) -> None:
+    kept = _kept(variable, mask, score, last)
+    variable.assign(tf.where(kept, variable, tf.zeros((), variable.dtype)))
     mask.assign(kept)
 
 
@@ -124,23 +180,29 @@ def keep_in_groups(
     variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
 ) -> None:
     """Make the mask that of the best in every group."""
-    scores = keras.ops.reshape(_scores(variable, mask), shape)
+    scores = keras.ops.reshape(_scores(variable.value, mask.value), shape)
     mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
 
 
-def _scores(variable: keras.Variable, mask: keras.Variable) -> tf.Tensor:
+def _kept(value: Any, mask: Any, score: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """What a cut keeps."""
+    scores = _scores(value, mask)
+    score = tf.cast(score, scores.dtype)
+    return (scores > score) | ((scores == score) & _is_up_to(last, scores))
+
+
+def _scores(value: Any, mask: Any) -> tf.Tensor:
     """Magnitudes, and -1 of what is pruned."""
-    value = tf.abs(variable.value)
-    value = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
-    return tf.where(mask.value, value, tf.constant(-1, value.dtype))
+    scores = tf.abs(value)
+    scores = tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
+    return tf.where(mask, scores, tf.constant(-1, scores.dtype))
 
 
-def _is_up_to(last: int, scores: tf.Tensor) -> tf.Tensor:
+def _is_up_to(last: Any, scores: tf.Tensor) -> tf.Tensor:
     """Which entries have a flat index of at most `last`."""
     size = scores.shape.num_elements()
-    return tf.reshape(
-        tf.concat([tf.ones(last + 1, bool), tf.zeros(size - last - 1, bool)], 0), scores.shape
-    )
+    index = tf.int32 if size <= tf.int32.max else tf.int64
+    return tf.reshape(tf.range(size, dtype=index) <= tf.cast(last, index), scores.shape)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:

@@ -77,14 +77,17 @@ class TorchOptimizerMasks:
         """Whether the masks have come to the end of the schedule."""
         return self.progress.has_ended(self.schedule)
 
-    def zero_pruned(self, *, slots: bool = False) -> None:
-        """Set every pruned weight to 0.0; with `slots`, as `PrunedOptimizer.zero_pruned`."""
+    def zero_pruned(self) -> None:
+        """Set every pruned weight to 0.0."""
         for masked in self.masked:
-            tensors: list[torch.Tensor] = [masked.variable.value]
-            if slots and not self._apart:
-                state = self.inner_optimizer.state[masked.variable.value]
-                tensors += [s for s in state.values() if _like(s, tensors[0])]
-            torch_ops.zero(tensors, masked.mask.value)
+            torch_ops.zero([masked.variable.value], masked.mask.value)
+
+    def zero_companions(self) -> None:
+        """As `PrunedOptimizer.zero_companions`; an optimizer of PyTorch keeps no averages."""
+        for masked in () if self._apart else self.masked:
+            weight = masked.variable.value
+            slots = [s for s in self.inner_optimizer.state[weight].values() if _like(s, weight)]
+            torch_ops.zero(slots, masked.mask.value)
 
     def release(self) -> None:
         """Take the hooks off the optimizer."""

@@ -1,0 +1,112 @@
+"""Ways to keep zeros at zero in a training step that TensorFlow runs as a graph: plain TensorFlow.
+
+    python benchmarks/zero_in_place.py
+
+An MLP of 6.3 M weights with Adam's update written out, batch 64. In a graph every operation goes
+over the weights by itself, so that zeroing after the step is one pass more at best; XLA can do it
+where the update is subtracted, in the same pass. No Keras, no pruning; alternatives in turns.
+"""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from allocator import keep_memory
+from interleaved import compare, ratio, show
+
+SHAPES = [(1024, 2048), (2048, 1536), (1536, 512)]
+
+
+def product(weight, update, mask):
+    """An integer product of the bits."""
+    weight.assign_sub(update)
+    kept = tf.bitcast(weight, tf.int32) * tf.cast(mask, tf.int32)
+    weight.assign(tf.bitcast(kept, tf.float32))
+
+
+def select(weight, update, mask):
+    """A choice between the weight and zeros of its shape."""
+    weight.assign_sub(update)
+    weight.assign(tf.raw_ops.Select(condition=mask, x=weight, y=tf.zeros(weight.shape)))
+
+
+@tf.function(jit_compile=True)
+def _zero(weight, mask):
+    weight.assign(tf.where(mask, weight, 0.0))
+
+
+def one_pass_more(weight, update, mask):
+    """XLA, in place, after the step."""
+    weight.assign_sub(update)
+    _zero(weight, mask)
+
+
+@tf.function(jit_compile=True)
+def same_pass(weight, update, mask):
+    """XLA, in place, where the update is subtracted."""
+    weight.assign(tf.where(mask, weight - update, 0.0))
+
+
+def dense(weight, update, mask):
+    """No zeros."""
+    del mask
+    weight.assign_sub(update)
+
+
+def training_step(write):
+    """A step whose updates are written in one of these ways."""
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(rng.normal(size=(64, 1024)), tf.float32)
+    masks = [tf.Variable(rng.random(shape) < 0.2) for shape in SHAPES]
+    weights = [
+        tf.Variable(tf.where(mask, tf.cast(rng.normal(size=mask.shape) / 32, tf.float32), 0))
+        for mask in masks
+    ]
+    means, squares = ([tf.Variable(tf.zeros(shape)) for shape in SHAPES] for _ in range(2))
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            outputs = inputs
+            for weight in weights:
+                outputs = tf.nn.relu(outputs @ weight)
+            loss = tf.reduce_mean(outputs)
+        gradients = tape.gradient(loss, weights)
+        for weight, gradient, mean, square, mask in zip(
+            weights, gradients, means, squares, masks, strict=True
+        ):
+            mean.assign_add((gradient - mean) * 0.1)
+            square.assign_add((tf.square(gradient) - square) * 0.001)
+            write(weight, mean * 1e-4 / (tf.sqrt(square) + 1e-7), mask)
+
+    def turn():
+        for _ in range(10):
+            step()
+
+    return turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--json", metavar="PATH")
+    options = parser.parse_args()
+    keep_memory()
+    ways = [product, select, one_pass_more, same_pass]
+    variants = {"dense": training_step(dense), "control": training_step(dense)}
+    variants |= {way.__doc__: training_step(way) for way in ways}
+    seconds = compare(variants, options.blocks)
+    rows = [
+        {"zeros by": name, **ratio(seconds[name], seconds["dense"])} for name in list(variants)[1:]
+    ]
+    show("a step, against dense", rows, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
