@@ -249,6 +249,13 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path, capsys, s
     assert recorded.read(path) == again
 
 
+def test_a_network_built_with_its_weights_is_not_trained_before(tmp_path):
+    command = f"--sparsity 0.5 --seeds 1 --epochs 0 2 --results {tmp_path}/r --work {tmp_path}/w"
+    recipe.run(options := recipe.parser("").parse_args(command.split()), [small(options)])
+    dense, longer, ours = recorded.read(tmp_path / "r" / "a-small-one.jsonl")
+    assert (dense["seconds"], longer["steps"], ours["zeros"]) == (0.0, 16, 0.5)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     options = recipe.parser("").parse_args(["--work", str(tmp_path)])
     training = pytest.importorskip("recipe_training")
