@@ -169,16 +169,20 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
         mask.assign(_kept(value, mask.value, tf.constant(score, tf.float64), end))
         zero_pruned([variable], [mask])
     else:
-        _cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
+        is_traced = tf.compat.v1.get_default_graph().building_function  # around `eagerly`
+        cut_in_place = _fused(_cut_in_place) if is_traced else _cut_untraced
+        cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
 
 
-@tf.function(jit_compile=True)
 def _cut_in_place(
     variable: tf.Variable, mask: tf.Variable, score: tf.Tensor, last: tf.Tensor
 ) -> None:
     kept = _kept(variable, mask, score, last)
     variable.assign(tf.where(kept, variable, tf.zeros((), variable.dtype)))
     mask.assign(kept)
+
+
+_cut_untraced = _fused(_cut_in_place)
 
 
 def _kept(value: Any, mask: Any, score: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
