@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -29,13 +29,19 @@ def _masked(tensor: Any, mask: Any) -> tf.Tensor:
     return tf.bitcast(product, tensor.dtype)
 
 
-@tf.function(jit_compile=True)
+def _fused(function: Callable[..., None]) -> Callable[..., None]:
+    """By XLA, in one pass and in the variable's own memory; to be called where a step is traced.
+
+    Made anew each time: a function of TensorFlow remembers the variables of its first call, and
+    fails in the trace of another model's step when those are gone.
+    """
+    return tf.function(function, jit_compile=True)
+
+
 def _zero_in_place(variable: tf.Variable, mask: tf.Variable) -> None:
-    """XLA fuses what is a pass each in a graph, and writes over the variable's own memory."""
     variable.assign(tf.where(mask, variable, tf.zeros((), variable.dtype)))
 
 
-@tf.function(jit_compile=True)
 def _subtract_in_place(variable: tf.Variable, update: tf.Tensor, mask: tf.Variable) -> None:
     variable.assign(tf.where(mask, variable - update, tf.zeros((), variable.dtype)))
 
@@ -47,7 +53,7 @@ def masking_updates(
     """A context in which what the optimizer subtracts from a variable leaves it under its mask.
 
     The subtraction goes over the weights in any case, so that zeroing them is nearly free there
-    (benchmarks/zero_in_place.py). Not on replicas.
+    (benchmarks/zero_in_place.py). Not on replicas, nor outside of a trace.
     """
     updated: set[object] = set()
 
@@ -57,10 +63,10 @@ def masking_updates(
         if mask is None or isinstance(value, tf.IndexedSlices) or not _is_on_cpu(variable):
             type(optimizer).assign_sub(optimizer, variable, value)
             return
-        _subtract_in_place(variable, tf.cast(value, variable.dtype), mask.value)
+        _fused(_subtract_in_place)(variable, tf.cast(value, variable.dtype), mask.value)
         updated.add(key)
 
-    if tf.distribute.has_strategy():
+    if tf.distribute.has_strategy() or tf.executing_eagerly():
         yield updated
         return
     vars(optimizer)["assign_sub"] = assign_sub  # called by `update_step`
@@ -104,7 +110,8 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
         replica.merge_call(update, args=(pairs,))
     else:
         for variable, mask in pairs:
-            (_zero_in_place if _is_on_cpu(variable) else zero)(variable, mask)
+            fuses = _is_on_cpu(variable) and not tf.executing_eagerly()
+            (_fused(_zero_in_place) if fuses else zero)(variable, mask)
 
 
 def is_in_memory(variable: keras.Variable) -> bool:
@@ -164,16 +171,20 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
         mask.assign(_kept(value, mask.value, tf.constant(score, tf.float64), end))
         zero_pruned([variable], [mask])
     else:
-        _cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
+        is_traced = tf.compat.v1.get_default_graph().building_function  # around `eagerly`
+        cut_in_place = _fused(_cut_in_place) if is_traced else _cut_untraced
+        cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
 
 
-@tf.function(jit_compile=True)
 def _cut_in_place(
     variable: tf.Variable, mask: tf.Variable, score: tf.Tensor, last: tf.Tensor
 ) -> None:
     kept = _kept(variable, mask, score, last)
     variable.assign(tf.where(kept, variable, tf.zeros((), variable.dtype)))
     mask.assign(kept)
+
+
+_cut_untraced = _fused(_cut_in_place)
 
 
 def keep_in_groups(
