@@ -134,7 +134,7 @@ def job(output, directory, *victim):
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @pytest.mark.slow

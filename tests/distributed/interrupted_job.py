@@ -66,7 +66,7 @@ def on_tensorflow():
     latest = tf.train.latest_checkpoint(DIRECTORY)
     if latest:
         checkpoint.restore(latest).assert_existing_objects_matched()
-    begun_at = int(optimizer.iterations) // STEPS
+    begun_at = pruner.wrapped.completed_updates // STEPS
     run = tf.function(tensorflow_loop.step_of(STRATEGY, model, optimizer))
 
     def step(x, y):
