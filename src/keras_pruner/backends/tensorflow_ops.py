@@ -167,13 +167,15 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
     """
     end = tf.constant(last, tf.int64)
     value = variable.value
-    if isinstance(value, tf.distribute.DistributedValues) or not _is_on_cpu(value):
+    is_mirrored = isinstance(value, tf.distribute.DistributedValues)
+    if is_mirrored or not _is_on_cpu(value) or value.device != mask.value.device:
         mask.assign(_kept(value, mask.value, tf.constant(score, tf.float64), end))
         zero_pruned([variable], [mask])
     else:
         is_traced = tf.compat.v1.get_default_graph().building_function  # around `eagerly`
         cut_in_place = _fused(_cut_in_place) if is_traced else _cut_untraced
-        cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
+        with tf.device(value.device):  # XLA refuses variables of another device than its own
+            cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
 
 
 def _cut_in_place(
