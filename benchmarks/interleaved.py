@@ -1,5 +1,6 @@
 """Compare alternatives on a noisy machine: in turns, as ratios, with an interval."""
 
+import argparse
 import json
 import platform
 import random
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from allocator import keep_memory
 
 from keras_pruner import tables
 
@@ -51,6 +53,24 @@ def ratio(seconds: list[float], against: list[float]) -> dict[str, float]:
         "total": sum(seconds) / sum(against),
         "milliseconds": 1e3 * statistics.median(seconds),
     }
+
+
+def show_steps(text: str, variants: Callable[[], dict[str, Callable[[], object]]]) -> None:
+    """The command of a script that compares training steps with the one named "dense".
+
+    `variants` makes them, when the command has been read and memory is kept.
+    """
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--json", metavar="PATH")
+    options = parser.parse_args()
+    keep_memory()
+    seconds = compare(variants(), options.blocks)
+    dense = seconds.pop("dense")
+    rows = [{"zeros by": name, **ratio(each, dense)} for name, each in seconds.items()]
+    show("a step, against dense", rows, options.json)
 
 
 def show(title: str, rows: list[dict[str, object]], path: str | None) -> None:

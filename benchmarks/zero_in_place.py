@@ -7,7 +7,6 @@ over the weights by itself, so that zeroing after the step is one pass more at b
 where the update is subtracted, in the same pass. No Keras, no pruning; alternatives in turns.
 """
 
-import argparse
 import os
 import sys
 
@@ -15,8 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from allocator import keep_memory
-from interleaved import compare, ratio, show
+from interleaved import show_steps
 
 SHAPES = [(1024, 2048), (2048, 1536), (1536, 512)]
 
@@ -91,21 +89,15 @@ def training_step(write):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--blocks", type=int, default=30)
-    parser.add_argument("--json", metavar="PATH")
-    options = parser.parse_args()
-    keep_memory()
     ways = [product, select, one_pass_more, same_pass]
-    variants = {"dense": training_step(dense), "control": training_step(dense)}
-    variants |= {way.__doc__: training_step(way) for way in ways}
-    seconds = compare(variants, options.blocks)
-    rows = [
-        {"zeros by": name, **ratio(seconds[name], seconds["dense"])} for name in list(variants)[1:]
-    ]
-    show("a step, against dense", rows, options.json)
+    show_steps(
+        __doc__,
+        lambda: {
+            "dense": training_step(dense),
+            "control": training_step(dense),
+            **{way.__doc__: training_step(way) for way in ways},
+        },
+    )
 
 
 if __name__ == "__main__":

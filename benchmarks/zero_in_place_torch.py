@@ -7,12 +7,10 @@ An MLP of 6.3 M weights with Adam's update in PyTorch's operations on lists, as 
 over weights that the processor's cache no longer holds. No Keras, no pruning; in turns.
 """
 
-import argparse
 import sys
 
 import torch
-from allocator import keep_memory
-from interleaved import compare, ratio, show
+from interleaved import show_steps
 
 SHAPES = [(1024, 2048), (2048, 1536), (1536, 512)]
 
@@ -89,22 +87,13 @@ def training_step(zero):
     return turn
 
 
+def dense(weights, masks):
+    del weights, masks
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--blocks", type=int, default=30)
-    parser.add_argument("--json", metavar="PATH")
-    options = parser.parse_args()
-    keep_memory()
-
-    def dense(weights, masks):
-        del weights, masks
-
     ways = {"dense": dense, "control": dense, **WAYS}
-    seconds = compare({name: training_step(way) for name, way in ways.items()}, options.blocks)
-    rows = [{"zeros by": name, **ratio(seconds[name], seconds["dense"])} for name in list(ways)[1:]]
-    show("a step, against dense", rows, options.json)
+    show_steps(__doc__, lambda: {name: training_step(way) for name, way in ways.items()})
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ that `tensorflow_datasets` has prepared, such as imagenet2012. The networks then
 size and begin with the weights of `keras.applications`; the classes must be ImageNet's thousand in
 the order of their names. Batch, rate and length are those of TensorFlow's Model Garden for a pruned
 MobileNet V2 (official/projects/pruning: SGD with momentum, 0.04 for a batch of 1024, 50 epochs,
-last update after 64 % of them); the rate falls as a cosine here.
+last update after 64 % of them), for all three; the rate falls as a cosine here.
 
 Without either: 10,000 pictures of Fashion-MNIST, or the digits at hand, in colour at 32 pixels,
 which narrow MobileNets learn in a minute. --full-size prunes all three networks at once, with
 their usual size, and shows what becomes of the files and of the time of an inference.
 
-As in Zhu & Gupta 2017 (arXiv:1710.01878), the first convolution of MobileNets and the depthwise
-ones are left alone: they have few weights.
+The first convolution of MobileNets and the depthwise ones are left alone: they have few weights.
 """
 
 import images
