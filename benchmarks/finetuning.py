@@ -20,6 +20,7 @@ from keras_pruner import tables
 
 BATCH = 64
 METHODS = ("refit, then train", "mask, then train", "gradual")
+PATTERNS = {"any": kp.Unstructured(), "block": kp.Block((4, 1))}
 
 
 class Batches(keras.utils.PyDataset):
@@ -40,11 +41,12 @@ class Batches(keras.utils.PyDataset):
 
 def trained(model, method, sparsity, steps, train, args, seed):
     """Prune the model and train it for so many steps."""
-    callbacks = [kp.GradualPruning(sparsity)]
+    options = {"pattern": PATTERNS[args.pattern], "allocation": "lamp"}
+    callbacks = [kp.GradualPruning(sparsity, **options)]
     if method != "gradual":
         chosen = np.random.default_rng(seed).permutation(len(train[0]))[: args.samples]
         calibration = train[0][chosen] if method.startswith("refit") else None
-        kp.prune(model, sparsity, allocation="lamp", calibration=calibration, progress=False)
+        kp.prune(model, sparsity, calibration=calibration, progress=False, **options)
         callbacks = [kp.KeepZeros()]
     if not steps:
         return
@@ -58,7 +60,7 @@ def cells(name, seed, args, done):
     """One for each method, sparsity and number of steps that is not done yet."""
     ways = [(m, n) for n in args.steps for m in METHODS if n or m != "gradual"]
     wanted = [(m, s, n) for s in args.sparsities for m, n in ways]
-    todo = [w for w in wanted if (name, seed, *w) not in done]
+    todo = [w for w in wanted if (name, args.pattern, seed, *w) not in done]
     if not todo:
         return
     model, train, test = one_shot.dense(name, seed, args)
@@ -71,6 +73,7 @@ def cells(name, seed, args, done):
         trained(model, method, sparsity, steps, train, args, seed)
         yield {
             "network": name,
+            "pattern": args.pattern,
             "seed": seed,
             "method": method,
             "sparsity": sparsity,
@@ -78,6 +81,11 @@ def cells(name, seed, args, done):
             "lost": best - one_shot.accuracy(model, test),
             "seconds": time.perf_counter() - began,
         }
+
+
+def of_pattern(everything, args):
+    """The cells to show."""
+    return [cell for cell in everything if cell["pattern"] == args.pattern]
 
 
 def points(rows, **wanted):
@@ -125,6 +133,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["mlp", "cnn"], choices=one_shot.NETWORKS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.9, 0.95])
+    parser.add_argument("--pattern", default="any", choices=PATTERNS, help="zeros allowed")
     parser.add_argument("--steps", nargs="+", type=int, default=[0, 30, 100, 300, 1000, 3000])
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
@@ -138,7 +147,7 @@ def main():
     args = parser.parse_args()
     kept = args.json and args.json.exists()
     everything = json.loads(args.json.read_text()) if kept else []
-    keys = ("network", "seed", "method", "sparsity", "steps")
+    keys = ("network", "pattern", "seed", "method", "sparsity", "steps")
     for name in args.networks:
         for seed in range(args.seeds):
             done = {tuple(cell[key] for key in keys) for cell in everything}
@@ -147,9 +156,9 @@ def main():
                 if args.json:
                     args.json.write_text(json.dumps(everything, indent=1))
         for sparsity in args.sparsities:
-            print(table(name, sparsity, everything), flush=True)
+            print(table(name, sparsity, of_pattern(everything, args)), flush=True)
     if args.plot:
-        plot(everything, args.plot)
+        plot(of_pattern(everything, args), args.plot)
 
 
 if __name__ == "__main__":
