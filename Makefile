@@ -43,7 +43,7 @@ endef
 	$(call environment,.venv-tfmot,tensorflow-model-optimization==0.8.1 tf-keras==2.21.*)
 
 .venv-examples/complete: pyproject.toml constraints.txt
-	$(call environment,.venv-examples,-c constraints.txt -e ".[tensorflow$(comma)examples]")
+	$(call environment,.venv-examples,-c constraints.txt -e ".[tensorflow$(comma)litert$(comma)examples]")
 
 comma := ,
 

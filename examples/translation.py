@@ -15,9 +15,9 @@ script fetches with `apt-get download`. The sizes are small by default, and only
 pieces are kept there: raise --words, --length, --layers, --width, --batch and --epochs for more.
 Needs sentencepiece and sacrebleu: `pip install "keras-pruner[examples]"`.
 
-TFMOT 0.8.1 refuses the Bidirectional layer ("Please initialize `Prune` with a supported layer").
-Told of its weights by `get_prunable_weights`, it trains, but what it has wrapped answers a padded
-sentence otherwise than the network did before a weight was pruned; so there is no row of it.
+TFMOT 0.8.1 refuses the Bidirectional layer. Told of its weights by `get_prunable_weights`, it
+trains, but a layer that it has wrapped hands no mask on, so that those behind it read the padding
+of a sentence as pieces (`benchmarks/tfmot_bidirectional.py` shows both); there is no row of it.
 """
 
 import dataclasses
