@@ -103,12 +103,12 @@ def messages(cache, packages, direction, tests=1600, longest=10):
 
 
 def counting(direction):
-    """Made-up pairs, three digits in words, for --smoke without data."""
+    """Made-up pairs, five digits in words, for --smoke without data."""
     english = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     german = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
-    rows = np.random.default_rng(0).permutation(1000)
+    rows = np.random.default_rng(0).permutation(100000)[:1000]
     sides = english, german
-    pairs = [tuple(" ".join(side[int(d)] for d in f"{n:03}") for side in sides) for n in rows]
+    pairs = [tuple(" ".join(side[int(d)] for d in f"{n:05}") for side in sides) for n in rows]
     if direction == "de-en":
         pairs = [pair[::-1] for pair in pairs]
     return Corpus(pairs[50:], pairs[:50])
