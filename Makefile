@@ -78,7 +78,7 @@ results-smoke: .venv-examples/complete
 	$(RECIPE)/imdb_lstm.py $(smoke) --words 1000 --length 20 --units 16 $(reviews)
 	$(RECIPE)/keyword_spotting.py $(smoke) $(speech)
 	$(RECIPE)/transformer.py $(smoke) $(reviews)
-	$(RECIPE)/imagenet.py $(smoke) --model v1
+	$(RECIPE)/imagenet.py $(smoke) --model v1 --pattern unstructured
 	$(RECIPE)/translation.py $(smoke) --direction en-de
 	$(RECIPE)/speech_recognition.py $(smoke) $(speech)
 	$(RECIPE)/text_to_speech.py $(smoke) $(speech)
