@@ -70,7 +70,8 @@ speech = $(if $(SPEECH),--data $(SPEECH))
 reviews = $(if $(REVIEWS),--data $(REVIEWS))
 SMOKE := $(or $(TMPDIR),/tmp)/keras-pruner-smoke
 smoke = --smoke --results $(SMOKE) --work $(SMOKE)/work
-against = --seeds 5 --methods ours tfmot --tfmot-python .venv-tfmot/bin/python
+against = --seeds 5 --tfmot-python .venv-tfmot/bin/python --methods ours tfmot
+imdb = --words 5000 --length 30 --units 32 $(reviews)
 
 results-smoke: .venv-examples/complete
 	rm -rf $(SMOKE)
@@ -86,7 +87,8 @@ results-smoke: .venv-examples/complete
 
 results: .venv-examples/complete .venv-tfmot/complete
 	$(RECIPE)/mnist_cnn.py $(against) --width 0.25
-	$(RECIPE)/imdb_lstm.py $(against) --words 5000 --length 30 --units 32 $(reviews)
+	$(RECIPE)/imdb_lstm.py $(against) distilled $(imdb)
+	$(RECIPE)/imdb_lstm.py --seeds 5 --sparsity 0.85 $(imdb)
 ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 $(speech)
