@@ -43,7 +43,7 @@ endef
 	$(call environment,.venv-tfmot,tensorflow-model-optimization==0.8.1 tf-keras==2.21.*)
 
 .venv-examples/complete: pyproject.toml constraints.txt
-	$(call environment,.venv-examples,-c constraints.txt -e ".[tensorflow$(comma)examples]")
+	$(call environment,.venv-examples,-c constraints.txt -e ".[tensorflow$(comma)litert$(comma)examples]")
 
 comma := ,
 
@@ -70,7 +70,8 @@ speech = $(if $(SPEECH),--data $(SPEECH))
 reviews = $(if $(REVIEWS),--data $(REVIEWS))
 SMOKE := $(or $(TMPDIR),/tmp)/keras-pruner-smoke
 smoke = --smoke --results $(SMOKE) --work $(SMOKE)/work
-against = --seeds 5 --methods ours tfmot --tfmot-python .venv-tfmot/bin/python
+against = --seeds 5 --tfmot-python .venv-tfmot/bin/python --methods ours tfmot
+imdb = --words 5000 --length 30 --units 32 $(reviews)
 
 results-smoke: .venv-examples/complete
 	rm -rf $(SMOKE)
@@ -78,7 +79,7 @@ results-smoke: .venv-examples/complete
 	$(RECIPE)/imdb_lstm.py $(smoke) --words 1000 --length 20 --units 16 $(reviews)
 	$(RECIPE)/keyword_spotting.py $(smoke) $(speech)
 	$(RECIPE)/transformer.py $(smoke) $(reviews)
-	$(RECIPE)/imagenet.py $(smoke) --model v1
+	$(RECIPE)/imagenet.py $(smoke) --model v1 --pattern unstructured
 	$(RECIPE)/translation.py $(smoke) --direction en-de
 	$(RECIPE)/speech_recognition.py $(smoke) $(speech)
 	$(RECIPE)/text_to_speech.py $(smoke) $(speech)
@@ -86,7 +87,8 @@ results-smoke: .venv-examples/complete
 
 results: .venv-examples/complete .venv-tfmot/complete
 	$(RECIPE)/mnist_cnn.py $(against) --width 0.25
-	$(RECIPE)/imdb_lstm.py $(against) --words 5000 --length 30 --units 32 $(reviews)
+	$(RECIPE)/imdb_lstm.py $(against) distilled $(imdb)
+	$(RECIPE)/imdb_lstm.py --seeds 5 --sparsity 0.85 0.86 $(imdb)
 ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 $(speech)

@@ -51,12 +51,13 @@ def digits_at_hand():
     return dict(zip(("x", "y", "x_test", "y_test"), data.mnist(None), strict=True))
 
 
-def reviews(path, work, words, length, rows=None):
+def reviews(options):
     """Film reviews, good or bad: `keras.datasets.imdb`, or the snippets in an archive.
 
-    The archive is the one of `tfmot/data.py`. Made-up sentences, which that falls back to, serve
-    to see it run, and the source says so.
+    `options` has --words and --length. The archive is the one of `tfmot/data.py`. Made-up
+    sentences, which that falls back to, serve to see it run, and the source says so.
     """
+    path, words, length = options.data, options.words, options.length
 
     def make():
         from tfmot import data
@@ -68,8 +69,8 @@ def reviews(path, work, words, length, rows=None):
         )
 
     kind = "snippets" if path else "reviews"
-    found = cached(work / f"{kind}-{words}-{length}.npz", make)
+    found = cached(options.work / f"{kind}-{words}-{length}.npz", make)
     source = "10,605 film snippets" if path else "IMDB"
     if not path and len(found["x"]) < 20000:
         source = "made-up sentences"
-    return classes(found, source, rows)
+    return classes(found, source, 640 if options.smoke else None)

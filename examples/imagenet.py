@@ -125,7 +125,7 @@ def recipes(options):
 def on_small_pictures(options, model, shared):
     """A narrow MobileNet that learns in a minute."""
     name = "digits" if options.smoke else options.images
-    size, rows = options.size or 32, 1024 if options.smoke else 10000
+    size, rows = options.size or 32, 256 if options.smoke else 10000
     titled = {"fashion": "Fashion-MNIST", "digits": "digits"}[name]
     return recipe.Recipe(
         name=f"{TITLES[model]} {options.width:g}, {titled}",

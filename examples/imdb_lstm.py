@@ -32,13 +32,10 @@ def network(keras, options):
 
 def main():
     options = OPTIONS.parse_args()
-    rows = 640 if options.smoke else None
     size = f"{options.words} words, {options.units} units"
     reviews = recipe.Recipe(
         name=f"IMDB LSTM, {size}",
-        data=lambda _: datasets.reviews(
-            options.data, options.work, options.words, options.length, rows
-        ),
+        data=lambda _: datasets.reviews(options),
         build=lambda keras, _: network(keras, options),
         score=recipe.accuracy,
         loss="binary_crossentropy",

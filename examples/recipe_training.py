@@ -13,6 +13,10 @@ import recipe as recipes
 
 import keras_pruner as kp
 
+# XLA compiles for half a minute what these small networks train in less, and its convolutions are
+# slow on CPUs. TFMOT's side goes without it as well, which is how Keras 2 compiles.
+JIT = False if keras.backend.backend() == "tensorflow" else "auto"
+
 
 class Batches(keras.utils.PyDataset):
     """The batches of a training in their order, as one epoch."""
@@ -57,7 +61,7 @@ class Side:
             budget.dense_rate if first else budget.pruning_rate, len(order)
         )
         loss = self.recipe.loss_of(keras)
-        model.compile(optimizer=self.recipe.optimizer(keras, rate), loss=loss)
+        model.compile(self.recipe.optimizer(keras, rate), loss, jit_compile=JIT)
         begun = time.perf_counter()
         batches = Batches(self.data.train, order)
         model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=list(callbacks))
@@ -66,7 +70,9 @@ class Side:
     def fresh(self):
         """The network with the weights of its seed."""
         keras.utils.set_random_seed(self.seed)
-        return self.recipe.build(keras, self.data)
+        model = self.recipe.build(keras, self.data)
+        model.compile(jit_compile=JIT)  # for the score, where nothing is trained
+        return model
 
     def dense(self):
         """Train the network, unless its weights are there already."""

@@ -54,12 +54,9 @@ def network(keras, options):
 
 def plain(options):
     """The recipe of the network of plain layers."""
-    rows = 640 if options.smoke else None
     return recipe.Recipe(
         name=f"transformer, {options.blocks} blocks of {options.width}, {options.words} words",
-        data=lambda _: datasets.reviews(
-            options.data, options.work, options.words, options.length, rows
-        ),
+        data=lambda _: datasets.reviews(options),
         build=lambda keras, _: network(keras, options),
         score=recipe.accuracy,
         loss="binary_crossentropy",
