@@ -358,10 +358,9 @@ def run_side(options, side, what):
 
 def interval(differences):
     """Mean and 95 % interval of paired differences, by Student's t."""
-    mean = statistics.mean(differences)
     from scipy import stats  # JAX brings it along; the other side needs none
 
-    n = len(differences)
+    mean, n = statistics.mean(differences), len(differences)
     if n < 4:
         return mean, float("nan"), float("nan")
     half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5

@@ -13,8 +13,7 @@ import recipe as recipes
 
 import keras_pruner as kp
 
-# XLA compiles for half a minute what these small networks train in less, and its convolutions are
-# slow on CPUs. TFMOT's side goes without it as well, which is how Keras 2 compiles.
+# As on TFMOT's side: Keras 2 compiles without XLA.
 JIT = False if keras.backend.backend() == "tensorflow" else "auto"
 
 
