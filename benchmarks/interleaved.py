@@ -55,19 +55,26 @@ def ratio(seconds: list[float], against: list[float]) -> dict[str, float]:
     }
 
 
-def show_steps(text: str, variants: Callable[[], dict[str, Callable[[], object]]]) -> None:
+def show_steps(
+    text: str,
+    variants: Callable[[argparse.Namespace], dict[str, Callable[[], object]]],
+    **flags: str,
+) -> None:
     """The command of a script that compares training steps with the one named "dense".
 
-    `variants` makes them, when the command has been read and memory is kept.
+    `variants` makes them, when the command has been read and memory is kept. A flag is given
+    with its help.
     """
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--json", metavar="PATH")
+    for flag, meaning in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     options = parser.parse_args()
     keep_memory()
-    seconds = compare(variants(), options.blocks)
+    seconds = compare(variants(options), options.blocks)
     dense = seconds.pop("dense")
     rows = [{"zeros by": name, **ratio(each, dense)} for name, each in seconds.items()]
     show("a step, against dense", rows, options.json)

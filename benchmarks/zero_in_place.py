@@ -4,7 +4,9 @@
 
 An MLP of 6.3 M weights with Adam's update written out, batch 64. In a graph every operation goes
 over the weights by itself, so that zeroing after the step is one pass more at best; XLA can do it
-where the update is subtracted, in the same pass. No Keras, no pruning; alternatives in turns.
+where the update is subtracted, in the same pass. With --xla it compiles the whole step, and
+every way is part of the loop that updates the weights. No Keras, no pruning; alternatives in
+turns.
 """
 
 import os
@@ -55,7 +57,7 @@ def dense(weight, update, mask):
     weight.assign_sub(update)
 
 
-def training_step(write):
+def training_step(write, xla):
     """A step whose updates are written in one of these ways."""
     rng = np.random.default_rng(0)
     inputs = tf.constant(rng.normal(size=(64, 1024)), tf.float32)
@@ -66,7 +68,7 @@ def training_step(write):
     ]
     means, squares = ([tf.Variable(tf.zeros(shape)) for shape in SHAPES] for _ in range(2))
 
-    @tf.function
+    @tf.function(jit_compile=xla)
     def step():
         with tf.GradientTape() as tape:
             outputs = inputs
@@ -89,15 +91,19 @@ def training_step(write):
 
 
 def main() -> None:
-    ways = [product, select, one_pass_more, same_pass]
-    show_steps(
-        __doc__,
-        lambda: {
-            "dense": training_step(dense),
-            "control": training_step(dense),
-            **{way.__doc__: training_step(way) for way in ways},
-        },
-    )
+    def variants(options):
+        ways = (
+            [product, select, same_pass]
+            if options.xla
+            else [product, select, one_pass_more, same_pass]
+        )
+        return {
+            "dense": training_step(dense, options.xla),
+            "control": training_step(dense, options.xla),
+            **{way.__doc__: training_step(way, options.xla) for way in ways},
+        }
+
+    show_steps(__doc__, variants, xla="compile the whole step with XLA")
 
 
 if __name__ == "__main__":

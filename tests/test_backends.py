@@ -1,6 +1,7 @@
 """The few operations that each backend does its own way."""
 
 import itertools
+import logging
 
 import keras
 import numpy as np
@@ -54,6 +55,17 @@ def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
         np.testing.assert_array_equal(kept.ravel(), expected)
         left = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")))
         np.testing.assert_array_equal(left, np.where(kept, values, 0))
+
+
+def test_weights_of_many_shapes_are_cut_without_a_warning(caplog, monkeypatch):
+    """TensorFlow warns when functions of the same code are traced in five of eight calls."""
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    for side in range(2, 12):
+        variable = keras.Variable(np.arange(1.0, side + 1))
+        mask = keras.Variable(np.ones(side, bool), dtype="bool", trainable=False)
+        cuts.make(selection.Cut(2.0, side - 1), variable, mask)
+        assert np.count_nonzero(keras.ops.convert_to_numpy(variable)) == side - 1
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -249,7 +249,7 @@ def _each_chunk(function: Callable[[slice], _T], size: int) -> list[_T]:
     NumPy lets other threads run while it works on a chunk.
     """
     chunks = _chunks(size)
-    threads = min(THREADS, len(chunks) // 4)
+    threads = min(THREADS, len(chunks) // 16)  # to start one takes as long as some chunks
     if threads < 2:
         return list(map(function, chunks))
     ends = [len(chunks) * i // threads for i in range(threads + 1)]
@@ -273,11 +273,13 @@ def _scores(weights: np.ndarray, alive: np.ndarray, chunk: slice) -> np.ndarray:
 def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float, float]:
     """Two scores between which the threshold almost surely lies, from an even sample."""
     step = max(1, weights.size // SAMPLE)
-    sample = np.sort(np.abs(weights[::step].astype(np.float32)) * alive[::step])
+    sample = np.abs(weights[::step].astype(np.float32)) * alive[::step]
     share = 1 - count / weights.size
     spread = 4 * np.sqrt(share * (1 - share) / sample.size) + 2 / sample.size
-    first, last = ((share + side * spread) * sample.size for side in (-1, 1))
+    ends = [int(np.floor((share + side * spread) * sample.size)) for side in (-1, 1)]
+    first, last = np.clip(ends, 0, sample.size - 1)
+    sample.partition((first, last))
     # Zeros are left out: when most weights are pruned already they would all be inside.
-    low = max(sample[int(first)] if first >= 0 else 0.0, np.finfo(np.float32).smallest_subnormal)
-    high = sample[int(last)] if last < sample.size - 1 else np.inf
+    low = max(sample[first] if ends[0] >= 0 else 0.0, np.finfo(np.float32).smallest_subnormal)
+    high = sample[last] if ends[1] < sample.size - 1 else np.inf
     return float(low), float(high)

@@ -1,6 +1,7 @@
 """TensorFlow."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -33,9 +34,10 @@ def _fused(function: Callable[..., None]) -> Callable[..., None]:
     """By XLA, in one pass and in the variable's own memory; to be called where a step is traced.
 
     Made anew each time: a function of TensorFlow remembers the variables of its first call, and
-    fails in the trace of another model's step when those are gone.
+    fails in the trace of another model's step when those are gone. A partial, because TensorFlow
+    counts the traces of all functions with the same code, and warns when there are many.
     """
-    return tf.function(function, jit_compile=True)
+    return tf.function(functools.partial(function), jit_compile=True)
 
 
 def _zero_in_place(variable: tf.Variable, mask: tf.Variable) -> None:
@@ -173,9 +175,9 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
         zero_pruned([variable], [mask])
     else:
         is_traced = tf.compat.v1.get_default_graph().building_function  # around `eagerly`
-        cut_in_place = _fused(_cut_in_place) if is_traced else _cut_untraced
+        in_place = _fused(_cut_in_place) if is_traced else _untraced_cut(value.shape, value.dtype)
         with tf.device(value.device):  # XLA refuses variables of another device than its own
-            cut_in_place(value, mask.value, tf.constant(score, tf.float64), end)
+            in_place(value, mask.value, tf.constant(score, tf.float64), end)
 
 
 def _cut_in_place(
@@ -186,7 +188,11 @@ def _cut_in_place(
     mask.assign(kept)
 
 
-_cut_untraced = _fused(_cut_in_place)
+@functools.cache
+def _untraced_cut(shape: tf.TensorShape, dtype: tf.DType) -> Callable[..., None]:
+    """For all variables of a kind, so that it is traced once or twice."""
+    del shape, dtype
+    return _fused(_cut_in_place)
 
 
 def keep_in_groups(
