@@ -93,7 +93,7 @@ def dense(weights, masks):
 
 def main() -> None:
     ways = {"dense": dense, "control": dense, **WAYS}
-    show_steps(__doc__, lambda: {name: training_step(way) for name, way in ways.items()})
+    show_steps(__doc__, lambda _: {name: training_step(way) for name, way in ways.items()})
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_largest_magnitudes_marks_what_largest_marks(weights, n, dtype):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_cut_in_place_is_the_mask_and_the_zeros(dtype, threads, monkeypatch):
     monkeypatch.setattr(selection, "THREADS", threads)
-    monkeypatch.setattr(selection, "CHUNK", 100)
+    monkeypatch.setattr(selection, "CHUNK", 20)
     rng = np.random.default_rng(0)
     alive = rng.random(1005) < 0.9
     values = np.round(rng.standard_normal(1005) * 8).astype(dtype) * alive  # many equal ones
