@@ -138,6 +138,8 @@ def test_epochs_say_when(data):
         kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=3), epochs=(1, 2))
     with pytest.raises(ValueError, match="first and the last epoch"):
         kp.GradualPruning(0.8, epochs=(2, 1))
+    with pytest.raises(ValueError, match="first and the last epoch"):
+        kp.GradualPruning(0.8, epochs=4)
 
 
 def test_data_of_unknown_length_is_refused_by_the_shorthand_and_named(data):
@@ -264,6 +266,92 @@ def test_when_sparse_a_best_epoch_is_one_with_zeros(data):
 
     assert run(lambda callback: callback) < 0.8
     assert run(kp.WhenSparse) == pytest.approx(lawful(0.8))
+
+
+def test_when_sparse_in_the_midst_of_an_epoch_begins_with_that_epoch(data, tmp_path):
+    heard = []
+
+    class Listener(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            heard.append(("epoch", epoch))
+
+        def on_train_batch_end(self, batch, logs=None):
+            heard.append(("batch", batch))
+
+        def on_test_begin(self, logs=None):
+            heard.append(("test",))
+
+    schedule = kp.PolynomialDecay(0.8, end_step=6, frequency=1)  # of four steps an epoch
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", save_freq=2)
+    callbacks = [kp.GradualPruning(schedule), kp.WhenSparse(Listener()), kp.WhenSparse(checkpoint)]
+    fit(mlp(), data, *callbacks, epochs=3, validation_data=data)
+    second = [("epoch", 1), ("batch", 2), ("batch", 3), ("test",)]
+    third = [("epoch", 2), *(("batch", i) for i in range(4)), ("test",)]
+    assert heard == second + third
+    assert {path.name for path in tmp_path.iterdir()} == {"2.keras", "3.keras"}
+
+
+def test_when_sparse_has_no_hooks_that_its_callback_has_not():
+    """Keras waits for a callback after each batch if it has a hook for it."""
+    lazy = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
+    assert "on_train_batch_end" not in vars(lazy)
+    assert "on_epoch_end" in vars(lazy)
+
+
+def test_what_was_reached_can_be_asked_for_after_the_end(data):
+    callback = kp.GradualPruning(0.8)
+    fit(mlp(), data, callback)
+    assert callback.pruner.finished
+    assert callback.pruner.step == 16
+    assert callback.pruner.sparsity == pytest.approx(lawful(0.8))
+
+
+def test_keep_zeros_keeps_what_an_override_admitted(data):
+    def network():
+        keras.utils.set_random_seed(0)
+        layers = [
+            keras.Input((8,)),
+            keras.layers.Reshape((4, 2, 1)),
+            keras.layers.DepthwiseConv2D(2, depth_multiplier=4, name="depthwise"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+        return compile_(keras.Sequential(layers))
+
+    overrides = {"depthwise/": 0.5}
+    for callback, kept in [(kp.KeepZeros(), 0), (kp.KeepZeros(overrides=overrides), 0.5)]:
+        model = network()
+        kp.prune(model, 0.5, overrides=overrides, progress=False)
+        assert sparsity([model.layers[1].kernel]) == 0.5
+        fit(model, data, callback)
+        assert sparsity([model.layers[1].kernel]) == kept
+    with pytest.raises(ValueError, match="must be the fraction of weights set to zero"):
+        kp.KeepZeros(overrides={"depthwise": "all"})
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_resumed_fit_on_data_of_unknown_length_knows_its_schedule(data):
+    model, callback = mlp(), kp.GradualPruning(0.8)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, callback, Interrupt(KeyboardInterrupt()))
+    before = callback.pruner.step
+    x, y = data
+
+    def batches():
+        for i in range(0, 64, 16):
+            yield x[i : i + 16], y[i : i + 16]
+
+    model.fit(batches(), callbacks=[callback], verbose=0, shuffle=False)
+    assert callback.pruner.step == before + 4
+
+
+def test_a_criterion_that_wants_inputs_is_refused_with_what_to_do():
+    for make in (
+        lambda c: kp.GradualPruning(0.8, criterion=c),
+        lambda c: kp.Pruner(mlp(), 0.8, criterion=c),
+    ):
+        with pytest.raises(ValueError, match=r"wanda.*kp\.prune\(model, sparsity, calibration"):
+            make(kp.wanda)
 
 
 def test_what_fails_in_a_step_is_what_is_heard(data):

@@ -114,6 +114,56 @@ def test_mixed_float16_the_loss_scale_stays_outside(data):
         pruner.update()
         model.train_on_batch(*data)
     assert sparsity(kernels(model)) == pytest.approx(0.8)
+    assert pruner.release() is outer
+    assert isinstance(outer.inner_optimizer, keras.optimizers.SGD)
+
+
+def test_released_from_a_loss_scale_that_the_model_does_not_know():
+    pruner = kp.Pruner(mlp(), STAIRS)
+    outer = pruner.wrap(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01)))
+    pruner.update()
+    assert pruner.release() is outer
+    assert isinstance(outer.inner_optimizer, keras.optimizers.SGD)
+
+
+def test_a_checkpoint_loaded_in_a_loop_of_ones_own_is_gone_on_from(data, tmp_path):
+    model = mlp()
+    pruner = kp.Pruner(model, kp.PolynomialDecay(0.8, end_step=20, frequency=2))
+    model.compile(pruner.wrap(keras.optimizers.Adam(0.01)), loss=LOSS)
+
+    def train(steps):
+        for _ in range(steps):
+            pruner.update()
+            model.train_on_batch(*data)
+
+    train(6)
+    model.save_weights(tmp_path / "early.weights.h5")
+    train(24)
+    assert pruner.finished
+    model.load_weights(tmp_path / "early.weights.h5")
+    train(1)
+    assert not pruner.finished
+    assert pruner.step == 7
+    train(14)
+    assert pruner.finished
+    assert sparsity(kernels(model)) == pytest.approx(0.8)
+
+
+def test_one_pruner_wraps_one_optimizer():
+    pruner = kp.Pruner(mlp(), STAIRS)
+    pruner.wrap(keras.optimizers.SGD())
+    with pytest.raises(ValueError, match="has wrapped an optimizer already"):
+        pruner.wrap(keras.optimizers.Adam())
+
+
+def test_a_pruning_is_taken_up_with_its_own_arguments_or_none():
+    model = mlp()
+    first = kp.Pruner(model, STAIRS, allocation="erk")
+    model.compile(first.wrap(keras.optimizers.SGD()), loss=LOSS)
+    for options in ({}, {"allocation": "erk"}):
+        assert kp.Pruner(model, **options).wrapped is first.wrapped
+    with pytest.raises(ValueError, match="another plan than that of these arguments"):
+        kp.Pruner(model, filters="head")
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")

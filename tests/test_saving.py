@@ -198,6 +198,21 @@ def test_mixed_float16_goes_on_too(data, tmp_path):
     assert_equal(whole, loaded)
 
 
+@pytest.mark.parametrize("epochs", [2, 4])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_a_loss_scale_of_ones_own_is_saved_too(policy, epochs, data, tmp_path):
+    """In the midst of the schedule and after its end."""
+    keras.config.set_dtype_policy(policy)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=128)
+    model = fit(mlp(scaled), data, kp.GradualPruning(SCHEDULE), last=epochs)
+    model.save(tmp_path / "scaled.keras")
+    loaded = keras.saving.load_model(tmp_path / "scaled.keras")
+    assert loaded.optimizer.initial_scale == 128
+    assert_equal(model, loaded)
+    assert (find(loaded) is None) == (epochs == 4)
+
+
 def test_a_finished_file_opens_without_this_package(data, tmp_path):
     model = fit(mlp(), data, kp.GradualPruning(0.8))
     model.save(tmp_path / "done.keras")

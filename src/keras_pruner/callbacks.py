@@ -1,6 +1,7 @@
 """Callbacks for `fit`: thin, over the `Pruner`."""
 
 import abc
+import numbers
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from keras_pruner.optimizer import find, install
 from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
 from keras_pruner.progress import Progress
-from keras_pruner.pruner import Pruner, schedule_for
+from keras_pruner.pruner import Pruner, rules_of_training, schedule_for
 from keras_pruner.schedules import ConstantSparsity, Schedule
 from keras_pruner.values import serializable
 
@@ -227,12 +228,12 @@ class GradualPruning(PruningCallback):
         filters: Filters = None,
         overrides: Mapping[str, Override] | None = None,
     ) -> None:
-        rules = Rules(pattern, allocation, criterion, filters, overrides)
+        rules = rules_of_training(pattern, allocation, criterion, filters, overrides)
         super().__init__(schedule_for(schedule, pattern), rules)
         self.epochs = epochs
         if epochs is None:
             return
-        if not (len(epochs) == 2 and 0 <= epochs[0] <= epochs[1]):
+        if not _is_span(epochs):
             raise ValueError(
                 "`epochs` must be the first and the last epoch of the pruning, like (1, 4). "
                 f"Received: epochs={epochs!r}."
@@ -257,18 +258,37 @@ class GradualPruning(PruningCallback):
         self.pruner.settle(begin_step=begin, end_step=end)
 
 
+def _is_span(epochs: Any) -> bool:
+    """Whether it is (first, last), whole numbers from 0 up."""
+    is_pair = isinstance(epochs, (tuple, list)) and len(epochs) == 2
+    whole = is_pair and all(isinstance(epoch, numbers.Integral) for epoch in epochs)
+    return whole and 0 <= epochs[0] <= epochs[1]
+
+
 class KeepZeros(PruningCallback):
     """Keep what is zero at zero while `fit` trains the rest.
 
     For training a pruned model further. A weight that is zero altogether, as fresh ones may be,
-    is not frozen.
+    is not frozen. What pruning leaves alone unless an override admits it, such as a depthwise
+    kernel, is kept sparse only if the same override is given here.
 
     Args:
         filters: layers to keep sparse: a regex or a list of them, or a function layer -> bool.
+        overrides: as they were given when the model was pruned: regex of a weight's path -> None
+            (leave alone), or a sparsity or pattern, of which nothing matters but that it admits
+            the weight.
     """
 
-    def __init__(self, *, filters: Filters = None) -> None:
-        super().__init__(ConstantSparsity(0.0), Rules(allocation=as_they_are, filters=filters))
+    def __init__(
+        self, *, filters: Filters = None, overrides: Mapping[str, Override] | None = None
+    ) -> None:
+        Rules(overrides=overrides)  # raises for what is wrong
+        admitted = {
+            path: None if override is None else Unstructured()
+            for path, override in (overrides or {}).items()
+        }
+        rules = Rules(allocation=as_they_are, filters=filters, overrides=admitted or None)
+        super().__init__(ConstantSparsity(0.0), rules)
 
 
 @serializable
@@ -277,6 +297,14 @@ def as_they_are(shares: Sequence[Share], sparsity: float) -> Sparsities:
     del sparsity
     nonzero = {share: share.scores.count(np.asarray) for share in shares}
     return {share: 1 - n / share.units if n else 0.0 for share, n in nonzero.items()}
+
+
+_LATER_HOOKS = [
+    "on_epoch_end",
+    *(f"on{kind}_batch_{edge}" for kind in ("", "_train", "_test") for edge in ("begin", "end")),
+    *("on_test_begin", "on_test_end"),
+]
+"""What `WhenSparse` passes on from the final sparsity on."""
 
 
 class WhenSparse(keras.callbacks.Callback):
@@ -302,6 +330,12 @@ class WhenSparse(keras.callbacks.Callback):
                 f"`callback` must be a Keras callback. Received: callback={callback!r}."
             )
         self.callback = callback
+        self._epoch: int | None = None
+        self._awake = False
+        for name in _LATER_HOOKS:
+            hook = getattr(callback, name)
+            if getattr(hook, "__func__", hook) is not getattr(keras.callbacks.Callback, name):
+                setattr(self, name, self._later(hook))  # those it has: Keras waits for some of them
 
     @property
     def is_sparse(self) -> bool:
@@ -315,8 +349,9 @@ class WhenSparse(keras.callbacks.Callback):
         self.callback.set_params(params)
 
     def set_model(self, model: keras.Model) -> None:
-        """Pass on."""
+        """Pass on, and wait anew."""
         super().set_model(model)
+        self._epoch, self._awake = None, False
         self.callback.set_model(model)
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -334,20 +369,23 @@ class WhenSparse(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Pass on from the final sparsity on."""
-        if self.is_sparse:
+        self._epoch = epoch
+        if self._awake:
             self.callback.on_epoch_begin(epoch, logs)
+        else:
+            self._wake()
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        if self.is_sparse:
-            self.callback.on_epoch_end(epoch, logs)
+    def _wake(self) -> bool:
+        """Whether the model is sparse; the first time, begin with the epoch that goes on."""
+        if not self._awake and self.is_sparse:
+            self._awake = True
+            if self._epoch is not None:
+                self.callback.on_epoch_begin(self._epoch)
+        return self._awake
 
-    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        if self.is_sparse:
-            self.callback.on_train_batch_begin(batch, logs)
+    def _later(self, hook: Callable[..., None]) -> Callable[..., None]:
+        def when_sparse(*args: Any, **kwargs: Any) -> None:
+            if self._wake():
+                hook(*args, **kwargs)
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        if self.is_sparse:
-            self.callback.on_train_batch_end(batch, logs)
+        return when_sparse

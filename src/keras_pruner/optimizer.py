@@ -73,7 +73,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self.masked: tuple[Masked, ...] = ()
         self.before_first_step: Callable[[], Any] | None = None
         self.attended = False
-        self._loaded = False
+        self.loads = 0
         self._find_plan = find_plan
         self._plan: Plan | None = None
 
@@ -205,7 +205,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         """Refuse to train on, dense and in silence, when nobody updates the masks."""
         if self.attended:
             return
-        if not self._loaded:
+        if not (self.loads and self.progress.updated_at >= 0):
             raise RuntimeError(UNATTENDED)
         self.attended = True
         warnings.warn(
@@ -289,7 +289,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             ValueError: if the file has no pruning state, or that of other targets.
         """
         self.progress = load_masks(self.masked, store)
-        self._loaded = self.progress.updated_at >= 0
+        self.loads += 1
 
     def get_config(self) -> dict[str, Any]:
         """The user's optimizer, the schedule as given, and the plan."""
@@ -382,14 +382,15 @@ def wrappers(model: keras.Model) -> list[PrunedOptimizer]:
 def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Make `optimizer` the one that the model trains and is saved with.
 
-    A `LossScaleOptimizer` stays outside. The compile configuration names the same optimizer, or
-    a saved file would lose the state; the compiled step is dropped, for it holds the old one.
+    A `LossScaleOptimizer` stays outside. The compile configuration names what the model trains
+    with, or a saved file would lose its state; the compiled step is dropped, for it holds the old
+    one.
     """
     if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         model.optimizer.inner_optimizer = optimizer
     else:
         model.optimizer = optimizer
-    model._compile_config.config["optimizer"] = optimizer
+    model._compile_config.config["optimizer"] = model.optimizer
     model.train_function = None
 
 

@@ -5,13 +5,13 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_pruner import agreement, backends, cuts
-from keras_pruner.criteria import magnitude
+from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import choose
 from keras_pruner.optimizer import PrunedOptimizer, find, install
 from keras_pruner.patterns import Pattern, Unstructured
@@ -65,11 +65,17 @@ class Pruner:
         updates: int | None = None,
     ) -> None:
         present = find(model) if schedule is None else None
+        rules = rules_of_training(pattern, allocation, criterion, filters, overrides)
         if present is not None and present.built:
+            if rules != Rules() and not present.plan.same_as(rules.plan(model)):
+                raise ValueError(
+                    f"`schedule` is missing, and {model.name!r} is being pruned by another plan "
+                    f"than that of these arguments. Received: {rules!r}. Leave them out to go on "
+                    "with the pruning that the model carries, or give a schedule to begin anew."
+                )
             self._set_up(model, present.schedule, lambda: present.plan, updates)
             self.adopt(present)
             return
-        rules = Rules(pattern, allocation, criterion, filters, overrides)
         schedule = schedule_for(schedule, pattern)
         plan = rules.plan(model)
         schedule.resolve(updates, 0.0)
@@ -113,6 +119,8 @@ class Pruner:
         self._ahead = 0  # updates there may have been since
         self._scanned = -1  # no update is due up to this step
         self._at: float | None = None  # the sparsity the masks were last updated to
+        self._loads = 0  # of the optimizer's state, that all of this is of
+        self._left: _State | None = None  # when the pruning was released
 
     # ------------------------------------------------------------------ use
 
@@ -139,6 +147,8 @@ class Pruner:
     @property
     def step(self) -> int:
         """Updates of the weights completed since the schedule began."""
+        if self._left is not None:
+            return self._left.step
         wrapped = self.wrapped
         origin = wrapped.progress.origin
         return 0 if origin < 0 else wrapped.completed_updates - origin
@@ -146,11 +156,15 @@ class Pruner:
     @property
     def finished(self) -> bool:
         """Whether the schedule has reached its end."""
+        if self._left is not None:
+            return self._left.finished
         return self._wrapped is not None and self._wrapped.finished
 
     @property
     def sparsity(self) -> float:
         """The fraction of zeros that the masks hold at present, over all targets."""
+        if self._left is not None:
+            return self._left.sparsity
         kept = sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked)
         return 1 - kept / self._entries
 
@@ -164,8 +178,15 @@ class Pruner:
             The optimizer to train with.
 
         Raises:
-            ValueError: if it is wrapped already.
+            ValueError: if it is wrapped already, or this pruner has wrapped another.
         """
+        if self._wrapped is not None:
+            raise ValueError(
+                "This pruner has wrapped an optimizer already, and its masks are there. Received: "
+                f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
+                "call `release()` first."
+            )
+        self._left = None
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = self.wrap(optimizer.inner_optimizer)
             self._outer = optimizer
@@ -242,6 +263,7 @@ class Pruner:
         Returns:
             Both, with the masks, the weights and the optimizer's slots brought up to date.
         """
+        _ = self.wrapped  # raises if there is none
         variables = [*self.model.trainable_variables, *self._outer.variables]
         values = [*trainable_variables, *optimizer_variables]
         if not all(map(backends.current().is_readable, values)):
@@ -262,14 +284,17 @@ class Pruner:
         Returns:
             The user's own optimizer, which the model is compiled with again if it was.
         """
-        wrapped = self.wrapped
-        if isinstance(wrapped, PrunedOptimizer):
-            if find(self.model) is wrapped:
-                install(self.model, wrapped.inner_optimizer)
-        else:
+        wrapped, outer = self.wrapped, self._outer
+        self._left = _State(self.finished, self.step, self.sparsity)
+        self._wrapped = self._outer = None
+        if not isinstance(wrapped, PrunedOptimizer):
             wrapped.release()
-        self._wrapped = None
-        return wrapped.inner_optimizer
+        elif find(self.model) is wrapped:
+            install(self.model, wrapped.inner_optimizer)
+        elif isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            outer.inner_optimizer = wrapped.inner_optimizer
+        scales = isinstance(outer, keras.optimizers.LossScaleOptimizer)
+        return outer if scales else wrapped.inner_optimizer
 
     # ------------------------------------------------------------------ for `fit`
 
@@ -295,10 +320,10 @@ class Pruner:
                 length of a training of unknown length.
         """
         begun = self.wrapped.built and self.wrapped.progress.origin >= 0
-        schedule = self._schedule_to_begin(0.0)
         if begun:
-            schedule = self.wrapped.progress.restore(self._given)
-        now = self.step if begun else 0
+            schedule, now = self.wrapped.progress.restore(self._given), self.step
+        else:
+            schedule, now = self._schedule_to_begin(0.0), 0
         if self.updates is None or schedule.end_step is None:
             return
         last = now + self.updates
@@ -321,6 +346,8 @@ class Pruner:
 
     def _may_be_due(self) -> bool:
         """Whether an update may be due by now, from the number of calls alone."""
+        if self.wrapped.loads != self._loads:  # the state is another one
+            self._loads, self._resolved = self.wrapped.loads, None
         if self._resolved is None:
             return self.wrapped.is_readable
         self._ahead += self.updates_per_call
@@ -382,6 +409,29 @@ class Pruner:
             cuts.make(choice, masked.variable, masked.mask)
         wrapped.zero_companions()
         self._at = sparsity
+
+
+class _State(NamedTuple):
+    """What was reached when a pruning was released."""
+
+    finished: bool
+    step: int
+    sparsity: float
+
+
+def rules_of_training(
+    pattern: Pattern, allocation: Any, criterion: Any, filters: Any, overrides: Any
+) -> Rules:
+    """The rules that the user gave for a training, where a criterion sees the weights alone."""
+    if needs_inputs(criterion):
+        name = getattr(criterion, "__name__", criterion)
+        raise ValueError(
+            "`criterion` must be a function of the weights alone in training, and this one wants "
+            f"their inputs, too. Received: criterion={name}. Prune at once with "
+            "`kp.prune(model, sparsity, calibration=samples, criterion=...)`, and train on with "
+            "kp.KeepZeros()."
+        )
+    return Rules(pattern, allocation, criterion, filters, overrides)
 
 
 def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:

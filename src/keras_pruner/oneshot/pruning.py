@@ -10,11 +10,11 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import magnitude
+from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, Calibrated
 from keras_pruner.oneshot.capture import Values, undisturbed
-from keras_pruner.oneshot.inputs import PerOutput, needs_inputs, wanda
+from keras_pruner.oneshot.inputs import PerOutput, wanda
 from keras_pruner.oneshot.progress import announcing
 from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
 from keras_pruner.oneshot.sequence import Outcome
