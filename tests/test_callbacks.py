@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from models import EveryStep, Subclassed, compile_, kernels, label, mlp, sparsity, values
+from models import LOSS, EveryStep, Subclassed, compile_, kernels, label, mlp, sparsity, values
 
 import keras_pruner as kp
 from keras_pruner.optimizer import PrunedOptimizer, find
@@ -465,3 +465,78 @@ def test_a_schedule_that_asks_for_nothing_more_ends_too(schedule, data):
     fit(model, data, kp.GradualPruning(0.8))
     fit(model, data, kp.GradualPruning(schedule))
     assert find(model) is None
+
+
+class OwnOptimizer(keras.Model):
+    """A model whose `train_step` does not use the optimizer that it is compiled with."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.own = keras.optimizers.SGD(0.01)
+
+    def call(self, x):
+        return self.network(x)
+
+    def train_on(self, x, y):
+        if keras.backend.backend() == "torch":
+            loss = LOSS(y, self(x))
+            loss.backward()
+            variables = self.trainable_variables
+            self.own.apply([v.value.grad for v in variables], variables)
+        else:
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                loss = LOSS(y, self(x))
+            variables = self.trainable_variables
+            self.own.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+    def train_step(self, data):
+        return self.train_on(*data)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step there returns its state")
+def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(data):
+    """It would stay dense without a word."""
+    model = OwnOptimizer(mlp())
+    model.build((None, 8))
+    compile_(model)
+    with pytest.raises(RuntimeError, match=r"does not train with the optimizer.*kp\.Pruner"):
+        fit(model, data, kp.GradualPruning(0.8))
+    assert find(model) is None
+
+
+def test_a_refused_fit_leaves_the_model_as_it_was(data):
+    model = mlp()
+    for callback in (
+        kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)),
+        kp.GradualPruning(kp.PolynomialDecay(0.8, begin_step=30, end_step=60)),
+    ):
+        with pytest.raises(ValueError, match="Nothing would be pruned"):
+            fit(model, data, callback)
+        assert find(model) is None
+    fit(model, data)
+
+
+def test_a_training_stopped_before_the_end_of_the_schedule_says_so(data):
+    early = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=0)
+    model = mlp()
+    with pytest.warns(UserWarning, match=r"stopped at step 8.*release.*kp\.WhenSparse"):
+        fit(model, data, kp.GradualPruning(0.8), early)
+    with pytest.warns(UserWarning, match="unfinished pruning schedule that nobody advances"):
+        fit(model, data)
+    assert 0 < sparsity(kernels(model)) < 0.8
+
+
+def test_layers_unfrozen_after_the_end_are_pruned_from_the_beginning(data):
+    model, callback = mlp(), kp.GradualPruning(0.8)
+    model.layers[0].trainable = False
+    compile_(model)
+    fit(model, data, callback)
+    model.layers[0].trainable = True
+    compile_(model)
+    reached = fit(model, data, callback)["sparsity"]
+    assert reached[0] < 0.7
+    assert reached[-1] == pytest.approx(lawful(0.8))

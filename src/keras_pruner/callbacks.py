@@ -44,7 +44,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._undo: Callable[[], None] = lambda: None
         self._training = False
         self._first_epoch_seen = False
-        self._ended: tuple[weakref.ref[keras.Model], Progress] | None = None
+        self._ended: tuple[weakref.ref[keras.Model], Plan, Progress] | None = None
 
     @property
     def pruner(self) -> Pruner:
@@ -108,12 +108,14 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._first_epoch_seen = True
         accumulated = self.pruner.wrapped.inner_optimizer.gradient_accumulation_steps or 1
         batches = self.params["steps"]
-        self._settle(
-            None if batches is None else batches / accumulated,
-            self.params["epochs"] - epoch,
-        )
+        per_epoch = None if batches is None else batches / accumulated
         self.pruner.updates_per_call = self.model.steps_per_execution
-        self.pruner.check_reach()
+        try:
+            self._settle(per_epoch, self.params["epochs"] - epoch)
+            self.pruner.check_reach()
+        except ValueError:
+            self._undo()  # the model can be trained as before
+            raise
 
     def _settle(self, updates_per_epoch: float | None, epochs: int) -> None:
         """Tell the pruner how long the training is."""
@@ -138,6 +140,14 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Update the masks if due, and log the sparsity."""
+        if not self.pruner.wrapped.applied:
+            self._undo()
+            raise RuntimeError(
+                f"Nothing prunes {self.model.name!r}: its `train_step` does not train with the "
+                "optimizer that the model is compiled with. Wrap the one that it trains with: "
+                "`pruner = kp.Pruner(network, schedule); optimizer = pruner.wrap(optimizer)`, and "
+                "call `pruner.update()` before every step."
+            )
         self.pruner.update()
         if logs is not None:
             logs["sparsity"] = self.pruner.sparsity
@@ -152,16 +162,28 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         if self.params.get("verbose"):
             end = "" if finished else f" at step {step} of {pruner.schedule.end_step}"
             print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
+        if self.model.stop_training and not finished:
+            warnings.warn(
+                f"The training was stopped at step {step}, at a sparsity of "
+                f"{pruner.sparsity:.4g}, before the end of the schedule at step "
+                f"{pruner.schedule.end_step}. Call `fit` again with the same callback to go on, or "
+                "`kp.Pruner(model).release()` to leave it at that. Stop only when the model is "
+                "sparse: kp.WhenSparse(keras.callbacks.EarlyStopping()).",
+                stacklevel=2,
+            )
+        pruner.wrapped.attended = False  # in a `fit` without this callback
         if finished:
             # What remains to be known: with the same callback, the next `fit` goes on from here.
             progress = pruner.wrapped.progress._replace(origin=step, updated_at=-1)
-            self._ended = (weakref.ref(self._model), progress)
+            self._ended = (weakref.ref(self._model), pruner.plan, progress)
             pruner.release()
 
     def _steps_done_on(self, model: keras.Model) -> Progress | None:
-        if self._ended is not None and self._ended[0]() is model:
-            return self._ended[1]
-        return None
+        if self._ended is None:
+            return None
+        trained, plan, progress = self._ended
+        is_same = trained() is model and plan.same_as(self.rules.plan(model))
+        return progress if is_same else None  # layers may have been unfrozen
 
     def _warn_if_denser(self) -> None:
         denser = [
@@ -312,6 +334,10 @@ class WhenSparse(keras.callbacks.Callback):
 
     Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
     would else choose one from before the zeros, when the model was denser and better.
+
+    While `fit` goes on a model is saved with its masks, so that training can be taken up again:
+    a file that `ModelCheckpoint` writes there needs this package to be loaded, or
+    `load_model(path, compile=False)`. `kp.Pruner(model).release()` and `model.save` make it plain.
 
     Args:
         callback: any Keras callback. Its `on_train_begin` and `on_train_end` always run.

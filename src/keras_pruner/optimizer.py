@@ -20,7 +20,7 @@ UNATTENDED = (
     "This optimizer was wrapped for pruning, but nobody updates its masks: the training would "
     "stay dense. Call `pruner.update()` first thing in every step, or train with "
     "`fit(..., callbacks=[kp.GradualPruning(...)])`. To train without pruning, call "
-    "`pruner.release()`."
+    "`pruner.release()`, or `kp.Pruner(model).release()`."
 )
 
 
@@ -74,6 +74,8 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self.before_first_step: Callable[[], Any] | None = None
         self.attended = False
         self.loads = 0
+        self.applied = False  # in this process, be it in a trace
+        self._reached = Progress()  # as `progress`, where that cannot be read
         self._find_plan = find_plan
         self._plan: Plan | None = None
 
@@ -150,6 +152,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None
     ) -> None:
         """Make one step of the user's optimizer that leaves the pruned weights at zero."""
+        self.applied = True
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(trainable_variables or ())
@@ -200,12 +203,13 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             return
         self.inner_optimizer.finalize_variable_values(var_list)
         self.zero_pruned()
+        self._check_attended()  # a compiled step does not do it again
 
     def _check_attended(self) -> None:
         """Refuse to train on, dense and in silence, when nobody updates the masks."""
-        if self.attended:
+        if self.attended or self._reached.has_ended(self.schedule):
             return
-        if not (self.loads and self.progress.updated_at >= 0):
+        if self._reached.updated_at < 0:
             raise RuntimeError(UNATTENDED)
         self.attended = True
         warnings.warn(
@@ -255,6 +259,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
     @progress.setter
     def progress(self, progress: Progress) -> None:
         self._progress.assign(np.array(progress, np.int32))
+        self._reached = progress
 
     @property
     def has_begun(self) -> bool:

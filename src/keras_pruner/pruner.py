@@ -18,6 +18,10 @@ from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+from keras_pruner.values import check_integer
+
+PATIENCE = 100
+"""Calls of `update` without a step between them, after which it says so."""
 
 
 class Pruner:
@@ -77,9 +81,12 @@ class Pruner:
             self.adopt(present)
             return
         schedule = schedule_for(schedule, pattern)
+        if updates is not None:
+            check_integer("updates", updates, least=1)
         plan = rules.plan(model)
         schedule.resolve(updates, 0.0)
         self._set_up(model, schedule, lambda: plan, updates)
+        self.check_reach()
 
     @classmethod
     def for_fit(
@@ -117,6 +124,7 @@ class Pruner:
         self._resolved: Schedule | None = None
         self._seen = -1  # the last step that was read from the optimizer
         self._ahead = 0  # updates there may have been since
+        self._idle = 0  # calls since the optimizer last counted a step
         self._scanned = -1  # no update is due up to this step
         self._at: float | None = None  # the sparsity the masks were last updated to
         self._loads = 0  # of the optimizer's state, that all of this is of
@@ -203,7 +211,7 @@ class Pruner:
                 if self.model.built:
                     wrapped.build(self.model.trainable_variables)
                 else:
-                    wrapped.before_first_step = self.update
+                    wrapped.before_first_step = self.update_before_first_step
             self._wrapped = self._outer = wrapped
             return wrapped
         if backends.current().is_own_optimizer(optimizer):
@@ -242,7 +250,17 @@ class Pruner:
 
         Raises:
             ValueError: if a weight is NaN or infinite; nothing is pruned then.
+            RuntimeError: if a step is being traced, or steps are made that do not prune.
         """
+        if backends.current().is_tracing():
+            raise RuntimeError(
+                "`update` chooses which weights to prune by looking at them, and here a step is "
+                "being traced. Call it outside of the compiled step, before it."
+            )
+        return self.update_before_first_step()
+
+    def update_before_first_step(self) -> bool:
+        """`update`, which may also be called where the optimizer makes its variables in a trace."""
         wrapped = self.wrapped
         wrapped.attended = True
         if not wrapped.built or not self._may_be_due():
@@ -319,9 +337,9 @@ class Pruner:
             ValueError: if nothing would be pruned at all, or the schedule's end hangs on the
                 length of a training of unknown length.
         """
-        begun = self.wrapped.built and self.wrapped.progress.origin >= 0
-        if begun:
-            schedule, now = self.wrapped.progress.restore(self._given), self.step
+        wrapped = self._wrapped
+        if wrapped is not None and wrapped.built and wrapped.progress.origin >= 0:
+            schedule, now = wrapped.progress.restore(self._given), self.step
         else:
             schedule, now = self._schedule_to_begin(0.0), 0
         if self.updates is None or schedule.end_step is None:
@@ -372,6 +390,21 @@ class Pruner:
                 self._at = self._resolved.sparsity_at(progress.updated_at)
                 wrapped.zero_pruned()  # weights loaded beside the masks may be dense
         step = wrapped.completed_updates - progress.origin
+        if 0 <= self._seen < step and not wrapped.applied:
+            raise RuntimeError(
+                "The optimizer makes steps that do not prune: it is the one within, not the "
+                "wrapped one, that trains the model. Train with what `pruner.wrap(optimizer)` "
+                "returned: `model.compile(pruner.wrap(optimizer), ...)`."
+            )
+        self._idle = 0 if step > self._seen else self._idle + self._ahead
+        if self._idle >= PATIENCE:
+            self._idle = -(10**9)  # once is enough
+            warnings.warn(
+                f"`update` was called more than {PATIENCE} times, and the wrapped optimizer has "
+                "counted no step, so that nothing is pruned. In a stateless loop on JAX call "
+                "`stateless_update`; if the model is trained by another optimizer, wrap that one.",
+                stacklevel=2,
+            )
         due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
         self._seen = self._scanned = step
         self._ahead = 0

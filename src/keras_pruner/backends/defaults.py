@@ -34,6 +34,11 @@ def has_value(variable: keras.Variable) -> bool:
     return True
 
 
+def is_tracing() -> bool:
+    """Never: what is written is what is run."""
+    return False
+
+
 def random_states() -> dict[str, np.ndarray]:
     """None: every layer draws from a seed of its own."""
     return {}

@@ -220,6 +220,11 @@ def is_readable(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def is_tracing() -> bool:
+    """Whether a function is being traced, as by `jax.jit`."""
+    return not is_readable(jnp.zeros(()))
+
+
 def has_value(variable: keras.Variable) -> bool:
     """Not in a step of `fit`, and not after one that failed: the arrays are given up for it."""
     return variable._value is not None

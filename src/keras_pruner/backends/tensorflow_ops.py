@@ -244,6 +244,11 @@ def is_readable(value: tf.Variable) -> bool:
         return bool(value.is_initialized())
 
 
+def is_tracing() -> bool:
+    """Whether a graph is being made, as by `tf.function`."""
+    return not tf.executing_eagerly()
+
+
 def eagerly() -> contextlib.AbstractContextManager[Any]:
     """Leave the function that is being traced."""
     return tf.init_scope()

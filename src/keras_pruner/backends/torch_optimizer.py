@@ -51,6 +51,7 @@ class TorchOptimizerMasks:
         self.progress = Progress()
         self.attended = False
         self.loads = 0
+        self.applied = True  # hooks cannot be passed by
         self.completed_updates = 0
         self.masked = tuple(
             Masked(target, variable, _all_true(variable), (), ())
