@@ -11,13 +11,13 @@ import keras
 import numpy as np
 
 from keras_pruner import agreement, backends, cuts
-from keras_pruner.criteria import magnitude, needs_inputs
+from keras_pruner.criteria import magnitude
 from keras_pruner.masks import choose
 from keras_pruner.optimizer import PrunedOptimizer, find, install
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, rules_of_training
 from keras_pruner.progress import Progress
-from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+from keras_pruner.schedules import Schedule, schedule_for
 from keras_pruner.values import check_integer
 
 PATIENCE = 100
@@ -48,7 +48,7 @@ class Pruner:
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-        >>> pruner = Pruner(model, ConstantSparsity(0.5))
+        >>> pruner = Pruner(model, lambda step: 0.5)
         >>> optimizer = pruner.wrap(keras.optimizers.SGD())
         >>> pruner.update()
         True
@@ -450,38 +450,3 @@ class _State(NamedTuple):
     finished: bool
     step: int
     sparsity: float
-
-
-def rules_of_training(
-    pattern: Pattern, allocation: Any, criterion: Any, filters: Any, overrides: Any
-) -> Rules:
-    """The rules that the user gave for a training, where a criterion sees the weights alone."""
-    if needs_inputs(criterion):
-        name = getattr(criterion, "__name__", criterion)
-        raise ValueError(
-            "`criterion` must be a function of the weights alone in training, and this one wants "
-            f"their inputs, too. Received: criterion={name}. Prune at once with "
-            "`kp.prune(model, sparsity, calibration=samples, criterion=...)`, and train on with "
-            "kp.KeepZeros()."
-        )
-    return Rules(pattern, allocation, criterion, filters, overrides)
-
-
-def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
-    """The schedule meant by what the user gave, in view of a pattern's own sparsity."""
-    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
-    if schedule is None:
-        if own is None:
-            raise ValueError(
-                "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
-                "Received: schedule=None. For 80% zeros pass 0.8."
-            )
-        return ConstantSparsity(own)
-    schedule = as_schedule(schedule)
-    final = schedule.sparsity_at_end
-    if own is not None and final is not None and not pattern.is_own(final):
-        raise ValueError(
-            f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
-            f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."
-        )
-    return schedule
