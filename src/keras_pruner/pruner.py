@@ -47,8 +47,9 @@ class Pruner:
             nothing to prune; before anything is changed.
 
     Example:
+        >>> import keras_pruner as kp
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-        >>> pruner = Pruner(model, lambda step: 0.5)
+        >>> pruner = kp.Pruner(model, kp.ConstantSparsity(0.5))
         >>> optimizer = pruner.wrap(keras.optimizers.SGD())
         >>> pruner.update()
         True
