@@ -226,6 +226,21 @@ def test_an_unfinished_pruning_of_another_plan_is_replaced_with_a_word(data):
     assert sparsity([model.layers[0].kernel]) == pytest.approx(0.8)
 
 
+@pytest.mark.filterwarnings("ignore:.*was being pruned by another plan")
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_of_two_weights_of_one_shape_the_one_that_the_plan_names_is_held_at_zero(data):
+    """JAX may take a step that it has compiled for another plan with masks of the same shapes."""
+    layers = [keras.Input((8,)), *(keras.layers.Dense(8, name=n) for n in ("first", "second"))]
+    model = compile_(keras.Sequential([*layers, keras.layers.Dense(3)]))
+    schedule = kp.PolynomialDecay(0.75, initial_sparsity=0.5, end_step=40, frequency=1)
+    watch = EveryStep(lambda model: [sparsity([each.kernel]) for each in model.layers[:2]])
+    for name in ("first", "second"):
+        fit(model, data, kp.GradualPruning(schedule, filters=name), watch, epochs=1)
+    for first, second in watch.noted[-4:]:
+        assert first == 0
+        assert 0.5 <= second < 0.75
+
+
 def test_dense_then_pruned_then_dense_do_what_they_say(data):
     model = mlp()
     fit(model, data)

@@ -397,6 +397,7 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
         model.optimizer = optimizer
     model._compile_config.config["optimizer"] = model.optimizer
     model.train_function = None
+    backends.current().forget_step(model)
 
 
 def _size(variable: keras.Variable) -> int:

@@ -220,6 +220,14 @@ def is_readable(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def forget_step(model: keras.Model) -> None:
+    """Drop its traces, which JAX keeps by the method and by the shapes of what it is given.
+
+    While any compiled step of the model is alive, it would serve for one with other masks.
+    """
+    jax.jit(model.train_step).clear_cache()
+
+
 def is_tracing() -> bool:
     """Whether a function is being traced, as by `jax.jit`."""
     return not is_readable(jnp.zeros(()))

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pruner.backends.defaults import best_in_groups
+from keras_pruner.backends.defaults import forget_step as forget_step
 from keras_pruner.backends.defaults import gather as gather
 from keras_pruner.backends.defaults import has_value as has_value
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
