@@ -239,6 +239,7 @@ def update(options, side, keras):
         )
         pruner = kp.Pruner(model, schedule, allocation="uniform")
         optimizer = pruner.wrap(keras.optimizers.SGD())
+        optimizer.applied = True  # steps are only counted here, not made
         count = itertools.count()
 
         def run():

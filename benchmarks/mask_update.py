@@ -46,6 +46,7 @@ def main() -> None:
         )
         pruner = kp.Pruner(model, schedule, allocation=options.allocation)
         optimizer = pruner.wrap(keras.optimizers.get(options.optimizer))
+        optimizer.applied = True  # steps are only counted here, not made
         values = np.concatenate([np.ravel(layer.get_weights()[0]) for layer in layers])
         kth = int(0.8 * values.size)
 

@@ -105,6 +105,19 @@ def test_large_weights_are_zeroed_too(monkeypatch):
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.eye(4, 3))
 
 
+def test_large_weights_that_others_hold_are_not_overwritten(monkeypatch):
+    """A variable and its average may be one array, and what is handed in is the caller's."""
+    monkeypatch.setattr(OPS, "LARGE", 1, raising=False)
+    mask = keras.Variable(np.eye(4, 3, dtype=bool), dtype="bool", trainable=False)
+    weight, average = keras.Variable(np.ones((4, 3))), keras.Variable(np.ones((4, 3)))
+    average.assign(weight.value)
+    OPS.zero_pruned([weight, average], [mask, mask])
+    with keras.StatelessScope([(weight, weight.value)]):
+        OPS.zero_pruned([weight], [mask])
+    for variable in (weight, average):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.eye(4, 3))
+
+
 def test_to_numpy_gives_the_value():
     variable = keras.Variable(np.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(OPS.to_numpy(variable), np.arange(6.0).reshape(2, 3))

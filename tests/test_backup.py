@@ -223,3 +223,16 @@ def test_a_model_without_weights_is_refused(data, tmp_path):
     backup.set_model(Unbuilt())
     with pytest.raises(ValueError, match="needs a built model"):
         backup.on_train_begin()
+
+
+def test_after_an_interruption_a_training_without_backup_begins_where_it_is_told(data, tmp_path):
+    model = network()
+    compile_(model).fit(*data, callbacks=[kp.AtomicBackup(tmp_path)], **options())
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data, callbacks=[kp.AtomicBackup(tmp_path), Interrupt()], **options(epochs=4))
+    assert model.fit(*data, **options(epochs=3)).epoch == [0, 1, 2]

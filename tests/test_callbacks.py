@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from models import EveryStep, Subclassed, compile_, kernels, label, mlp, sparsity, values
+from models import LOSS, EveryStep, Subclassed, compile_, kernels, label, mlp, sparsity, values
 
 import keras_pruner as kp
 from keras_pruner.optimizer import PrunedOptimizer, find
@@ -138,6 +138,8 @@ def test_epochs_say_when(data):
         kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=3), epochs=(1, 2))
     with pytest.raises(ValueError, match="first and the last epoch"):
         kp.GradualPruning(0.8, epochs=(2, 1))
+    with pytest.raises(ValueError, match="first and the last epoch"):
+        kp.GradualPruning(0.8, epochs=4)
 
 
 def test_data_of_unknown_length_is_refused_by_the_shorthand_and_named(data):
@@ -224,6 +226,21 @@ def test_an_unfinished_pruning_of_another_plan_is_replaced_with_a_word(data):
     assert sparsity([model.layers[0].kernel]) == pytest.approx(0.8)
 
 
+@pytest.mark.filterwarnings("ignore:.*was being pruned by another plan")
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_of_two_weights_of_one_shape_the_one_that_the_plan_names_is_held_at_zero(data):
+    """JAX may take a step that it has compiled for another plan with masks of the same shapes."""
+    layers = [keras.Input((8,)), *(keras.layers.Dense(8, name=n) for n in ("first", "second"))]
+    model = compile_(keras.Sequential([*layers, keras.layers.Dense(3)]))
+    schedule = kp.PolynomialDecay(0.75, initial_sparsity=0.5, end_step=40, frequency=1)
+    watch = EveryStep(lambda model: [sparsity([each.kernel]) for each in model.layers[:2]])
+    for name in ("first", "second"):
+        fit(model, data, kp.GradualPruning(schedule, filters=name), watch, epochs=1)
+    for first, second in watch.noted[-4:]:
+        assert first == 0
+        assert 0.5 <= second < 0.75
+
+
 def test_dense_then_pruned_then_dense_do_what_they_say(data):
     model = mlp()
     fit(model, data)
@@ -264,6 +281,92 @@ def test_when_sparse_a_best_epoch_is_one_with_zeros(data):
 
     assert run(lambda callback: callback) < 0.8
     assert run(kp.WhenSparse) == pytest.approx(lawful(0.8))
+
+
+def test_when_sparse_in_the_midst_of_an_epoch_begins_with_that_epoch(data, tmp_path):
+    heard = []
+
+    class Listener(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            heard.append(("epoch", epoch))
+
+        def on_train_batch_end(self, batch, logs=None):
+            heard.append(("batch", batch))
+
+        def on_test_begin(self, logs=None):
+            heard.append(("test",))
+
+    schedule = kp.PolynomialDecay(0.8, end_step=6, frequency=1)  # of four steps an epoch
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", save_freq=2)
+    callbacks = [kp.GradualPruning(schedule), kp.WhenSparse(Listener()), kp.WhenSparse(checkpoint)]
+    fit(mlp(), data, *callbacks, epochs=3, validation_data=data)
+    second = [("epoch", 1), ("batch", 2), ("batch", 3), ("test",)]
+    third = [("epoch", 2), *(("batch", i) for i in range(4)), ("test",)]
+    assert heard == second + third
+    assert {path.name for path in tmp_path.iterdir()} == {"2.keras", "3.keras"}
+
+
+def test_when_sparse_has_no_hooks_that_its_callback_has_not():
+    """Keras waits for a callback after each batch if it has a hook for it."""
+    lazy = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
+    assert "on_train_batch_end" not in vars(lazy)
+    assert "on_epoch_end" in vars(lazy)
+
+
+def test_what_was_reached_can_be_asked_for_after_the_end(data):
+    callback = kp.GradualPruning(0.8)
+    fit(mlp(), data, callback)
+    assert callback.pruner.finished
+    assert callback.pruner.step == 16
+    assert callback.pruner.sparsity == pytest.approx(lawful(0.8))
+
+
+def test_keep_zeros_keeps_what_an_override_admitted(data):
+    def network():
+        keras.utils.set_random_seed(0)
+        layers = [
+            keras.Input((8,)),
+            keras.layers.Reshape((4, 2, 1)),
+            keras.layers.DepthwiseConv2D(2, depth_multiplier=4, name="depthwise"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+        return compile_(keras.Sequential(layers))
+
+    overrides = {"depthwise/": 0.5}
+    for callback, kept in [(kp.KeepZeros(), 0), (kp.KeepZeros(overrides=overrides), 0.5)]:
+        model = network()
+        kp.prune(model, 0.5, overrides=overrides, progress=False)
+        assert sparsity([model.layers[1].kernel]) == 0.5
+        fit(model, data, callback)
+        assert sparsity([model.layers[1].kernel]) == kept
+    with pytest.raises(ValueError, match="must be the fraction of weights set to zero"):
+        kp.KeepZeros(overrides={"depthwise": "all"})
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_resumed_fit_on_data_of_unknown_length_knows_its_schedule(data):
+    model, callback = mlp(), kp.GradualPruning(0.8)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, callback, Interrupt(KeyboardInterrupt()))
+    before = callback.pruner.step
+    x, y = data
+
+    def batches():
+        for i in range(0, 64, 16):
+            yield x[i : i + 16], y[i : i + 16]
+
+    model.fit(batches(), callbacks=[callback], verbose=0, shuffle=False)
+    assert callback.pruner.step >= before + 4
+
+
+def test_a_criterion_that_wants_inputs_is_refused_with_what_to_do():
+    for make in (
+        lambda c: kp.GradualPruning(0.8, criterion=c),
+        lambda c: kp.Pruner(mlp(), 0.8, criterion=c),
+    ):
+        with pytest.raises(ValueError, match=r"wanda.*kp\.prune\(model, sparsity, calibration"):
+            make(kp.wanda)
 
 
 def test_what_fails_in_a_step_is_what_is_heard(data):
@@ -377,3 +480,78 @@ def test_a_schedule_that_asks_for_nothing_more_ends_too(schedule, data):
     fit(model, data, kp.GradualPruning(0.8))
     fit(model, data, kp.GradualPruning(schedule))
     assert find(model) is None
+
+
+class OwnOptimizer(keras.Model):
+    """A model whose `train_step` does not use the optimizer that it is compiled with."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.own = keras.optimizers.SGD(0.01)
+
+    def call(self, x):
+        return self.network(x)
+
+    def train_on(self, x, y):
+        if keras.backend.backend() == "torch":
+            loss = LOSS(y, self(x))
+            loss.backward()
+            variables = self.trainable_variables
+            self.own.apply([v.value.grad for v in variables], variables)
+        else:
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                loss = LOSS(y, self(x))
+            variables = self.trainable_variables
+            self.own.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+    def train_step(self, data):
+        return self.train_on(*data)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step there returns its state")
+def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(data):
+    """It would stay dense without a word."""
+    model = OwnOptimizer(mlp())
+    model.build((None, 8))
+    compile_(model)
+    with pytest.raises(RuntimeError, match=r"does not train with the optimizer.*kp\.Pruner"):
+        fit(model, data, kp.GradualPruning(0.8))
+    assert find(model) is None
+
+
+def test_a_refused_fit_leaves_the_model_as_it_was(data):
+    model = mlp()
+    for callback in (
+        kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)),
+        kp.GradualPruning(kp.PolynomialDecay(0.8, begin_step=30, end_step=60)),
+    ):
+        with pytest.raises(ValueError, match="Nothing would be pruned"):
+            fit(model, data, callback)
+        assert find(model) is None
+    fit(model, data)
+
+
+def test_a_training_stopped_before_the_end_of_the_schedule_says_so(data):
+    early = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=0)
+    model = mlp()
+    with pytest.warns(UserWarning, match=r"stopped at step 8.*release.*kp\.WhenSparse"):
+        fit(model, data, kp.GradualPruning(0.8), early)
+    with pytest.warns(UserWarning, match="unfinished pruning schedule that nobody advances"):
+        fit(model, data)
+    assert 0 < sparsity(kernels(model)) < 0.8
+
+
+def test_layers_unfrozen_after_the_end_are_pruned_from_the_beginning(data):
+    model, callback = mlp(), kp.GradualPruning(0.8)
+    model.layers[0].trainable = False
+    compile_(model)
+    fit(model, data, callback)
+    model.layers[0].trainable = True
+    compile_(model)
+    reached = fit(model, data, callback)["sparsity"]
+    assert reached[0] < 0.7
+    assert reached[-1] == pytest.approx(lawful(0.8))

@@ -414,3 +414,17 @@ def test_a_criterion_of_the_wrong_shape():
 def test_other_backends_are_not_imported_by_the_package():
     module = importlib.import_module("keras_pruner.oneshot.solver")
     assert not any(hasattr(module, name) for name in ("torch", "jax", "tf"))
+
+
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_a_model_in_the_midst_of_a_schedule_is_not_pruned_at_once():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10), keras.layers.Dense(3)])
+    model.compile("sgd", loss="mse")
+    schedule = kp.PolynomialDecay(0.8, end_step=100)
+    callback = kp.GradualPruning(schedule)
+    model.fit(np.ones((32, 8)), np.ones((32, 3)), callbacks=[callback], verbose=0)
+    with pytest.raises(ValueError, match=r"in the midst of being pruned.*release"):
+        kp.prune(model, 0.9)
+    kp.prune(model, 0.9, copy=True)
+    kp.Pruner(model).release()
+    kp.prune(model, 0.9)

@@ -114,6 +114,56 @@ def test_mixed_float16_the_loss_scale_stays_outside(data):
         pruner.update()
         model.train_on_batch(*data)
     assert sparsity(kernels(model)) == pytest.approx(0.8)
+    assert pruner.release() is outer
+    assert isinstance(outer.inner_optimizer, keras.optimizers.SGD)
+
+
+def test_released_from_a_loss_scale_that_the_model_does_not_know():
+    pruner = kp.Pruner(mlp(), STAIRS)
+    outer = pruner.wrap(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01)))
+    pruner.update()
+    assert pruner.release() is outer
+    assert isinstance(outer.inner_optimizer, keras.optimizers.SGD)
+
+
+def test_a_checkpoint_loaded_in_a_loop_of_ones_own_is_gone_on_from(data, tmp_path):
+    model = mlp()
+    pruner = kp.Pruner(model, kp.PolynomialDecay(0.8, end_step=20, frequency=2))
+    model.compile(pruner.wrap(keras.optimizers.Adam(0.01)), loss=LOSS)
+
+    def train(steps):
+        for _ in range(steps):
+            pruner.update()
+            model.train_on_batch(*data)
+
+    train(6)
+    model.save_weights(tmp_path / "early.weights.h5")
+    train(24)
+    assert pruner.finished
+    model.load_weights(tmp_path / "early.weights.h5")
+    train(1)
+    assert not pruner.finished
+    assert pruner.step == 7
+    train(14)
+    assert pruner.finished
+    assert sparsity(kernels(model)) == pytest.approx(0.8)
+
+
+def test_one_pruner_wraps_one_optimizer():
+    pruner = kp.Pruner(mlp(), STAIRS)
+    pruner.wrap(keras.optimizers.SGD())
+    with pytest.raises(ValueError, match="has wrapped an optimizer already"):
+        pruner.wrap(keras.optimizers.Adam())
+
+
+def test_a_pruning_is_taken_up_with_its_own_arguments_or_none():
+    model = mlp()
+    first = kp.Pruner(model, STAIRS, allocation="erk")
+    model.compile(first.wrap(keras.optimizers.SGD()), loss=LOSS)
+    for options in ({}, {"allocation": "erk"}):
+        assert kp.Pruner(model, **options).wrapped is first.wrapped
+    with pytest.raises(ValueError, match="another plan than that of these arguments"):
+        kp.Pruner(model, filters="head")
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
@@ -273,3 +323,52 @@ def test_overrides_come_to_their_own_sparsity_in_proportion(data):
         assert sparsity([model.layers[1].kernel]) == pytest.approx(step / 4 * 0.5, abs=0.02)
         model.train_on_batch(*data)
     assert sparsity([model.layers[0].kernel]) == pytest.approx(0.8)
+
+
+def test_steps_of_the_optimizer_within_are_an_error(data):
+    """Else the masks say that the weights are zero, and they are not."""
+    model = mlp()
+    pruner = kp.Pruner(model, kp.PolynomialDecay(0.8, end_step=8, frequency=1))
+    pruner.wrap(model.optimizer)
+    with pytest.raises(RuntimeError, match=r"steps that do not prune.*model\.compile"):
+        for _ in range(4):
+            pruner.update()
+            model.train_on_batch(*data)
+
+
+def test_updates_without_a_step_are_told():
+    pruner = kp.Pruner(mlp(), kp.PolynomialDecay(0.8, end_step=8, frequency=1))
+    pruner.wrap(keras.optimizers.SGD())
+    for _ in range(100):
+        pruner.update()
+    with pytest.warns(UserWarning, match=r"counted no step.*stateless_update"):
+        pruner.update()
+    for _ in range(200):
+        pruner.update()  # a second warning would be an error
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="nothing is traced")
+def test_update_in_a_traced_step_is_refused():
+    pruner = kp.Pruner(mlp(), STAIRS)
+    pruner.wrap(keras.optimizers.SGD())
+    if BACKEND == "jax":
+        import jax
+
+        step = jax.jit(lambda: (pruner.update(), 0)[1])
+    else:
+        import tensorflow as tf
+
+        step = tf.function(lambda: (pruner.update(), 0)[1])
+    with pytest.raises(RuntimeError, match="outside of the compiled step"):
+        step()
+
+
+@pytest.mark.parametrize("updates", [0, -5, 10.5])
+def test_the_number_of_updates_is_checked(updates):
+    with pytest.raises(ValueError, match="`updates` must be an integer of at least 1"):
+        kp.Pruner(mlp(), 0.8, updates=updates)
+
+
+def test_too_few_updates_for_the_schedule_are_told():
+    with pytest.warns(UserWarning, match="too short for the schedule"):
+        kp.Pruner(mlp(), kp.PolynomialDecay(0.8, end_step=2000), updates=10)

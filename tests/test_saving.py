@@ -198,6 +198,21 @@ def test_mixed_float16_goes_on_too(data, tmp_path):
     assert_equal(whole, loaded)
 
 
+@pytest.mark.parametrize("epochs", [2, 4])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_a_loss_scale_of_ones_own_is_saved_too(policy, epochs, data, tmp_path):
+    """In the midst of the schedule and after its end."""
+    keras.config.set_dtype_policy(policy)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=128)
+    model = fit(mlp(scaled), data, kp.GradualPruning(SCHEDULE), last=epochs)
+    model.save(tmp_path / "scaled.keras")
+    loaded = keras.saving.load_model(tmp_path / "scaled.keras")
+    assert loaded.optimizer.initial_scale == 128
+    assert_equal(model, loaded)
+    assert (find(loaded) is None) == (epochs == 4)
+
+
 def test_a_finished_file_opens_without_this_package(data, tmp_path):
     model = fit(mlp(), data, kp.GradualPruning(0.8))
     model.save(tmp_path / "done.keras")
@@ -228,8 +243,19 @@ def test_a_finished_file_opens_without_this_package(data, tmp_path):
 )
 def test_the_wrapped_optimizer_survives_serialization(schedule):
     model = mlp()
-    wrapped = kp.Pruner(model, schedule, updates=10, allocation="erk").wrap(model.optimizer)
+    wrapped = kp.Pruner(model, schedule, updates=12, allocation="erk").wrap(model.optimizer)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(wrapped))
     assert again.schedule == wrapped.schedule
     assert again.plan.same_as(wrapped.plan)
     assert again.inner_optimizer.get_config() == wrapped.inner_optimizer.get_config()
+
+
+def test_what_is_saved_after_the_end_but_within_fit_trains_on_without_a_word(data, tmp_path):
+    """Its zeros are kept; only an unfinished schedule is worth a warning."""
+    path = tmp_path / "best.keras"
+    best = keras.callbacks.ModelCheckpoint(path, "loss", save_best_only=True)
+    fit(mlp(), data, kp.GradualPruning(kp.ConstantSparsity(0.5)), kp.WhenSparse(best))
+    loaded = fit(keras.saving.load_model(path), data)
+    assert sparsity(kernels(loaded)) == pytest.approx(0.5)
+    kp.Pruner(loaded).release()
+    assert find(loaded) is None

@@ -82,6 +82,10 @@ class AtomicBackup(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Let the next `fit` of the same model begin where it is told to; this one has begun."""
+        self.model._initial_epoch = None
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, and remove what was saved before."""
         model = self.model
@@ -100,7 +104,7 @@ class AtomicBackup(keras.callbacks.Callback):
             shutil.rmtree(self._folder(each))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Let the next `fit` of the same model begin where it is told to."""
+        """As when an epoch begins: there may have been none."""
         self.model._initial_epoch = None
 
     def _folder(self, epoch: int) -> Path:

@@ -1,6 +1,7 @@
 """Callbacks for `fit`: thin, over the `Pruner`."""
 
 import abc
+import numbers
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,10 @@ from keras_pruner.allocation import Share, Sparsities
 from keras_pruner.criteria import magnitude
 from keras_pruner.optimizer import find, install
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, rules_of_training
 from keras_pruner.progress import Progress
-from keras_pruner.pruner import Pruner, schedule_for
-from keras_pruner.schedules import ConstantSparsity, Schedule
+from keras_pruner.pruner import Pruner
+from keras_pruner.schedules import ConstantSparsity, Schedule, schedule_for
 from keras_pruner.values import serializable
 
 Logs = dict[str, Any] | None
@@ -43,7 +44,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._undo: Callable[[], None] = lambda: None
         self._training = False
         self._first_epoch_seen = False
-        self._ended: tuple[weakref.ref[keras.Model], Progress] | None = None
+        self._ended: tuple[weakref.ref[keras.Model], Plan, Progress] | None = None
 
     @property
     def pruner(self) -> Pruner:
@@ -107,12 +108,14 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._first_epoch_seen = True
         accumulated = self.pruner.wrapped.inner_optimizer.gradient_accumulation_steps or 1
         batches = self.params["steps"]
-        self._settle(
-            None if batches is None else batches / accumulated,
-            self.params["epochs"] - epoch,
-        )
+        per_epoch = None if batches is None else batches / accumulated
         self.pruner.updates_per_call = self.model.steps_per_execution
-        self.pruner.check_reach()
+        try:
+            self._settle(per_epoch, self.params["epochs"] - epoch)
+            self.pruner.check_reach()
+        except ValueError:
+            self._undo()  # the model can be trained as before
+            raise
 
     def _settle(self, updates_per_epoch: float | None, epochs: int) -> None:
         """Tell the pruner how long the training is."""
@@ -137,6 +140,14 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Update the masks if due, and log the sparsity."""
+        if not self.pruner.wrapped.applied:
+            self._undo()
+            raise RuntimeError(
+                f"Nothing prunes {self.model.name!r}: its `train_step` does not train with the "
+                "optimizer that the model is compiled with. Wrap the one that it trains with: "
+                "`pruner = kp.Pruner(network, schedule); optimizer = pruner.wrap(optimizer)`, and "
+                "call `pruner.update()` before every step."
+            )
         self.pruner.update()
         if logs is not None:
             logs["sparsity"] = self.pruner.sparsity
@@ -151,16 +162,28 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         if self.params.get("verbose"):
             end = "" if finished else f" at step {step} of {pruner.schedule.end_step}"
             print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
+        if self.model.stop_training and not finished:
+            warnings.warn(
+                f"The training was stopped at step {step}, at a sparsity of "
+                f"{pruner.sparsity:.4g}, before the end of the schedule at step "
+                f"{pruner.schedule.end_step}. Call `fit` again with the same callback to go on, or "
+                "`kp.Pruner(model).release()` to leave it at that. Stop only when the model is "
+                "sparse: kp.WhenSparse(keras.callbacks.EarlyStopping()).",
+                stacklevel=2,
+            )
+        pruner.wrapped.attended = False  # in a `fit` without this callback
         if finished:
             # What remains to be known: with the same callback, the next `fit` goes on from here.
             progress = pruner.wrapped.progress._replace(origin=step, updated_at=-1)
-            self._ended = (weakref.ref(self._model), progress)
+            self._ended = (weakref.ref(self._model), pruner.plan, progress)
             pruner.release()
 
     def _steps_done_on(self, model: keras.Model) -> Progress | None:
-        if self._ended is not None and self._ended[0]() is model:
-            return self._ended[1]
-        return None
+        if self._ended is None:
+            return None
+        trained, plan, progress = self._ended
+        is_same = trained() is model and plan.same_as(self.rules.plan(model))
+        return progress if is_same else None  # layers may have been unfrozen
 
     def _warn_if_denser(self) -> None:
         denser = [
@@ -227,12 +250,12 @@ class GradualPruning(PruningCallback):
         filters: Filters = None,
         overrides: Mapping[str, Override] | None = None,
     ) -> None:
-        rules = Rules(pattern, allocation, criterion, filters, overrides)
+        rules = rules_of_training(pattern, allocation, criterion, filters, overrides)
         super().__init__(schedule_for(schedule, pattern), rules)
         self.epochs = epochs
         if epochs is None:
             return
-        if not (len(epochs) == 2 and 0 <= epochs[0] <= epochs[1]):
+        if not _is_span(epochs):
             raise ValueError(
                 "`epochs` must be the first and the last epoch of the pruning, like (1, 4). "
                 f"Received: epochs={epochs!r}."
@@ -257,18 +280,37 @@ class GradualPruning(PruningCallback):
         self.pruner.settle(begin_step=begin, end_step=end)
 
 
+def _is_span(epochs: Any) -> bool:
+    """Whether it is (first, last), whole numbers from 0 up."""
+    is_pair = isinstance(epochs, (tuple, list)) and len(epochs) == 2
+    whole = is_pair and all(isinstance(epoch, numbers.Integral) for epoch in epochs)
+    return whole and 0 <= epochs[0] <= epochs[1]
+
+
 class KeepZeros(PruningCallback):
     """Keep what is zero at zero while `fit` trains the rest.
 
     For training a pruned model further. A weight that is zero altogether, as fresh ones may be,
-    is not frozen.
+    is not frozen. What pruning leaves alone unless an override admits it, such as a depthwise
+    kernel, is kept sparse only if the same override is given here.
 
     Args:
         filters: layers to keep sparse: a regex or a list of them, or a function layer -> bool.
+        overrides: as they were given when the model was pruned: regex of a weight's path -> None
+            (leave alone), or a sparsity or pattern, of which nothing matters but that it admits
+            the weight.
     """
 
-    def __init__(self, *, filters: Filters = None) -> None:
-        super().__init__(ConstantSparsity(0.0), Rules(allocation=as_they_are, filters=filters))
+    def __init__(
+        self, *, filters: Filters = None, overrides: Mapping[str, Override] | None = None
+    ) -> None:
+        Rules(overrides=overrides)  # raises for what is wrong
+        admitted = {
+            path: None if override is None else Unstructured()
+            for path, override in (overrides or {}).items()
+        }
+        rules = Rules(allocation=as_they_are, filters=filters, overrides=admitted or None)
+        super().__init__(ConstantSparsity(0.0), rules)
 
 
 @serializable
@@ -279,11 +321,23 @@ def as_they_are(shares: Sequence[Share], sparsity: float) -> Sparsities:
     return {share: 1 - n / share.units if n else 0.0 for share, n in nonzero.items()}
 
 
+_LATER_HOOKS = [
+    "on_epoch_end",
+    *(f"on{kind}_batch_{edge}" for kind in ("", "_train", "_test") for edge in ("begin", "end")),
+    *("on_test_begin", "on_test_end"),
+]
+"""What `WhenSparse` passes on from the final sparsity on."""
+
+
 class WhenSparse(keras.callbacks.Callback):
     """Run another callback only from the final sparsity on.
 
     Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
     would else choose one from before the zeros, when the model was denser and better.
+
+    While `fit` goes on a model is saved with its masks, so that training can be taken up again:
+    a file that `ModelCheckpoint` writes there needs this package to be loaded, or
+    `load_model(path, compile=False)`. `kp.Pruner(model).release()` and `model.save` make it plain.
 
     Args:
         callback: any Keras callback. Its `on_train_begin` and `on_train_end` always run.
@@ -302,6 +356,12 @@ class WhenSparse(keras.callbacks.Callback):
                 f"`callback` must be a Keras callback. Received: callback={callback!r}."
             )
         self.callback = callback
+        self._epoch: int | None = None
+        self._awake = False
+        for name in _LATER_HOOKS:
+            hook = getattr(callback, name)
+            if getattr(hook, "__func__", hook) is not getattr(keras.callbacks.Callback, name):
+                setattr(self, name, self._later(hook))  # those it has: Keras waits for some of them
 
     @property
     def is_sparse(self) -> bool:
@@ -315,8 +375,9 @@ class WhenSparse(keras.callbacks.Callback):
         self.callback.set_params(params)
 
     def set_model(self, model: keras.Model) -> None:
-        """Pass on."""
+        """Pass on, and wait anew."""
         super().set_model(model)
+        self._epoch, self._awake = None, False
         self.callback.set_model(model)
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -334,20 +395,23 @@ class WhenSparse(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Pass on from the final sparsity on."""
-        if self.is_sparse:
+        self._epoch = epoch
+        if self._awake:
             self.callback.on_epoch_begin(epoch, logs)
+        else:
+            self._wake()
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        if self.is_sparse:
-            self.callback.on_epoch_end(epoch, logs)
+    def _wake(self) -> bool:
+        """Whether the model is sparse; the first time, begin with the epoch that goes on."""
+        if not self._awake and self.is_sparse:
+            self._awake = True
+            if self._epoch is not None:
+                self.callback.on_epoch_begin(self._epoch)
+        return self._awake
 
-    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        if self.is_sparse:
-            self.callback.on_train_batch_begin(batch, logs)
+    def _later(self, hook: Callable[..., None]) -> Callable[..., None]:
+        def when_sparse(*args: Any, **kwargs: Any) -> None:
+            if self._wake():
+                hook(*args, **kwargs)
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        if self.is_sparse:
-            self.callback.on_train_batch_end(batch, logs)
+        return when_sparse

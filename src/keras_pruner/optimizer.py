@@ -20,7 +20,7 @@ UNATTENDED = (
     "This optimizer was wrapped for pruning, but nobody updates its masks: the training would "
     "stay dense. Call `pruner.update()` first thing in every step, or train with "
     "`fit(..., callbacks=[kp.GradualPruning(...)])`. To train without pruning, call "
-    "`pruner.release()`."
+    "`pruner.release()`, or `kp.Pruner(model).release()`."
 )
 
 
@@ -73,7 +73,9 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self.masked: tuple[Masked, ...] = ()
         self.before_first_step: Callable[[], Any] | None = None
         self.attended = False
-        self._loaded = False
+        self.loads = 0
+        self.applied = False  # in this process, be it in a trace
+        self._reached = Progress()  # as `progress`, where that cannot be read
         self._find_plan = find_plan
         self._plan: Plan | None = None
 
@@ -150,6 +152,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None
     ) -> None:
         """Make one step of the user's optimizer that leaves the pruned weights at zero."""
+        self.applied = True
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(trainable_variables or ())
@@ -200,12 +203,13 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             return
         self.inner_optimizer.finalize_variable_values(var_list)
         self.zero_pruned()
+        self._check_attended()  # a compiled step does not do it again
 
     def _check_attended(self) -> None:
         """Refuse to train on, dense and in silence, when nobody updates the masks."""
-        if self.attended:
+        if self.attended or self._reached.has_ended(self.schedule):
             return
-        if not self._loaded:
+        if self._reached.updated_at < 0:
             raise RuntimeError(UNATTENDED)
         self.attended = True
         warnings.warn(
@@ -255,6 +259,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
     @progress.setter
     def progress(self, progress: Progress) -> None:
         self._progress.assign(np.array(progress, np.int32))
+        self._reached = progress
 
     @property
     def has_begun(self) -> bool:
@@ -289,7 +294,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             ValueError: if the file has no pruning state, or that of other targets.
         """
         self.progress = load_masks(self.masked, store)
-        self._loaded = self.progress.updated_at >= 0
+        self.loads += 1
 
     def get_config(self) -> dict[str, Any]:
         """The user's optimizer, the schedule as given, and the plan."""
@@ -382,15 +387,17 @@ def wrappers(model: keras.Model) -> list[PrunedOptimizer]:
 def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Make `optimizer` the one that the model trains and is saved with.
 
-    A `LossScaleOptimizer` stays outside. The compile configuration names the same optimizer, or
-    a saved file would lose the state; the compiled step is dropped, for it holds the old one.
+    A `LossScaleOptimizer` stays outside. The compile configuration names what the model trains
+    with, or a saved file would lose its state; the compiled step is dropped, for it holds the old
+    one.
     """
     if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         model.optimizer.inner_optimizer = optimizer
     else:
         model.optimizer = optimizer
-    model._compile_config.config["optimizer"] = optimizer
+    model._compile_config.config["optimizer"] = model.optimizer
     model.train_function = None
+    backends.current().forget_step(model)
 
 
 def _size(variable: keras.Variable) -> int:

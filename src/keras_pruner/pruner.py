@@ -5,7 +5,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -15,9 +15,13 @@ from keras_pruner.criteria import magnitude
 from keras_pruner.masks import choose
 from keras_pruner.optimizer import PrunedOptimizer, find, install
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, rules_of_training
 from keras_pruner.progress import Progress
-from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+from keras_pruner.schedules import Schedule, schedule_for
+from keras_pruner.values import check_integer
+
+PATIENCE = 100
+"""Calls of `update` without a step between them, after which it says so."""
 
 
 class Pruner:
@@ -43,8 +47,9 @@ class Pruner:
             nothing to prune; before anything is changed.
 
     Example:
+        >>> import keras_pruner as kp
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-        >>> pruner = Pruner(model, ConstantSparsity(0.5))
+        >>> pruner = kp.Pruner(model, kp.ConstantSparsity(0.5))
         >>> optimizer = pruner.wrap(keras.optimizers.SGD())
         >>> pruner.update()
         True
@@ -65,15 +70,24 @@ class Pruner:
         updates: int | None = None,
     ) -> None:
         present = find(model) if schedule is None else None
+        rules = rules_of_training(pattern, allocation, criterion, filters, overrides)
         if present is not None and present.built:
+            if rules != Rules() and not present.plan.same_as(rules.plan(model)):
+                raise ValueError(
+                    f"`schedule` is missing, and {model.name!r} is being pruned by another plan "
+                    f"than that of these arguments. Received: {rules!r}. Leave them out to go on "
+                    "with the pruning that the model carries, or give a schedule to begin anew."
+                )
             self._set_up(model, present.schedule, lambda: present.plan, updates)
             self.adopt(present)
             return
-        rules = Rules(pattern, allocation, criterion, filters, overrides)
         schedule = schedule_for(schedule, pattern)
+        if updates is not None:
+            check_integer("updates", updates, least=1)
         plan = rules.plan(model)
         schedule.resolve(updates, 0.0)
         self._set_up(model, schedule, lambda: plan, updates)
+        self.check_reach()
 
     @classmethod
     def for_fit(
@@ -111,8 +125,11 @@ class Pruner:
         self._resolved: Schedule | None = None
         self._seen = -1  # the last step that was read from the optimizer
         self._ahead = 0  # updates there may have been since
+        self._idle = 0  # calls since the optimizer last counted a step
         self._scanned = -1  # no update is due up to this step
         self._at: float | None = None  # the sparsity the masks were last updated to
+        self._loads = 0  # of the optimizer's state, that all of this is of
+        self._left: _State | None = None  # when the pruning was released
 
     # ------------------------------------------------------------------ use
 
@@ -139,6 +156,8 @@ class Pruner:
     @property
     def step(self) -> int:
         """Updates of the weights completed since the schedule began."""
+        if self._left is not None:
+            return self._left.step
         wrapped = self.wrapped
         origin = wrapped.progress.origin
         return 0 if origin < 0 else wrapped.completed_updates - origin
@@ -146,11 +165,15 @@ class Pruner:
     @property
     def finished(self) -> bool:
         """Whether the schedule has reached its end."""
+        if self._left is not None:
+            return self._left.finished
         return self._wrapped is not None and self._wrapped.finished
 
     @property
     def sparsity(self) -> float:
         """The fraction of zeros that the masks hold at present, over all targets."""
+        if self._left is not None:
+            return self._left.sparsity
         kept = sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked)
         return 1 - kept / self._entries
 
@@ -164,8 +187,15 @@ class Pruner:
             The optimizer to train with.
 
         Raises:
-            ValueError: if it is wrapped already.
+            ValueError: if it is wrapped already, or this pruner has wrapped another.
         """
+        if self._wrapped is not None:
+            raise ValueError(
+                "This pruner has wrapped an optimizer already, and its masks are there. Received: "
+                f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
+                "call `release()` first."
+            )
+        self._left = None
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = self.wrap(optimizer.inner_optimizer)
             self._outer = optimizer
@@ -182,7 +212,7 @@ class Pruner:
                 if self.model.built:
                     wrapped.build(self.model.trainable_variables)
                 else:
-                    wrapped.before_first_step = self.update
+                    wrapped.before_first_step = self.update_before_first_step
             self._wrapped = self._outer = wrapped
             return wrapped
         if backends.current().is_own_optimizer(optimizer):
@@ -221,7 +251,17 @@ class Pruner:
 
         Raises:
             ValueError: if a weight is NaN or infinite; nothing is pruned then.
+            RuntimeError: if a step is being traced, or steps are made that do not prune.
         """
+        if backends.current().is_tracing():
+            raise RuntimeError(
+                "`update` chooses which weights to prune by looking at them, and here a step is "
+                "being traced. Call it outside of the compiled step, before it."
+            )
+        return self.update_before_first_step()
+
+    def update_before_first_step(self) -> bool:
+        """`update`, which may also be called where the optimizer makes its variables in a trace."""
         wrapped = self.wrapped
         wrapped.attended = True
         if not wrapped.built or not self._may_be_due():
@@ -242,6 +282,7 @@ class Pruner:
         Returns:
             Both, with the masks, the weights and the optimizer's slots brought up to date.
         """
+        _ = self.wrapped  # raises if there is none
         variables = [*self.model.trainable_variables, *self._outer.variables]
         values = [*trainable_variables, *optimizer_variables]
         if not all(map(backends.current().is_readable, values)):
@@ -262,14 +303,17 @@ class Pruner:
         Returns:
             The user's own optimizer, which the model is compiled with again if it was.
         """
-        wrapped = self.wrapped
-        if isinstance(wrapped, PrunedOptimizer):
-            if find(self.model) is wrapped:
-                install(self.model, wrapped.inner_optimizer)
-        else:
+        wrapped, outer = self.wrapped, self._outer
+        self._left = _State(self.finished, self.step, self.sparsity)
+        self._wrapped = self._outer = None
+        if not isinstance(wrapped, PrunedOptimizer):
             wrapped.release()
-        self._wrapped = None
-        return wrapped.inner_optimizer
+        elif find(self.model) is wrapped:
+            install(self.model, wrapped.inner_optimizer)
+        elif isinstance(outer, keras.optimizers.LossScaleOptimizer):
+            outer.inner_optimizer = wrapped.inner_optimizer
+        scales = isinstance(outer, keras.optimizers.LossScaleOptimizer)
+        return outer if scales else wrapped.inner_optimizer
 
     # ------------------------------------------------------------------ for `fit`
 
@@ -294,11 +338,11 @@ class Pruner:
             ValueError: if nothing would be pruned at all, or the schedule's end hangs on the
                 length of a training of unknown length.
         """
-        begun = self.wrapped.built and self.wrapped.progress.origin >= 0
-        schedule = self._schedule_to_begin(0.0)
-        if begun:
-            schedule = self.wrapped.progress.restore(self._given)
-        now = self.step if begun else 0
+        wrapped = self._wrapped
+        if wrapped is not None and wrapped.built and wrapped.progress.origin >= 0:
+            schedule, now = wrapped.progress.restore(self._given), self.step
+        else:
+            schedule, now = self._schedule_to_begin(0.0), 0
         if self.updates is None or schedule.end_step is None:
             return
         last = now + self.updates
@@ -321,6 +365,8 @@ class Pruner:
 
     def _may_be_due(self) -> bool:
         """Whether an update may be due by now, from the number of calls alone."""
+        if self.wrapped.loads != self._loads:  # the state is another one
+            self._loads, self._resolved = self.wrapped.loads, None
         if self._resolved is None:
             return self.wrapped.is_readable
         self._ahead += self.updates_per_call
@@ -345,6 +391,21 @@ class Pruner:
                 self._at = self._resolved.sparsity_at(progress.updated_at)
                 wrapped.zero_pruned()  # weights loaded beside the masks may be dense
         step = wrapped.completed_updates - progress.origin
+        if 0 <= self._seen < step and not wrapped.applied:
+            raise RuntimeError(
+                "The optimizer makes steps that do not prune: it is the one within, not the "
+                "wrapped one, that trains the model. Train with what `pruner.wrap(optimizer)` "
+                "returned: `model.compile(pruner.wrap(optimizer), ...)`."
+            )
+        self._idle = 0 if step > self._seen else self._idle + self._ahead
+        if self._idle >= PATIENCE:
+            self._idle = -(10**9)  # once is enough
+            warnings.warn(
+                f"`update` was called more than {PATIENCE} times, and the wrapped optimizer has "
+                "counted no step, so that nothing is pruned. In a stateless loop on JAX call "
+                "`stateless_update`; if the model is trained by another optimizer, wrap that one.",
+                stacklevel=2,
+            )
         due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
         self._seen = self._scanned = step
         self._ahead = 0
@@ -384,21 +445,9 @@ class Pruner:
         self._at = sparsity
 
 
-def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
-    """The schedule meant by what the user gave, in view of a pattern's own sparsity."""
-    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
-    if schedule is None:
-        if own is None:
-            raise ValueError(
-                "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
-                "Received: schedule=None. For 80% zeros pass 0.8."
-            )
-        return ConstantSparsity(own)
-    schedule = as_schedule(schedule)
-    final = schedule.sparsity_at_end
-    if own is not None and final is not None and not pattern.is_own(final):
-        raise ValueError(
-            f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
-            f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."
-        )
-    return schedule
+class _State(NamedTuple):
+    """What was reached when a pruning was released."""
+
+    finished: bool
+    step: int
+    sparsity: float

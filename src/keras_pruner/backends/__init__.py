@@ -32,7 +32,9 @@ Every module here has the same functions:
 - `random_states()`, `set_random_states(states)`: what the backend draws from beside the model's
   seeds, by name; names are no numbers.
 - `has_value(variable)`: whether a variable still has its value, which a step may give away.
+- `forget_step(model)`: drop what was compiled of the model's `train_step`, for another optimizer.
 - `is_readable(value)`: whether a variable's value can be looked at now.
+- `is_tracing()`: whether a step is being traced, so that nothing can be looked at.
 - `without_gradients()`: a context in which nothing is recorded for a backward pass.
 """
 

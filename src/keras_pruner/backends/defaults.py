@@ -34,6 +34,16 @@ def has_value(variable: keras.Variable) -> bool:
     return True
 
 
+def forget_step(model: keras.Model) -> None:
+    """Nothing to drop: a new `train_function` is traced anew."""
+    del model
+
+
+def is_tracing() -> bool:
+    """Never: what is written is what is run."""
+    return False
+
+
 def random_states() -> dict[str, np.ndarray]:
     """None: every layer draws from a seed of its own."""
     return {}

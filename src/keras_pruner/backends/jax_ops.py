@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax.experimental import multihost_utils
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_pruner.backends.defaults import best_in_groups
 from keras_pruner.backends.defaults import masking_updates as masking_updates
@@ -30,14 +32,19 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
     """Set the variables to exactly 0.0 where the masks are False.
 
     A large array that belongs to the variable alone is given up to be written over, as Keras'
-    own training step does with all of them.
+    own training step does with all of them. A variable and its average may be one array.
     """
+    shared = Counter(id(variable._value) for variable in variables)
     for variable, mask in zip(variables, masks, strict=True):
-        zero = _zero_in_place if _may_be_overwritten(variable) else _zero
+        alone = shared[id(variable._value)] == 1
+        zero = _zero_in_place if alone and _may_be_overwritten(variable) else _zero
         variable.assign(zero(variable.value, mask.value))
 
 
 def _may_be_overwritten(variable: keras.Variable) -> bool:
+    """Whether a large array is the variable's own, and no value that was handed in."""
+    if in_stateless_scope():
+        return False
     value = variable.value
     return is_readable(value) and value is variable._value and value.size >= LARGE
 
@@ -211,6 +218,19 @@ def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]
 def is_readable(value: Any) -> bool:
     """Whether a value is an array, not a tracer."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def forget_step(model: keras.Model) -> None:
+    """Drop its traces, which JAX keeps by the method and by the shapes of what it is given.
+
+    While any compiled step of the model is alive, it would serve for one with other masks.
+    """
+    jax.jit(model.train_step).clear_cache()
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced, as by `jax.jit`."""
+    return not is_readable(jnp.zeros(()))
 
 
 def has_value(variable: keras.Variable) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pruner.backends.defaults import best_in_groups
+from keras_pruner.backends.defaults import forget_step as forget_step
 from keras_pruner.backends.defaults import gather as gather
 from keras_pruner.backends.defaults import has_value as has_value
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
@@ -242,6 +243,11 @@ def is_readable(value: tf.Variable) -> bool:
     """Whether a variable has a value: not so in the trace that first makes it."""
     with tf.init_scope():
         return bool(value.is_initialized())
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being made, as by `tf.function`."""
+    return not tf.executing_eagerly()
 
 
 def eagerly() -> contextlib.AbstractContextManager[Any]:

@@ -10,9 +10,11 @@ import torch
 
 from keras_pruner import selection
 from keras_pruner.backends.defaults import best_in_groups
+from keras_pruner.backends.defaults import forget_step as forget_step
 from keras_pruner.backends.defaults import gather as gather
 from keras_pruner.backends.defaults import has_value as has_value
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
+from keras_pruner.backends.defaults import is_tracing as is_tracing
 from keras_pruner.backends.defaults import masking_updates as masking_updates
 
 CHUNK = 1 << 17

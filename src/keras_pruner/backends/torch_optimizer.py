@@ -50,6 +50,8 @@ class TorchOptimizerMasks:
         self.plan = plan
         self.progress = Progress()
         self.attended = False
+        self.loads = 0
+        self.applied = True  # hooks cannot be passed by
         self.completed_updates = 0
         self.masked = tuple(
             Masked(target, variable, _all_true(variable), (), ())
@@ -115,8 +117,9 @@ class TorchOptimizerMasks:
     def _load(self, _: Any, state: Mapping[str, Any]) -> dict[str, Any]:
         mine = dict(state.get(KEY, {}))
         completed = mine.pop("completed_updates", 0)
-        self.progress = load_masks(self.masked, {k: v.numpy() for k, v in mine.items()})
+        self.progress = load_masks(self.masked, {k: v.cpu().numpy() for k, v in mine.items()})
         self.completed_updates = completed
+        self.loads += 1
         return {key: value for key, value in state.items() if key != KEY}
 
 

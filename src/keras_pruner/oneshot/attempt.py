@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import magnitude
+from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.capture import Values, run
-from keras_pruner.oneshot.inputs import needs_inputs, scores_as_given
+from keras_pruner.oneshot.inputs import scores_as_given
 from keras_pruner.oneshot.progress import Announce
 from keras_pruner.oneshot.removal import Removal
 from keras_pruner.oneshot.rows import Linear

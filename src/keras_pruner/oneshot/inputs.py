@@ -1,12 +1,12 @@
 """Criteria that look at what a weight is multiplied with."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from keras_pruner.criteria import needs_inputs
 from keras_pruner.values import serializable, value
 
 CalibratedCriterion = Callable[[np.ndarray, "Inputs"], np.ndarray]
@@ -81,18 +81,6 @@ class PerOutput:
         places = np.arange(scores.shape[1], 0, -1, dtype=np.float32) / scores.shape[1]
         np.put_along_axis(ranks, order, np.broadcast_to(places[None, :, None], scores.shape), 1)
         return ranks
-
-
-def needs_inputs(criterion: Any) -> bool:
-    """Whether a criterion takes two arguments: the weights, and their inputs."""
-    if not callable(criterion):
-        return False
-    try:
-        parameters = inspect.signature(criterion).parameters.values()
-    except ValueError:  # builtins and NumPy's own functions tell nothing
-        return False
-    required = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    return len(required) == 2
 
 
 def scores_as_given(scores: np.ndarray) -> np.ndarray:

@@ -10,14 +10,15 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import magnitude
+from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, Calibrated
 from keras_pruner.oneshot.capture import Values, undisturbed
-from keras_pruner.oneshot.inputs import PerOutput, needs_inputs, wanda
+from keras_pruner.oneshot.inputs import PerOutput, wanda
 from keras_pruner.oneshot.progress import announcing
 from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
 from keras_pruner.oneshot.sequence import Outcome
+from keras_pruner.optimizer import find
 from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Filters, Override, Plan, Rules
 from keras_pruner.values import check_integer, check_sparsity
@@ -117,6 +118,8 @@ def prune(
         _check_patterns(plan)
     if copy:
         model = _copy_of(model)
+    else:
+        _check_nobody_else_prunes(model)
     plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
     calibrated = None
     with undisturbed(model):
@@ -127,6 +130,16 @@ def prune(
         found = _best(attempt, plans, progress)
     plan = next(iter(plans.values()))
     return _report(model, plan, found, time.perf_counter() - began)
+
+
+def _check_nobody_else_prunes(model: keras.Model) -> None:
+    """Refuse to make zeros that the masks of an unfinished training would let grow again."""
+    wrapped = find(model)
+    if wrapped is not None and wrapped.has_begun and not wrapped.finished:
+        raise ValueError(
+            f"{model.name!r} is in the midst of being pruned by a training, whose masks would let "
+            "the new zeros grow again. Call `kp.Pruner(model).release()` first, or pass copy=True."
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ def pruners_for(model: keras.Model) -> list[Pruner]:
         rules: Any = types.SimpleNamespace(plan=lambda _, wrapped=wrapped: wrapped.plan)
         pruner = Pruner.for_fit(model, wrapped.schedule, rules, None)
         pruner.adopt(wrapped)
-        wrapped.before_first_step = None if wrapped.built else pruner.update
+        wrapped.before_first_step = None if wrapped.built else pruner.update_before_first_step
         pruners.append(pruner)
     return pruners
 
