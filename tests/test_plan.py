@@ -622,7 +622,6 @@ def test_nothing_to_prune_says_why():
         (lambda: keras.Input((8,)), "KerasTensor"),
         (lambda: keras.ops.ones((2, 3)), ""),
         (lambda: np.ones((2, 3)), "numpy.ndarray"),
-        (lambda: "model.keras", "builtins.str"),
         (lambda: None, "NoneType"),
         (lambda: keras.Sequential, "builtins.type"),
     ],
