@@ -228,6 +228,18 @@ class TestFixed:
         with pytest.raises(ValueError, match=r"comes to 0 over"):
             Fixed({"": 0})(shares_of(np.ones(40)), 0.8)
 
+    def test_what_the_message_says_to_pass_is_taken_however_many_weights_there_are(self):
+        shares = [Share(f"layer_{i}", (n,), n, tuple) for i, n in enumerate((10**7, 3 * 10**6))]
+        fixed = Fixed({"layer_0": 0.9, "layer_1": 0.5})  # overall 0.807692...
+        units = {share.path: share.units for share in shares}
+        with pytest.raises(ValueError, match=r"comes to 0.8077 .* lower the mapping's values"):
+            fixed.check_final(units, 0.7)
+        with pytest.raises(ValueError, match=r"Pass 0.8077 as the sparsity, or raise"):
+            fixed.check_final(units, 0.9)
+        fixed.check_final(units, 0.8077)
+        found = fixed(shares, 0.8077)
+        assert [found[s] for s in shares] == pytest.approx([0.9, 0.5], abs=1e-4)
+
     @pytest.mark.parametrize(
         ("mapping", "message"),
         [

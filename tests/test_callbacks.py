@@ -43,6 +43,16 @@ def test_the_cubic_schedule_begins_at_the_sparsity_the_model_has(data):
     assert callback.pruner.schedule.initial_sparsity == pytest.approx(40 / UNITS, abs=1e-9)
 
 
+def test_a_schedule_that_begins_below_the_models_own_sparsity_says_so(data):
+    model = mlp()
+    kp.prune(model, 0.9)
+    with pytest.warns(UserWarning, match=r"sparsity of 0.9 already.*kp.KeepZeros\(\)"):
+        model.fit(*data, verbose=0, callbacks=[kp.GradualPruning(0.5)])
+    kp.prune(model, 0.9)
+    model.fit(*data, verbose=0, callbacks=[kp.KeepZeros()])
+    model.fit(*data, verbose=0, callbacks=[kp.GradualPruning(0.9)])
+
+
 def test_law_6_masks_update_at_begin_at_the_beat_and_at_the_end(data):
     model, watch = mlp(), sparsity_per_step()
     schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3)
@@ -127,6 +137,23 @@ def test_law_9_a_training_too_short_says_so_before_it_starts(data):
         ValueError, match=r"Nothing would be pruned: the schedule begins at step 50"
     ):
         fit(mlp(), data, kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)))
+
+
+@pytest.mark.parametrize(
+    ("final", "mapping", "message"),
+    [
+        (0.8, {"": 0.5}, "comes to 0.5 over .* Received: sparsity=0.8"),
+        (0.5, {"hidden": 0.9, "head": 0.5}, "comes to 0.7909 over .* Received: sparsity=0.5"),
+        (0.5, {"": 0.5, "typo": 0.5}, "'typo'.* would have no effect"),
+        (0.5, {"head": 0.5}, "must name every weight"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_says_so_before_the_first_batch(final, mapping, message, data):
+    schedule = kp.PolynomialDecay(final, begin_step=3, end_step=6)
+    seen = sparsity_per_step()
+    with pytest.raises(ValueError, match=message):
+        fit(mlp(), data, kp.GradualPruning(schedule, allocation=mapping), seen)
+    assert not seen.noted
 
 
 def test_epochs_say_when(data):

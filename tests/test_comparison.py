@@ -142,3 +142,7 @@ def test_wrong_arguments_say_what_is_right():
         kp.compare(network(), network(), data=(np.ones((2, 32)), np.ones(2)))
     with pytest.raises(ValueError, match="must be a Keras model"):
         kp.compare(network(), 3)
+    x = np.ones((64, 32))
+    for data in (x, (x,), (x, x, x), {"x": x}, keras.ops.ones((64, 32))):
+        with pytest.raises(ValueError, match=r"`data` must be a pair .* Pass data=\(x, y\)"):
+            kp.compare(network(), network(), data=data)

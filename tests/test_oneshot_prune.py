@@ -169,6 +169,17 @@ def test_what_is_learned_from_noise_does_not_stay():
     assert row.after <= row.before
 
 
+def test_a_mapping_is_as_it_says_or_refused():
+    model = network()
+    before = weights(model)
+    mapping = {"shared": 0.9, "": 0.5}  # 144 of 780 weights: 0.5738
+    with pytest.raises(ValueError, match=r"comes to 0.5738 over .* Received: sparsity=0.4\."):
+        kp.prune(model, 0.4, allocation=mapping)
+    assert unchanged(model, before)
+    rows = kp.prune(model, 0.5738, allocation=mapping).weights
+    assert [row.sparsity for row in rows] == pytest.approx([0.5, 0.5, 0.9, 0.5], abs=0.01)
+
+
 def test_a_copy_leaves_the_model_alone():
     model = network()
     before = weights(model)
@@ -177,6 +188,12 @@ def test_a_copy_leaves_the_model_alone():
     assert report.model is not model
     kernel = keras.ops.convert_to_numpy(report.model.get_layer("head").kernel.value)
     assert (kernel == 0).any()
+
+
+def test_a_copy_of_a_compiled_model_needs_no_warning():
+    model = network()
+    model.compile("adam", loss="mse")
+    kp.prune(model, 0.5, copy=True)  # warnings are errors here
 
 
 def test_frozen_weights_are_pruned_too():
@@ -376,6 +393,8 @@ BAD = {
     "must hold the 1 inputs": [samples(64, (8,)), samples(64, (8,))],
     "must be arrays": 5,
     "no batch at all": iter([]),
+    "Batch it": list(samples(64, (8,))).__iter__(),
+    r"shape \[\(8,\)\] in one, \[\(9,\)\] in another. Pad": (samples(16, (n,)) for n in (8, 9)),
     "as many samples in each": [samples(64, (8,)), samples(32, (8,))],
 }
 

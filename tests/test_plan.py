@@ -1,5 +1,6 @@
 """Planning: what is pruned in a model, which way round it lies, and why the rest is left alone."""
 
+import pathlib
 import re
 
 import keras
@@ -445,6 +446,11 @@ def test_filters_that_match_nothing_list_the_layers(model, filters):
         Rules(filters=filters).plan(model)
 
 
+def test_a_class_as_filters_is_refused_with_what_to_pass():
+    with pytest.raises(ValueError, match=r"Pass `lambda layer: isinstance\(layer, .*Dense\)`"):
+        Rules(filters=layers.Dense)
+
+
 def test_overrides(model):
     plan = Rules(
         overrides={"head": None, "conv_1": 0.5, "ffn": NM(2, 4), "conv_2": (0.3, Channel())}
@@ -479,6 +485,22 @@ def test_the_first_override_that_fits_counts(model):
 def test_an_override_that_never_counts_is_refused(model):
     with pytest.raises(ValueError, match=r"'conv_1'\]` would have no effect.*'conv'.*narrower"):
         Rules(overrides={"conv": 0.5, "conv_1": 0.2}).plan(model)
+
+
+def test_names_in_an_allocation_that_serve_no_weight_are_refused():
+    stack = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(4, name="a"), layers.Dense(4, name="b")]
+    )
+    Rules(allocation={"a/": 0.5, "": 0.9}).plan(stack)
+    message = r"`allocation\['typo'\]` would have no effect: .*'a/kernel', 'b/kernel'"
+    with pytest.raises(ValueError, match=message):
+        Rules(allocation={"a/": 0.5, "b/": 0.5, "typo": 0.9}).plan(stack)
+    with pytest.raises(ValueError, match=r"`allocation\['b/'\]` would have no effect"):
+        Rules(allocation={"": 0.5, "b/": 0.9}).plan(stack)
+    with pytest.raises(ValueError, match=r"`allocation\['b/'\]` .* the budget are \['a/kernel'\]"):
+        Rules(allocation={"a/": 0.5, "b/": 0.9}, overrides={"b/": 0.3}).plan(stack)
+    with pytest.raises(ValueError, match=r"must name every weight.*'b/kernel'"):
+        Rules(allocation={"a/": 0.5}).plan(stack)
 
 
 def test_an_override_goes_before_the_filters(model):
@@ -567,6 +589,12 @@ def test_own_sparsity_may_be_said():
 # ---------------------------------------------------------------- what is no model
 
 
+def test_the_file_of_a_model_is_refused_with_how_to_load_it():
+    for path in ("m.keras", pathlib.Path("m.keras")):
+        with pytest.raises(ValueError, match=r"`keras.saving.load_model\('m.keras'\)`"):
+            Rules().plan(path)
+
+
 def test_an_unbuilt_model():
     for model in (keras.Sequential([layers.Dense(3)]), Stack()):
         with pytest.raises(ValueError, match=r"has no weights yet. Build it first.*input_shape"):
@@ -594,7 +622,6 @@ def test_nothing_to_prune_says_why():
         (lambda: keras.Input((8,)), "KerasTensor"),
         (lambda: keras.ops.ones((2, 3)), ""),
         (lambda: np.ones((2, 3)), "numpy.ndarray"),
-        (lambda: "model.keras", "builtins.str"),
         (lambda: None, "NoneType"),
         (lambda: keras.Sequential, "builtins.type"),
     ],

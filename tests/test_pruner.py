@@ -6,6 +6,7 @@ import pytest
 from models import LOSS, kernels, mlp, sparsity, values
 
 import keras_pruner as kp
+from keras_pruner.optimizer import PrunedOptimizer
 
 BACKEND = keras.backend.backend()
 STAIRS = kp.PolynomialDecay(0.8, initial_sparsity=0.2, end_step=6, frequency=2)
@@ -224,6 +225,25 @@ def test_torch_optim_of_other_parameters_is_refused():
         kp.Pruner(model, STAIRS).wrap(torch.optim.SGD(others, lr=0.1))
 
 
+def test_targets_that_the_optimizer_does_not_train_are_named():
+    model = mlp()
+    plan = kp.Pruner(model, STAIRS).plan
+    partly = PrunedOptimizer(keras.optimizers.SGD(), STAIRS, lambda: plan)
+    with pytest.warns(UserWarning, match=r"only a part .* \['head/kernel'\] stay as they are"):
+        partly.build(model.trainable_variables[:2])
+    assert [masked.target.path for masked in partly.masked] == ["hidden/kernel"]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
+def test_torch_optim_with_a_part_of_the_parameters_names_the_rest():
+    import torch
+
+    model = mlp()
+    parameters = [variable.value for variable in model.trainable_variables[:2]]
+    with pytest.warns(UserWarning, match=r"only a part .* \['head/kernel'\] stay as they are"):
+        kp.Pruner(model, STAIRS).wrap(torch.optim.SGD(parameters, lr=0.1))
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
 def test_torch_optim_stepped_before_any_update_refuses(data):
     import torch
@@ -288,6 +308,15 @@ def test_conflicts_raise_at_construction_and_change_nothing():
         kp.Pruner(model, kp.ConstantSparsity(0.8)).wrap("adam")
     assert model.optimizer is mine
     assert sparsity(kernels(model)) == 0
+
+
+def test_a_mapping_that_does_not_come_to_the_final_sparsity_is_refused_at_construction():
+    mapping = {"hidden/": 0.9, "head/": 0.5}  # (80 x 0.9 + 30 x 0.5) / 110
+    with pytest.raises(ValueError, match=r"comes to 0.7909 .* Received: sparsity=0.5"):
+        kp.Pruner(mlp(), kp.ConstantSparsity(0.5), allocation=mapping)
+    with pytest.raises(ValueError, match=r"comes to 0.7909 .* Received: sparsity=0.9"):
+        kp.Pruner(mlp(), lambda step: 0.9, allocation=mapping, updates=10)
+    kp.Pruner(mlp(), kp.ConstantSparsity(0.7909), allocation=mapping)
 
 
 def test_updates_gives_an_open_schedule_its_end(data):

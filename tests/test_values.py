@@ -158,6 +158,14 @@ def test_anything_else_is_no_integer(number):
         check_integer("n", number, least=1)
 
 
+def test_errors_show_no_pages_of_numbers():
+    array = np.random.default_rng(0).random((64, 8))
+    with pytest.raises(ValueError, match=r"Received: s=<ndarray of shape \(64, 8\)>\.$"):
+        check_sparsity("s", array)
+    with pytest.raises(ValueError, match=r"Received: n=<list of length 512>\.$"):
+        check_integer("n", array.ravel().tolist(), least=1)
+
+
 def test_regexes():
     check_regex("filters", "conv.*")
     with pytest.raises(ValueError, match=r"`filters` must be a regular .* Received: filters='\('"):

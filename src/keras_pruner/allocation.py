@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_pruner.ranking import Scores, by_lamp, kept_by_one_cut
 from keras_pruner.selection import kept_count
-from keras_pruner.values import check_regex, check_sparsity, serializable, value
+from keras_pruner.values import check_regex, check_sparsity, serializable, shown, value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,13 +125,18 @@ class Global:
         return _sparsities(shares, kept_by_one_cut(scores, least, _budget(shares, sparsity)))
 
 
+FOUR_DIGITS = 5e-5
+"""How far the sparsity asked for may be from what a mapping comes to: its error when rounded."""
+
+
 @value
 class Fixed:
     """A sparsity of its own for every weight, from a mapping.
 
     Args:
         sparsities: regex searched in the weight's path -> fraction of zeros at the end, in
-            [0, 1). The first that fits counts.
+            [0, 1). The first that fits counts. Over all weights they have to come to the final
+            sparsity that is asked for, to four digits.
     """
 
     sparsities: Mapping[str, float]
@@ -151,25 +156,48 @@ class Fixed:
             ValueError: if a weight is not in the mapping, or the mapping cannot be brought to
                 the sparsity asked for.
         """
-        final = {share: self._of(share) for share in shares}
-        units = sum(share.units for share in shares)
-        overall = sum(share.units * final[share] for share in shares) / units
-        if sparsity > overall + len(shares) / units:
+        units = {share.path: share.units for share in shares}
+        overall = self._overall(units)
+        if sparsity > overall:
+            self.check_final(units, sparsity)
+        scale = sparsity / overall if overall else 0.0
+        return {share: min(self._of(share.path) * scale, 1.0) for share in shares}
+
+    def check_names(self, paths: Sequence[str]) -> None:
+        """Raise unless every weight is named, and every name is needed."""
+        used = {self._regex_for(path) for path in paths}
+        for regex in self.sparsities:
+            if regex not in used:
+                raise ValueError(
+                    f"`allocation[{regex!r}]` would have no effect: the weights that share the "
+                    f"budget are {list(paths)}, and the first name that fits one counts. "
+                    f"Received: {list(self.sparsities)}. Take it out, or correct it."
+                )
+
+    def check_final(self, units: Mapping[str, int], sparsity: float) -> None:
+        """Raise unless this mapping comes to `sparsity` over weights, path -> units."""
+        overall = self._overall(units)
+        if abs(sparsity - overall) > max(len(units) / sum(units.values()), FOUR_DIGITS):
             raise ValueError(
                 f"The mapping given as `allocation` comes to {overall:.4g} over the whole model. "
-                f"Received: sparsity={sparsity:g}. Pass {overall:.4g} as the sparsity, or raise "
-                "the mapping's values."
+                f"Received: sparsity={sparsity:.4g}. Pass {overall:.4g} as the sparsity, or "
+                f"{'raise' if sparsity > overall else 'lower'} the mapping's values."
             )
-        scale = sparsity / overall if overall else 0.0
-        return {share: min(final[share] * scale, final[share]) for share in shares}
 
-    def _of(self, share: Share) -> float:
-        for regex, sparsity in self.sparsities.items():
-            if re.search(regex, share.path):
-                return sparsity
+    def _overall(self, units: Mapping[str, int]) -> float:
+        return sum(n * self._of(path) for path, n in units.items()) / sum(units.values())
+
+    def _of(self, path: str) -> float:
+        return self.sparsities[self._regex_for(path)]
+
+    def _regex_for(self, path: str) -> str:
+        """The regex that counts for a weight."""
+        for regex in self.sparsities:
+            if re.search(regex, path):
+                return regex
         raise ValueError(
             f"`allocation` must name every weight. Received: {list(self.sparsities)}, of which "
-            f"none is found in {share.path!r}."
+            f"none is found in {path!r}."
         )
 
 
@@ -186,7 +214,7 @@ def as_allocation(allocation: object) -> Allocation:
         return allocation
     raise ValueError(
         f"`allocation` must be one of {sorted(NAMED)}, a mapping regex -> sparsity, or a "
-        f"function (shares, sparsity) -> sparsities. Received: allocation={allocation!r}."
+        f"function (shares, sparsity) -> sparsities. Received: allocation={shown(allocation)}."
     )
 
 

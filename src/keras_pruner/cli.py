@@ -70,6 +70,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _prune(arguments: argparse.Namespace) -> None:
+    _check_prune(arguments)
     files.check_output(arguments.output, overwrite=arguments.force)
     model = files.load(arguments.model, trust=arguments.trust)
     done = prune(
@@ -96,6 +97,25 @@ def _prune(arguments: argparse.Namespace) -> None:
         f"{text}\n\nSaved the model as {arguments.output}, without what only training needs "
         "(optimizer, loss).",
     )
+
+
+def _check_prune(arguments: argparse.Namespace) -> None:
+    """Exit as for wrong usage if the options do not go together."""
+    given, nm = arguments.sparsity, arguments.nm
+    if given is None and nm is None:
+        arguments.misused("give --sparsity, the fraction of zeros (or --nm)")
+    if given is not None and nm is not None and not nm.is_own(given):
+        own = nm.own_sparsity
+        arguments.misused(
+            f"--nm has a sparsity of its own, {own:g}: leave out --sparsity {given:g}"
+        )
+    needs_samples = {
+        "--allocation auto": arguments.allocation == "auto",
+        f"--criterion {arguments.criterion}": arguments.criterion not in (None, "magnitude"),
+    }
+    for option, chosen in needs_samples.items():
+        if chosen and not arguments.calibration:
+            arguments.misused(f"{option} needs --calibration SAMPLES.npz")
 
 
 def _sensitivity(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def add_command(
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, misused=command.error)
     command.add_argument("--json", action="store_true", help="print JSON, for machines")
     return command
 

@@ -17,6 +17,7 @@ from keras_pruner.deploy.litert import export_litert
 from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
 from keras_pruner.deploy.stages import stages
 from keras_pruner.report import Row, SparsityReport, curves, summarize
+from keras_pruner.values import shown
 from keras_pruner.weights import check_model, weights_of
 
 COLUMNS = ["", ">dense", ">pruned", ">dense / pruned"]
@@ -233,6 +234,11 @@ def compare(
         raise ValueError(
             f'`latency` must be None, "native" or "wasm". Received: latency={latency!r}.'
         )
+    if (isinstance(data, tuple | list) and len(data) != 2) or _is_array_or_dict(data):
+        raise ValueError(
+            "`data` must be a pair of inputs and labels, or a dataset of batches of both. "
+            f"Received: data={shown(data)}. Pass data=(x, y)."
+        )
     with stages(shown=progress) as announce:
         announce("loading")
         given = (dense, pruned)
@@ -251,6 +257,10 @@ def compare(
             announce("timing")
             measured = _latency(models, latency, seconds, node_modules)
     return Comparison(sides[0], sides[1], measured)
+
+
+def _is_array_or_dict(data: Any) -> bool:
+    return isinstance(data, dict) or hasattr(data, "shape")
 
 
 def _name(model: Any) -> str:

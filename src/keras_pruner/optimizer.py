@@ -24,6 +24,17 @@ UNATTENDED = (
 )
 
 
+def warn_of_untrained(paths: Sequence[str]) -> None:
+    """Say which targets stay as they are, because the optimizer does not train them."""
+    if paths:
+        warnings.warn(
+            f"The optimizer trains only a part of the weights to prune; {list(paths)} stay as they "
+            "are, and are not counted in the sparsity. Give it all of the model's trainable "
+            "weights, or leave these out with `filters` or `overrides`.",
+            stacklevel=4,
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masked:
     """A target, its variable, its mask, and what must be zero where the weight is.
@@ -113,10 +124,12 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         averages = self._model_variables_moving_average if self.use_ema else None
         position = {id(variable): i for i, variable in enumerate(variables)}
         masked = []
-        for target, variable in self._bind(variables):
+        bound = self._bind(variables)
+        warn_of_untrained([t.path for t, variable in bound if id(variable) not in position])
+        for target, variable in bound:
             index = position.get(id(variable))
             if index is None:
-                continue  # in the model, but not trained by this optimizer
+                continue
             mask = self.add_variable(
                 variable.shape,
                 "ones",

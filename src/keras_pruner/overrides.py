@@ -4,18 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_pruner.patterns import Pattern
-from keras_pruner.values import check_regex, check_sparsity
+from keras_pruner.values import check_regex, check_sparsity, shown
 
 
 def check_filters(filters: object) -> None:
     """Raise unless these are filters: regexes, or a function layer -> bool."""
+    if isinstance(filters, type):
+        raise ValueError(
+            "`filters` must be a regex, a list of them, or a function layer -> bool, not a class. "
+            f"Received: filters={filters!r}. Pass `lambda layer: isinstance(layer, "
+            f"keras.layers.{filters.__name__})`."
+        )
     if filters is None or callable(filters):
         return
     regexes = [filters] if isinstance(filters, str) else filters
     if not isinstance(regexes, list | tuple):
         raise ValueError(
             "`filters` must be a regex, a list of them, or a function layer -> bool. "
-            f"Received: filters={filters!r}."
+            f"Received: filters={shown(filters)}."
         )
     for regex in regexes:
         check_regex("filters", regex)

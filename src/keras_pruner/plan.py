@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from keras_pruner import tables
-from keras_pruner.allocation import Allocation, as_allocation, lamp, uniform
+from keras_pruner.allocation import Allocation, Fixed, as_allocation, lamp, uniform
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.values import value
+from keras_pruner.values import shown, value
 from keras_pruner.weights import Axes, OwnedWeight, check_model, weights_of
 
 Criterion = Callable[[np.ndarray], np.ndarray]
@@ -114,6 +114,17 @@ class Plan:
         rows += [(s.path, s.shape, "-", s.reason) for s in self.skipped]
         return tables.render("plan", ["weight", "shape", "pattern", "sparsity, or why not"], rows)
 
+    def check_final(self, sparsity: float | None) -> None:
+        """Raise if a mapping given as `allocation` does not come to the final sparsity."""
+        if not isinstance(self.allocation, Fixed) or sparsity is None:
+            return
+        shared: dict[Pattern, dict[str, int]] = {}
+        for target in self.targets:
+            if target.sparsity is None:
+                shared.setdefault(target.pattern, {})[target.path] = target.units
+        for units in shared.values():
+            self.allocation.check_final(units, sparsity)
+
     def same_as(self, other: "Plan") -> bool:
         """Whether masks made for the one serve the other; names may differ after loading."""
         mine, theirs = (
@@ -152,7 +163,7 @@ class Rules:
         if not isinstance(self.pattern, Pattern):
             raise ValueError(
                 "`pattern` must be a pattern, like kp.Unstructured(), kp.Block((4, 1)), "
-                f"kp.NM(2, 4) or kp.Channel(). Received: pattern={self.pattern!r}."
+                f"kp.NM(2, 4) or kp.Channel(). Received: pattern={shown(self.pattern)}."
             )
         allocation = self.allocation
         if allocation is None:
@@ -189,8 +200,8 @@ class Rules:
             frozen: also prune what is not trainable.
 
         Raises:
-            ValueError: if `model` is no built Keras 3 model, a filter or an override fits
-                nothing, or nothing is left to prune.
+            ValueError: if `model` is no built Keras 3 model, a filter, an override or a name in
+                `allocation` fits nothing, or nothing is left to prune.
         """
         check_model(model)
         found = list(weights_of(model))
@@ -210,6 +221,8 @@ class Rules:
         )
         if not targets:
             raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
+        if isinstance(self.allocation, Fixed):
+            self.allocation.check_names([t.path for t in targets if t.sparsity is None])
         return plan
 
     def _judge(

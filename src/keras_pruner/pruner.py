@@ -85,7 +85,7 @@ class Pruner:
         if updates is not None:
             check_integer("updates", updates, least=1)
         plan = rules.plan(model)
-        schedule.resolve(updates, 0.0)
+        plan.check_final(schedule.resolve(updates, 0.0).sparsity_at_end)
         self._set_up(model, schedule, lambda: plan, updates)
         self.check_reach()
 
@@ -222,7 +222,8 @@ class Pruner:
             return optimizer
         raise ValueError(
             "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
-            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}."
+            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
+            "From a name Keras makes one: `keras.optimizers.get('adam')`."
         )
 
     def check_agreement(self) -> int:
@@ -421,7 +422,16 @@ class Pruner:
         if self._ended is not None:
             progress = self._ended._replace(origin=completed - self._ended.origin)
         else:
-            progress = Progress().begun(completed, self._schedule_to_begin(round(sparsity, 9)))
+            schedule = self._schedule_to_begin(round(sparsity, 9))
+            wrapped.plan.check_final(schedule.sparsity_at_end)
+            if 0 < schedule.sparsity_at(schedule.begin_step) < sparsity - 0.01:
+                warnings.warn(
+                    f"{self.model.name!r} has a sparsity of {sparsity:.4g} already, and the "
+                    f"schedule begins below it: zeros will come to life again. Received: schedule="
+                    f"{self._given!r}. To train on with all zeros kept, use kp.KeepZeros().",
+                    stacklevel=2,
+                )
+            progress = Progress().begun(completed, schedule)
         wrapped.progress = progress
         return progress
 

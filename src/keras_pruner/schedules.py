@@ -91,8 +91,9 @@ class Schedule(abc.ABC):
         if steps is None:
             raise ValueError(
                 "A schedule without `end_step` needs to know how long the training is, and this "
-                f"one does not say. Received: schedule={self!r}. In `fit` pass `steps_per_epoch`; "
-                "or give the schedule an end: `kp.PolynomialDecay(0.8, end_step=2000)`."
+                f"one does not say. Received: schedule={self!r}. In `fit` pass `steps_per_epoch`, "
+                "to `kp.Pruner` `updates=2000`; or give the schedule an end: "
+                "`kp.PolynomialDecay(0.8, end_step=2000)`."
             )
         return steps
 

@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, TypeVar, dataclass_transform
 
 import keras
@@ -33,6 +33,19 @@ def serializable(function: Callable[..., Any]) -> Callable[..., Any]:
     return keras.saving.register_keras_serializable(PACKAGE)(function)
 
 
+def shown(received: object) -> str:
+    """What an error shows of an argument: its repr, or where that is long its type and size."""
+    text = repr(received)
+    if len(text) <= 100 and "\n" not in text:
+        return text
+    size = ""
+    if hasattr(received, "shape"):
+        size = f" of shape {tuple(received.shape)}"
+    elif isinstance(received, Sized):
+        size = f" of length {len(received)}"
+    return f"<{type(received).__name__}{size}>"
+
+
 def check_sparsity(name: str, sparsity: object) -> None:
     """Raise unless `sparsity` is a fraction in [0, 1).
 
@@ -50,7 +63,7 @@ def check_sparsity(name: str, sparsity: object) -> None:
             fix = f" A weight that is all zeros computes nothing; for 99% zeros pass {name}=0.99."
     raise ValueError(
         f"`{name}` must be the fraction of weights set to zero, in [0, 1). "
-        f"Received: {name}={sparsity!r}.{fix}"
+        f"Received: {name}={shown(sparsity)}.{fix}"
     )
 
 
@@ -60,7 +73,7 @@ def check_integer(name: str, number: object, *, least: int) -> None:
     if whole and int(number) >= least:  # type: ignore[call-overload]
         return
     raise ValueError(
-        f"`{name}` must be an integer of at least {least}. Received: {name}={number!r}."
+        f"`{name}` must be an integer of at least {least}. Received: {name}={shown(number)}."
     )
 
 
@@ -74,6 +87,6 @@ def check_regex(name: str, regex: object) -> None:
         except re.error as error:
             problem = str(error)
     raise ValueError(
-        f"`{name}` must be a regular expression, and {problem}. Received: {name}={regex!r}. "
+        f"`{name}` must be a regular expression, and {problem}. Received: {name}={shown(regex)}. "
         "To search for a name as it stands, pass it through `re.escape`."
     )

@@ -1,6 +1,7 @@
 """The weights of a model: which layer owns each, what its axes mean, whether to prune it."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import keras
@@ -17,6 +18,11 @@ def check_model(model: object) -> None:
             f"{type(model).__name__} is a Keras 2 object (tf_keras); this package prunes Keras 3 "
             "models. Save it with `model.save('model.h5')` and load it with Keras 3: "
             "`keras.saving.load_model('model.h5')`; or unset TF_USE_LEGACY_KERAS."
+        )
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            "`model` must be a Keras model, not the file it is in. "
+            f"Received: model={str(model)!r}. Load it: `keras.saving.load_model({str(model)!r})`."
         )
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 
 from keras_pruner.backends import torch_ops
-from keras_pruner.optimizer import UNATTENDED, Masked, load_masks, save_masks
+from keras_pruner.optimizer import (
+    UNATTENDED,
+    Masked,
+    load_masks,
+    save_masks,
+    warn_of_untrained,
+)
 from keras_pruner.plan import Plan
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
@@ -66,6 +72,8 @@ class TorchOptimizerMasks:
                 "`model.parameters()`. FSDP replaces the parameters by others that Keras' layers "
                 "do not compute with, so that it cannot train Keras models, pruned or dense."
             )
+        held = {masked.target for masked in self.masked}
+        warn_of_untrained([target.path for target in plan.targets if target not in held])
         self._apart = type(optimizer) in ENTRY_BY_ENTRY
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),

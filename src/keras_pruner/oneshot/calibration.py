@@ -104,13 +104,15 @@ def _batches(calibration: Any) -> Iterator[Any]:
 
 def _collect(batches: Iterator[Any], model: keras.Model, limit: int) -> Samples:
     """As many batches as it takes for `limit` samples, as one."""
-    wanted = len(getattr(model, "inputs", None) or [None])
+    known = getattr(model, "inputs", None) or []
+    wanted = len(known) or 1
     parts: list[Any] = []
     count = 0
     for element in batches:
         inputs = keras.tree.map_structure(_to_numpy, _inputs_of(element, wanted))
         leaves = keras.tree.flatten(inputs)
-        if not leaves or not leaves[0].ndim:
+        one = len(known) == len(leaves) == 1 and _fits(known[0].shape[1:], leaves[0].shape)
+        if one or not leaves or not leaves[0].ndim:
             raise ValueError(
                 "`calibration` must give batches, whose first axis are the samples. "
                 f"Received: an element of shapes {[leaf.shape for leaf in leaves]}. "
@@ -125,6 +127,13 @@ def _collect(batches: Iterator[Any], model: keras.Model, limit: int) -> Samples:
             "`calibration` gave no batch at all. Pass a fresh generator, or a data set that can "
             "be read again."
         )
+    first, *others = ([leaf.shape[1:] for leaf in keras.tree.flatten(part)] for part in parts)
+    for other in others:
+        if other != first:
+            raise ValueError(
+                "`calibration` must have samples of one shape in all batches. Received: samples "
+                f"of shape {first} in one, {other} in another. Pad them to one length."
+            )
     joined = keras.tree.map_structure(lambda *leaves: np.concatenate(leaves)[:limit], *parts)
     return Samples(joined)
 
@@ -173,11 +182,14 @@ def _check_shapes(leaves: list[np.ndarray], model: keras.Model) -> None:
     if len(inputs) > 1:
         return  # a dict may be in another order than the inputs; the model says it when it runs
     wanted, shape = tuple(inputs[0].shape), leaves[0].shape
-    fits = len(wanted) == len(shape) and all(
-        a in (None, b) for a, b in zip(wanted[1:], shape[1:], strict=True)
-    )
-    if not fits:
+    if not _fits(wanted[1:], shape[1:]):
         raise ValueError(
             f"`calibration` must have the shape of the model's input, {wanted}. "
             f"Received: samples of shape {shape}."
         )
+
+
+def _fits(wanted: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(wanted) == len(shape) and all(
+        a in (None, b) for a, b in zip(wanted, shape, strict=True)
+    )

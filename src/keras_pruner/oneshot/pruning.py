@@ -3,6 +3,7 @@
 import copy as copying
 import dataclasses
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,6 +115,7 @@ def prune(
     ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
     rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
     plan = rules[0].plan(model, frozen=True)
+    plan.check_final(sparsity)
     if chosen_by == "sparsegpt":
         _check_patterns(plan)
     if copy:
@@ -261,7 +263,11 @@ def _check_patterns(plan: Plan) -> None:
 
 def _copy_of(model: keras.Model) -> keras.Model:
     try:
-        return copying.deepcopy(model)
+        with warnings.catch_warnings():
+            if not getattr(getattr(model, "optimizer", None), "built", False):
+                # It has nothing to copy yet, and Keras builds that of the copy first.
+                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return copying.deepcopy(model)
     except Exception as error:
         raise ValueError(
             f"`copy` needs a model that Keras can save and load, and {model.name!r} is not one. "
