@@ -10,8 +10,9 @@ import keras
 from keras_pruner import tables
 from keras_pruner.deploy import eligible, gains
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.plan import Plan, Rules, check_model
+from keras_pruner.plan import Plan, Rules
 from keras_pruner.values import check_integer, check_sparsity
+from keras_pruner.weights import check_model
 
 _STEP = 4000.0  # nanoseconds of a recurrent layer's step besides its products
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 _FLIPPED = (1, 2)  # height and width
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)

@@ -15,7 +15,7 @@ from keras_pruner.deploy.destination import complete
 from keras_pruner.deploy.gains import RUNTIMES, Gains
 from keras_pruner.deploy.sparse_tensors import Encoded, encode
 from keras_pruner.deploy.stages import stages
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 # Largest difference of an output, in units of the largest output.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.deploy.bitmaps import GROUPS, Groups, bits_of, pack_mask, unpack_mask
 from keras_pruner.deploy.destination import complete
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 _FORMAT, _VERSION = "keras-pruner sparse weights", 1
 _HEADER_LIMIT = 1 << 26

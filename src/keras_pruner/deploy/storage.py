@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_pruner.deploy.destination import complete
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 _WEIGHTS = "model.weights.h5"
 _CHUNK = 1 << 22

@@ -12,7 +12,7 @@ from keras_pruner import backends
 from keras_pruner.criteria import magnitude
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Values, run
+from keras_pruner.oneshot.capture import Values, run, undisturbed
 from keras_pruner.oneshot.inputs import needs_inputs, scores_as_given
 from keras_pruner.oneshot.progress import Announce
 from keras_pruner.oneshot.removal import Removal
@@ -259,7 +259,8 @@ def _apply(plan: Plan, masks: dict[int, np.ndarray]) -> None:
 
 def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
     """Every output of the model for all samples, in float32."""
-    batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
+    with undisturbed(model):
+        batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
     return [
         np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float32)
         for parts in zip(*batches, strict=True)
