@@ -200,6 +200,14 @@ def test_patterns_keep_their_laws():
     assert (np.count_nonzero(groups, axis=1) == 2).all()
 
 
+def test_a_sparsity_that_is_the_patterns_own_up_to_rounding():
+    model = network()
+    kp.prune(model, 1 - 1 / 3, pattern=kp.NM(1, 3))
+    again = network()
+    kp.prune(again, pattern=kp.NM(1, 3))
+    assert unchanged(model, weights(again))
+
+
 def test_allocations_that_are_tried_are_all_shown():
     model = network()
     report = kp.prune(model, 0.6, calibration=samples(), allocation="auto")
@@ -387,6 +395,13 @@ def test_calibration_that_cannot_be_used_says_what_to_do(message):
     with pytest.raises(ValueError, match=message):
         kp.prune(model, 0.5, calibration=BAD[message])
     assert unchanged(model, before)
+
+
+def test_stateful_models_take_batches_of_one_size_only():
+    parts = [layers.LSTM(4, stateful=True, name="memory"), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((5, 3), batch_size=16), *parts])
+    with pytest.raises(ValueError, match="memory.* of one size only.*stateful=False"):
+        kp.prune(model, 0.5, calibration=samples(128, (5, 3)))
 
 
 @pytest.mark.parametrize(
