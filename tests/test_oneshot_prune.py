@@ -400,7 +400,7 @@ def test_calibration_that_cannot_be_used_says_what_to_do(message):
 def test_stateful_models_take_batches_of_one_size_only():
     parts = [layers.LSTM(4, stateful=True, name="memory"), layers.Dense(2)]
     model = keras.Sequential([keras.Input((5, 3), batch_size=16), *parts])
-    with pytest.raises(ValueError, match="memory.* of one size only.*stateful=False"):
+    with pytest.raises(ValueError, match=r"memory.* of one size only.*stateful=False"):
         kp.prune(model, 0.5, calibration=samples(128, (5, 3)))
 
 

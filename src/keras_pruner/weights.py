@@ -44,13 +44,18 @@ class OwnedWeight:
     layer_path: str
     path: str
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel by its name."""
+        return self.variable.name in _KERNELS or self.variable.name.endswith("_kernel")
+
     def axes(self) -> tuple[Axes, Axes, Axes]:
         """Which axes of the variable are inputs, outputs, and neither."""
         rank = len(self.variable.shape)
-        is_kernel = self.variable.name == "kernel"  # a subclass may have other weights as well
-        if is_kernel and isinstance(self.layer, keras.layers.EinsumDense):
+        is_main = self.variable.name == "kernel"  # a subclass may have other weights as well
+        if is_main and isinstance(self.layer, keras.layers.EinsumDense):
             return _einsum_axes(self.layer.equation)
-        if is_kernel and isinstance(self.layer, _TRANSPOSED):
+        if is_main and isinstance(self.layer, _TRANSPOSED):
             return tuple(range(rank - 2)), (rank - 1,), (rank - 2,)
         return tuple(range(rank - 2)), (rank - 2,), (rank - 1,)
 
@@ -70,10 +75,9 @@ class OwnedWeight:
         if asked is not None:
             mine = any(self.variable is weight for weight in asked())
             return "" if mine else "not among the layer's get_prunable_weights()"
-        name = self.variable.name
         if isinstance(self.layer, keras.layers.STFTSpectrogram):
             return "the basis of a transform, not learned"
-        if name not in _KERNELS and not name.endswith("_kernel"):
+        if not self.is_kernel:
             return "not a kernel by its name; an override or get_prunable_weights() admits it"
         if _is_depthwise(self.layer, self.variable):
             return "a depthwise kernel: few weights, much harm; an override admits it"
