@@ -233,6 +233,16 @@ def compare(
         raise ValueError(
             f'`latency` must be None, "native" or "wasm". Received: latency={latency!r}.'
         )
+    if names is not None and len(names) != 2:
+        raise ValueError(
+            f"`names` must be two, for the dense and the pruned model. Received: names={names!r}."
+        )
+    if not seconds > 0:
+        raise ValueError(f"`seconds` must be more than 0. Received: seconds={seconds!r}.")
+    if node_modules is not None and latency != "wasm":
+        raise ValueError(
+            f'`node_modules` is for latency="wasm". Received: latency={latency!r}. Leave it out.'
+        )
     with stages(shown=progress) as announce:
         announce("loading")
         given = (dense, pruned)
