@@ -1,4 +1,6 @@
+import contextlib
 import importlib
+import json
 
 import keras
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
-from keras_pruner.oneshot import sequence, solver
+from keras_pruner.oneshot import pruning, sequence, solver
 
 
 def network(seed=0):
@@ -177,6 +179,26 @@ def test_a_copy_leaves_the_model_alone():
     assert report.model is not model
     kernel = keras.ops.convert_to_numpy(report.model.get_layer("head").kernel.value)
     assert (kernel == 0).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"refit": False}, {"batch_norm": False}, {"stages": 2}])
+def test_as_many_layers_are_announced_as_were_promised(monkeypatch, options):
+    promised, announced = [], []
+
+    @contextlib.contextmanager
+    def announcing(_, total, *, shown):
+        promised.append(total)
+        yield announced.append
+
+    monkeypatch.setattr(pruning, "announcing", announcing)
+    kp.prune(network(), 0.5, calibration=samples(), **options)
+    assert promised == [len(announced)]
+
+
+def test_the_report_as_data_says_what_was_left_alone():
+    report = kp.prune(network(), 0.5)
+    found = json.loads(json.dumps(report.as_dict()))
+    assert [skip["path"] for skip in found["skipped"]] == [skip.path for skip in report.skipped]
 
 
 def test_frozen_weights_are_pruned_too():

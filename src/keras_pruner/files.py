@@ -185,8 +185,13 @@ def _datasets(group: h5py.Group, seen: set[Any]) -> Iterator[h5py.Dataset]:
             yield item
 
 
+def expands_too_far(size: int, stored: int) -> bool:
+    """Whether Keras refuses to read so many bytes from so few."""
+    return size > _EXPANSION_FLOOR and size > _EXPANSION * stored
+
+
 def _check_size(name: str, size: int, stored: int) -> None:
-    if size > _EXPANSION_FLOOR and size > _EXPANSION * stored:
+    if expands_too_far(size, stored):
         raise ValueError(f"{name} announces {size:,} bytes and holds {stored:,}")
 
 

@@ -1,7 +1,7 @@
 """The weights of a model: which layer owns each, what its axes mean, whether to prune it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 
@@ -111,20 +111,32 @@ def _einsum_axes(equation: str) -> tuple[Axes, Axes, Axes]:
 def weights_of(model: keras.layers.Layer) -> Iterator[OwnedWeight]:
     """Every weight of the model, once, with the layer that owns it."""
     seen: set[int] = set()
-    names: dict[str, int] = {}
+    found = []
     for layer in model._flatten_layers():
         inner = {id(v) for child in layer._flatten_layers(False) for v in child.variables}
         for variable in layer.weights:
             if id(variable) in seen or id(variable) in inner:
                 continue
             seen.add(id(variable))
-            path = _without_root(variable.path, model)
-            count = names[path] = names.get(path, 0) + 1
-            unique = path if count == 1 else f"{path}:{count}"
-            yield OwnedWeight(
-                variable, layer, _without_root(layer.path or layer.name, model), unique
-            )
+            found.append((variable, layer))
+    paths = unique_paths(model, [variable for variable, _ in found])
+    for (variable, layer), path in zip(found, paths, strict=True):
+        yield OwnedWeight(variable, layer, layer_path(model, layer), path)
 
 
-def _without_root(path: str, model: keras.layers.Layer) -> str:
+def layer_path(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
+    """Where a layer is in a model, without the model's own name."""
+    return _without_root(model, layer.path or layer.name)
+
+
+def unique_paths(model: keras.layers.Layer, variables: Iterable[keras.Variable]) -> Iterator[str]:
+    """Where each is in a model, without the model's own name; ":2" behind one that comes again."""
+    counts: dict[str, int] = {}
+    for variable in variables:
+        path = _without_root(model, variable.path)
+        count = counts[path] = counts.get(path, 0) + 1
+        yield path if count == 1 else f"{path}:{count}"
+
+
+def _without_root(model: keras.layers.Layer, path: str) -> str:
     return path.removeprefix(f"{model.name}/")

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.weights import check_model, weights_of
+from keras_pruner.weights import check_model, layer_path, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def merge_lora(
         zeros, discarded = zeros + kept, max(discarded, lost)
     _recompile(model)
     after = None if loss is None else float(loss(model))
-    paths = tuple(layer.path or layer.name for layer in layers)
+    paths = tuple(layer_path(model, layer) for layer in layers)
     return Merge(paths, zeros, discarded, before, after)
 
 

@@ -92,10 +92,9 @@ class Attempt:
         """How many layers will be announced."""
         if self.calibrated is None:
             return 0
-        kernels = {id(variable) for variable in plan.variables}
-        order = self.calibrated.survey.order
-        products = sum(isinstance(n, Linear) and id(n.kernel) in kernels for n in order)
-        return self.stages * products
+        masks = {id(variable): np.empty(0, bool) for variable in plan.variables}
+        walk = self._walk(masks, Values([], []), lambda _: None, plan, is_dense=True)
+        return self.stages * len(walk.nodes())
 
     def go(self, plan: Plan, dense: Values, announce: Announce) -> dict[int, Outcome]:
         """Prune the model, which is dense, as the plan says; what became of each weight."""

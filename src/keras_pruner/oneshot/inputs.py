@@ -2,14 +2,11 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from keras_pruner.values import serializable, value
-
-CalibratedCriterion = Callable[[np.ndarray, "Inputs"], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
