@@ -1,7 +1,7 @@
 """Pruned and quantized: zeros stay zeros, checked; and LoRA merged under the zeros."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -65,7 +65,7 @@ def _kernels(model: keras.Model) -> dict[str, np.ndarray]:
     check_model(model)
     found = {}
     for owned in weights_of(model):
-        asked = getattr(owned.layer, "get_prunable_weights", tuple)()
+        asked: Iterable[Any] = getattr(owned.layer, "get_prunable_weights", tuple)()
         if owned.is_kernel or any(owned.variable is weight for weight in asked):
             found[owned.path] = _values(owned.layer, owned.variable)
     return found
