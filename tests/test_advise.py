@@ -57,6 +57,16 @@ def test_convolutions_gain_where_the_rules_are_met():
     assert "not measured" in str(advise(rewritten, "litert-arm", sparsity=0.9))
 
 
+def test_a_pattern_gains_at_its_own_sparsity_only():
+    rewritten = make_eligible(mobilenet()).model
+    advice = advise(rewritten, "litert-wasm", sparsity=0.8, pattern=NM(2, 4))
+    assert advice.gain == 1
+    assert any("has 50% zeros, not 80%" in layer.reason for layer in advice.layers)
+    advice = advise(rewritten, "litert-wasm", sparsity=0.75, pattern=NM(1, 4))
+    assert advice.gain > 1
+    assert {t.pattern for t in advice.plan(rewritten).targets} == {NM(1, 4)}
+
+
 def test_recurrent_layers_gain_by_blocks():
     model = keras.Sequential([keras.Input((20, 64)), keras.layers.LSTM(128)])
     assert advise(model, sparsity=0.95).gain > 1.2

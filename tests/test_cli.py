@@ -149,11 +149,24 @@ def test_what_needs_samples_says_so(capsys, dense, tmp_path):
         assert f"--criterion {criterion} needs --calibration SAMPLES.npz" in said
 
 
+@pytest.mark.parametrize("damage", ["missing", "text", "empty", "npy", "cut", "garbled"])
+def test_samples_that_cannot_be_read(capsys, dense, samples, tmp_path, damage):
+    content = samples.read_bytes()
+    if damage == "npy":
+        samples = tmp_path / "samples.npy"
+        np.save(samples, np.ones((64, 8)))
+    elif damage == "missing":
+        samples.unlink()
+    else:
+        half = len(content) // 2
+        made = {"text": b"x", "empty": b"", "cut": content[:half]}
+        samples.write_bytes(made.get(damage, content[:half] + b"?" * 9 + content[half + 9 :]))
+    for command in (["sensitivity", dense, "--calibration"], ["compare", dense, dense, "--data"]):
+        assert "is no .npz file of arrays" in fails(capsys, *command, samples)
+
+
 def test_samples_that_cannot_be_used(capsys, dense, tmp_path):
     command = ["sensitivity", dense, "--calibration", tmp_path / "samples.npz"]
-    assert "is no .npz file of arrays" in fails(capsys, *command)
-    (tmp_path / "samples.npz").write_text("x")
-    assert "is no .npz file of arrays" in fails(capsys, *command)
     np.savez(tmp_path / "samples.npz", a=np.ones(3), b=np.ones(3))
     assert "must hold an array x: inputs of the model. It holds: ['a', 'b']" in fails(
         capsys, *command

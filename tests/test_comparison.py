@@ -9,6 +9,7 @@ import pytest
 
 import keras_pruner as kp
 from keras_pruner import comparison as module
+from keras_pruner import files
 from keras_pruner.deploy.latency import Latency, Timing
 from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
 
@@ -91,6 +92,14 @@ def test_files_are_compared_like_models(tmp_path):
     assert [of_files.dense.name, of_models.dense.name] == [str(paths[0]), "net"]
 
 
+def test_a_file_that_runs_code_says_how_to_load_it_in_python(tmp_path):
+    path = tmp_path / "lambda.keras"
+    layers = [keras.layers.Lambda(lambda x: x * 2), keras.layers.Dense(4)]
+    keras.Sequential([keras.Input((8,)), *layers]).save(path)
+    with pytest.raises(files.FileError, match=r"in Python, load it .*safe_mode=False"):
+        kp.compare(path, path)
+
+
 def test_models_of_other_architectures_are_matched_by_name():
     other = keras.Sequential([keras.Input((32,)), keras.layers.Dense(3, name="else")])
     found = kp.compare(network(), other)
@@ -146,3 +155,10 @@ def test_wrong_arguments_say_what_is_right():
     for data in (x, (x,), (x, x, x), {"x": x}, keras.ops.ones((64, 32))):
         with pytest.raises(ValueError, match=r"`data` must be a pair .* Pass data=\(x, y\)"):
             kp.compare(network(), network(), data=data)
+    with pytest.raises(ValueError, match=r"`names` must be two.*Received: names=\['a'\]"):
+        kp.compare(network(), network(), names=["a"])
+    with pytest.raises(ValueError, match=r"`seconds` must be more than 0.*seconds=-5"):
+        kp.compare(network(), network(), latency="native", seconds=-5)
+    for latency in (None, "native"):
+        with pytest.raises(ValueError, match='`node_modules` is for latency="wasm"'):
+            kp.compare(network(), network(), latency=latency, node_modules="here")

@@ -140,6 +140,15 @@ def test_a_dynamic_shape_is_refused(tmp_path):
         export_litert(model, tmp_path / "m.tflite")
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_signature_has_every_input(tmp_path, count):
+    inputs = [keras.Input((3,)), keras.Input((3,))]
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()(inputs)))
+    signature = [keras.InputSpec("float32", (1, 3))] * count
+    with pytest.raises(ValueError, match=f"for each of the 2 inputs. Received: {count}"):
+        export_litert(model, tmp_path / "m.tflite", input_signature=signature)
+
+
 def test_samples_must_fit(tmp_path):
     with pytest.raises(ValueError, match=r"at least 1 of shape \(6, 6, 32\)"):
         export_litert(model_with_zeros(), tmp_path / "m.tflite", samples=np.zeros((2, 3)))

@@ -71,6 +71,21 @@ def test_after_an_interruption_the_model_is_as_it_was(monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_states_that_a_run_changes_get_their_values_back():
+    class Counter(layers.Layer):
+        def build(self, _):
+            self.runs = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, inputs):
+            self.runs.assign_add(1.0)
+            return inputs
+
+    counter = Counter()
+    model = keras.Sequential([keras.Input((6, 6, 4)), counter, layers.BatchNormalization()])
+    kp.reestimate_batch_norm(model, images())
+    assert float(counter.runs) == 0
+
+
 def test_a_model_without_norms_says_so():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="must have BatchNormalization layers"):

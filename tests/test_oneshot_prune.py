@@ -1,4 +1,6 @@
+import contextlib
 import importlib
+import json
 
 import keras
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
-from keras_pruner.oneshot import sequence, solver
+from keras_pruner.oneshot import pruning, sequence, solver
 
 
 def network(seed=0):
@@ -196,6 +198,26 @@ def test_a_copy_of_a_compiled_model_needs_no_warning():
     kp.prune(model, 0.5, copy=True)  # warnings are errors here
 
 
+@pytest.mark.parametrize("options", [{}, {"refit": False}, {"batch_norm": False}, {"stages": 2}])
+def test_as_many_layers_are_announced_as_were_promised(monkeypatch, options):
+    promised, announced = [], []
+
+    @contextlib.contextmanager
+    def announcing(_, total, *, shown):
+        promised.append(total)
+        yield announced.append
+
+    monkeypatch.setattr(pruning, "announcing", announcing)
+    kp.prune(network(), 0.5, calibration=samples(), **options)
+    assert promised == [len(announced)]
+
+
+def test_the_report_as_data_says_what_was_left_alone():
+    report = kp.prune(network(), 0.5)
+    found = json.loads(json.dumps(report.as_dict()))
+    assert [skip["path"] for skip in found["skipped"]] == [skip.path for skip in report.skipped]
+
+
 def test_frozen_weights_are_pruned_too():
     model = network()
     model.trainable = False
@@ -215,6 +237,14 @@ def test_patterns_keep_their_laws():
     assert [w.sparsity for w in report.weights] == [0.5, 0.5]
     groups = keras.ops.convert_to_numpy(model.get_layer("head").kernel.value).reshape(3, 4, 5)
     assert (np.count_nonzero(groups, axis=1) == 2).all()
+
+
+def test_a_sparsity_that_is_the_patterns_own_up_to_rounding():
+    model = network()
+    kp.prune(model, 1 - 1 / 3, pattern=kp.NM(1, 3))
+    again = network()
+    kp.prune(again, pattern=kp.NM(1, 3))
+    assert unchanged(model, weights(again))
 
 
 def test_allocations_that_are_tried_are_all_shown():
@@ -406,6 +436,13 @@ def test_calibration_that_cannot_be_used_says_what_to_do(message):
     with pytest.raises(ValueError, match=message):
         kp.prune(model, 0.5, calibration=BAD[message])
     assert unchanged(model, before)
+
+
+def test_stateful_models_take_batches_of_one_size_only():
+    parts = [layers.LSTM(4, stateful=True, name="memory"), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((5, 3), batch_size=16), *parts])
+    with pytest.raises(ValueError, match=r"memory.* of one size only.*stateful=False"):
+        kp.prune(model, 0.5, calibration=samples(128, (5, 3)))
 
 
 @pytest.mark.parametrize(

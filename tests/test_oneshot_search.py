@@ -95,14 +95,46 @@ def test_sensitivity_from_samples():
     assert list(found.drops) == ["first/kernel"]
 
 
+def test_sensitivity_of_a_model_that_is_one_weight():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4, use_bias=False, name="only")])
+    found = kp.sensitivity(model, metric=lambda m: -zeros(m), sparsities=(0.0, 0.5))
+    assert found.drops == {"only/kernel": (0.0, 0.5)}
+    assert zeros(model) == 0
+
+
+class Counter(layers.Layer):
+    """Adds to its output how often it has run."""
+
+    def build(self, _):
+        self.runs = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.runs.assign_add(1.0)
+        return inputs + self.runs
+
+
+@pytest.mark.parametrize("metric", [None, lambda m: float(m.predict(samples(), verbose=0).sum())])
+def test_every_measurement_begins_with_the_same_states(metric):
+    model = keras.Sequential([*network().layers, Counter()])
+    model.build((None, 8))
+    given = None if metric else samples()
+    assert set(kp.sensitivity(model, given, metric=metric, sparsities=(0.0,)).drops.values()) == {
+        (0.0,)
+    }
+    kp.find_sparsity(model, samples(), metric=metric, tolerance=0.5, refit=False)
+    assert float(model.layers[-1].runs) == 0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: kp.find_sparsity(m, samples(), max_drop=-1), "`max_drop` must be"),
         (lambda m: kp.find_sparsity(m, samples(), tolerance=0), "`tolerance` must be"),
         (lambda m: kp.find_sparsity(m, samples(), highest=98), "highest=0.98"),
+        (lambda m: kp.find_sparsity(m, samples(), copy=True), "`copy` has nothing to do"),
         (lambda m: kp.sensitivity(m), "either calibration samples or a metric"),
         (lambda m: kp.sensitivity(m, samples(), sparsities=(50,)), "sparsities=0.5"),
+        (lambda m: kp.sensitivity(m, samples(), sparsities=()), "at least one to try"),
     ],
 )
 def test_wrong_arguments(call, message):

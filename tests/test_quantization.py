@@ -6,6 +6,7 @@ import pytest
 
 from keras_pruner.deploy.quantization import check_zeros, merge_lora, zeros_of
 from keras_pruner.deploy.storage import save_compressed
+from keras_pruner.oneshot import prune
 from keras_pruner.plan import Rules
 
 
@@ -69,6 +70,45 @@ def test_a_lost_zero_is_an_error():
         check_zeros({"elsewhere/kernel": np.ones((3, 3), bool)}, model)
 
 
+def every_kind_of_kernel():
+    """Two layers of one name among them."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.SeparableConv2D(8, 3, name="separable")(image)
+    x = keras.layers.Reshape((-1, 8))(x)
+    x = keras.layers.LSTM(4, name="lstm")(x)
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="same")])
+    model = keras.Model(image, keras.layers.Dense(8, name="same")(inner(x)))
+    return keras.models.clone_model(model)  # in a clone, the inner layer's path has no inner
+
+
+def test_every_kernel_is_looked_at():
+    model = every_kind_of_kernel()
+    plan = Rules(overrides={"depthwise": 0.5, "": 0.5}).plan(model)
+    assert set(zeros_of(model)) == {target.path for target in plan.targets}
+    for target, variable in zip(plan.targets, plan.variables, strict=True):
+        variable.assign(np.zeros(variable.shape))
+        zeros = zeros_of(model)
+        assert zeros[target.path].all()
+        variable.assign(np.ones(variable.shape))
+        with pytest.raises(ValueError, match=f"zeros of '{target.path}' are lost"):
+            check_zeros(zeros, model)
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.layers, "ReversibleEmbedding"), reason="this Keras has no such layer"
+)
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("size", [8, 33])
+def test_both_tables_of_a_reversible_embedding_keep_their_zeros(mode, size):
+    layer = keras.layers.ReversibleEmbedding(20, size, tie_weights=False)
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), layer])
+    prune(model, 0.5)
+    zeros = zeros_of(model)
+    assert len(zeros) == 2
+    layer.quantize(mode)
+    assert all(kept.lost == 0 for kept in check_zeros(zeros, model))
+
+
 def with_lora(seed=0):
     model = pruned_model(seed)
     rng = np.random.default_rng(1)
@@ -95,7 +135,7 @@ def test_merging_under_the_zeros_keeps_them_and_adds_the_rest(tmp_path):
     merged = kernel_of(layer)
     report = merge_lora(model, loss=lambda m: float(np.sum(kernel_of(m.layers[3]) != 0)))
     np.testing.assert_allclose(kernel_of(layer), np.where(stored == 0, 0, merged), rtol=1e-6)
-    assert len(report.layers) == 3
+    assert report.layers == ("embedding", "einsum_dense", "dense")
     assert report.discarded > 0
     assert report.loss_after < report.loss_before == stored.size
     assert not [v.path for v in model.variables if "lora" in v.name]

@@ -85,11 +85,11 @@ def _prune(arguments: argparse.Namespace) -> None:
     )
     report = summarize(model)
     files.save(model, arguments.output, overwrite=arguments.force)
-    skipped = [{"path": skip.path, "reason": skip.reason} for skip in done.skipped]
-    result = {"output": str(arguments.output), **report.as_dict(), "skipped": skipped}
+    what = done.as_dict()
+    result = {"output": str(arguments.output), **report.as_dict(), "skipped": what["skipped"]}
     text = str(report)
     if arguments.calibration:
-        result["oneshot"] = done.as_dict()
+        result["oneshot"] = what
         text = f"{done}\n\n{report}"
     show(
         arguments,

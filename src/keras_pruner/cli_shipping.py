@@ -89,8 +89,7 @@ def _check_export(arguments: argparse.Namespace, output: Path) -> None:
         arguments.runtime or arguments.gains or arguments.input_shape
     ):
         raise ValueError(f"--runtime, --gains and --input-shape are not for {output.suffix} files.")
-    if output.exists() and not arguments.force:
-        raise files.FileError(f"{output} exists already. Pass --force to overwrite it.")
+    files.check_free(output, overwrite=arguments.force)
 
 
 def _runtime(arguments: argparse.Namespace) -> str | Gains:
@@ -134,8 +133,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     page = None if arguments.html is None else Path(arguments.html)
-    if page is not None and page.exists() and not arguments.force:
-        raise files.FileError(f"{page} exists already. Pass --force to overwrite it.")
+    if page is not None:
+        files.check_free(page, overwrite=arguments.force)
     paths = (arguments.dense, arguments.pruned)
     data = None if arguments.data is None else _samples(arguments.data)
     comparison = compare(
@@ -155,10 +154,10 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _samples(path: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path) as data:
-        if not {"x", "y"} <= set(data):
-            raise ValueError(f"{path} must hold the arrays x and y. It holds: {sorted(data)}.")
-        return data["x"], data["y"]
+    data = files.arrays(path)
+    if not {"x", "y"} <= set(data):
+        raise files.FileError(f"{path} must hold the arrays x and y. It holds: {sorted(data)}.")
+    return data["x"], data["y"]
 
 
 # ----------------------------------------------------------------------- arguments

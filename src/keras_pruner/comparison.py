@@ -239,6 +239,16 @@ def compare(
             "`data` must be a pair of inputs and labels, or a dataset of batches of both. "
             f"Received: data={shown(data)}. Pass data=(x, y)."
         )
+    if names is not None and len(names) != 2:
+        raise ValueError(
+            f"`names` must be two, for the dense and the pruned model. Received: names={names!r}."
+        )
+    if not seconds > 0:
+        raise ValueError(f"`seconds` must be more than 0. Received: seconds={seconds!r}.")
+    if node_modules is not None and latency != "wasm":
+        raise ValueError(
+            f'`node_modules` is for latency="wasm". Received: latency={latency!r}. Leave it out.'
+        )
     with stages(shown=progress) as announce:
         announce("loading")
         given = (dense, pruned)

@@ -6,6 +6,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,31 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
         raise FileError(f"{path} must end in .keras, which is what Keras writes.")
     if not path.parent.is_dir():
         raise FileError(f"{path.parent} does not exist: make the directory first.")
-    if path.exists() and not overwrite:
+    check_free(path, overwrite=overwrite)
+
+
+def check_free(path: str | Path, *, overwrite: bool) -> None:
+    """Raise if there is a file already.
+
+    Raises:
+        FileError: unless `overwrite` is set.
+    """
+    if Path(path).exists() and not overwrite:
         raise FileError(f"{path} exists already. Pass --force to overwrite it.")
+
+
+def arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Everything in an `.npz` file, by name.
+
+    Raises:
+        FileError: if it is no such file, or a damaged one.
+    """
+    try:
+        # Opened here: NumPy leaves a damaged archive open. A .npy file is one array: TypeError.
+        with Path(path).open("rb") as file, np.load(file) as found:
+            return dict(found)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileError(f"{path} is no .npz file of arrays, which numpy.savez makes.") from error
 
 
 def samples(path: str | Path, model: keras.Model) -> Any:
@@ -95,18 +119,14 @@ def samples(path: str | Path, model: keras.Model) -> Any:
     Raises:
         FileError: if the file cannot be read, or does not hold them.
     """
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise FileError(f"{path} is no .npz file of arrays, which numpy.savez makes.") from error
+    found = arrays(path)
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-    if len(names) > 1 and set(names) <= set(arrays):
-        return {name: arrays[name] for name in names}
-    if len(names) <= 1 and (len(arrays) == 1 or "x" in arrays):
-        return arrays.get("x", next(iter(arrays.values())))
+    if len(names) > 1 and set(names) <= set(found):
+        return {name: found[name] for name in names}
+    if len(names) <= 1 and (len(found) == 1 or "x" in found):
+        return found.get("x", next(iter(found.values())))
     wanted = f"arrays named {names}" if len(names) > 1 else "an array x"
-    raise FileError(f"{path} must hold {wanted}: inputs of the model. It holds: {sorted(arrays)}.")
+    raise FileError(f"{path} must hold {wanted}: inputs of the model. It holds: {sorted(found)}.")
 
 
 def _check_contents(path: Path) -> None:
@@ -165,8 +185,13 @@ def _datasets(group: h5py.Group, seen: set[Any]) -> Iterator[h5py.Dataset]:
             yield item
 
 
+def expands_too_far(size: int, stored: int) -> bool:
+    """Whether Keras refuses to read so many bytes from so few."""
+    return size > _EXPANSION_FLOOR and size > _EXPANSION * stored
+
+
 def _check_size(name: str, size: int, stored: int) -> None:
-    if size > _EXPANSION_FLOOR and size > _EXPANSION * stored:
+    if expands_too_far(size, stored):
         raise ValueError(f"{name} announces {size:,} bytes and holds {stored:,}")
 
 
@@ -175,7 +200,8 @@ def _why_not(path: Path, error: Exception) -> str:
     if "safe_mode" in message or "unsafe_deserialization" in message:
         return (
             f"{path} holds Python code (a Lambda layer, for one) that would run when it is "
-            "loaded. If you trust where the file comes from, pass --trust."
+            "loaded. If you trust where the file comes from, pass --trust; in Python, load it "
+            "with keras.saving.load_model(path, safe_mode=False) and pass the model."
         )
     missing = re.search(r"Could not locate (\w+ '[^']+')", message)
     if missing:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 
@@ -50,13 +50,18 @@ class OwnedWeight:
     layer_path: str
     path: str
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel by its name."""
+        return self.variable.name in _KERNELS or self.variable.name.endswith("_kernel")
+
     def axes(self) -> tuple[Axes, Axes, Axes]:
         """Which axes of the variable are inputs, outputs, and neither."""
         rank = len(self.variable.shape)
-        is_kernel = self.variable.name == "kernel"  # a subclass may have other weights as well
-        if is_kernel and isinstance(self.layer, keras.layers.EinsumDense):
+        is_main = self.variable.name == "kernel"  # a subclass may have other weights as well
+        if is_main and isinstance(self.layer, keras.layers.EinsumDense):
             return _einsum_axes(self.layer.equation)
-        if is_kernel and isinstance(self.layer, _TRANSPOSED):
+        if is_main and isinstance(self.layer, _TRANSPOSED):
             return tuple(range(rank - 2)), (rank - 1,), (rank - 2,)
         return tuple(range(rank - 2)), (rank - 2,), (rank - 1,)
 
@@ -76,10 +81,9 @@ class OwnedWeight:
         if asked is not None:
             mine = any(self.variable is weight for weight in asked())
             return "" if mine else "not among the layer's get_prunable_weights()"
-        name = self.variable.name
         if isinstance(self.layer, keras.layers.STFTSpectrogram):
             return "the basis of a transform, not learned"
-        if name not in _KERNELS and not name.endswith("_kernel"):
+        if not self.is_kernel:
             return "not a kernel by its name; an override or get_prunable_weights() admits it"
         if _is_depthwise(self.layer, self.variable):
             return "a depthwise kernel: few weights, much harm; an override admits it"
@@ -113,20 +117,32 @@ def _einsum_axes(equation: str) -> tuple[Axes, Axes, Axes]:
 def weights_of(model: keras.layers.Layer) -> Iterator[OwnedWeight]:
     """Every weight of the model, once, with the layer that owns it."""
     seen: set[int] = set()
-    names: dict[str, int] = {}
+    found = []
     for layer in model._flatten_layers():
         inner = {id(v) for child in layer._flatten_layers(False) for v in child.variables}
         for variable in layer.weights:
             if id(variable) in seen or id(variable) in inner:
                 continue
             seen.add(id(variable))
-            path = _without_root(variable.path, model)
-            count = names[path] = names.get(path, 0) + 1
-            unique = path if count == 1 else f"{path}:{count}"
-            yield OwnedWeight(
-                variable, layer, _without_root(layer.path or layer.name, model), unique
-            )
+            found.append((variable, layer))
+    paths = unique_paths(model, [variable for variable, _ in found])
+    for (variable, layer), path in zip(found, paths, strict=True):
+        yield OwnedWeight(variable, layer, layer_path(model, layer), path)
 
 
-def _without_root(path: str, model: keras.layers.Layer) -> str:
+def layer_path(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
+    """Where a layer is in a model, without the model's own name."""
+    return _without_root(model, layer.path or layer.name)
+
+
+def unique_paths(model: keras.layers.Layer, variables: Iterable[keras.Variable]) -> Iterator[str]:
+    """Where each is in a model, without the model's own name; ":2" behind one that comes again."""
+    counts: dict[str, int] = {}
+    for variable in variables:
+        path = _without_root(model, variable.path)
+        count = counts[path] = counts.get(path, 0) + 1
+        yield path if count == 1 else f"{path}:{count}"
+
+
+def _without_root(model: keras.layers.Layer, path: str) -> str:
     return path.removeprefix(f"{model.name}/")

@@ -10,8 +10,9 @@ import keras
 from keras_pruner import tables
 from keras_pruner.deploy import eligible, gains
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.plan import Plan, Rules, check_model
+from keras_pruner.plan import Plan, Rules
 from keras_pruner.values import check_integer, check_sparsity
+from keras_pruner.weights import check_model
 
 _STEP = 4000.0  # nanoseconds of a recurrent layer's step besides its products
 
@@ -125,12 +126,10 @@ def advise(
     check_sparsity("sparsity", sparsity)
     check_integer("batch_size", batch_size, least=1)
     known = (*gains.RUNTIMES, *gains.DENSE_RUNTIMES)
-    measured = runtime if isinstance(runtime, gains.Gains) else None
-    runtime = runtime if isinstance(runtime, str) else runtime.runtime
-    if runtime not in known:
+    if not isinstance(runtime, gains.Gains) and runtime not in known:
         raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
-    if measured is None and runtime not in gains.DENSE_RUNTIMES:
-        measured = gains.gains_of(runtime)
+    measured = None if runtime in gains.DENSE_RUNTIMES else gains.gains_of(runtime)
+    runtime = runtime if isinstance(runtime, str) else runtime.runtime
     parts = _parts(model, Rules().plan(model, frozen=True))
     model_bytes = sum(4.0 * p.size for p in parts if p.kind == "dense")
     obstacle = _cluster_obstacle(model, parts, runtime, sparsity)
@@ -266,21 +265,16 @@ class _Site:
             return self._judge_convolution(part)
         if part.kind != "dense":
             return None, 1.0, "no sparse kernel for this layer; zeros make the file smaller"
-        offered = [Block((4, 1))] if self.pattern is None else [self.pattern]
-        for pattern in offered:
-            form = self._form(pattern, part)
-            if form is None:
-                return None, 1.0, f"no sparse kernel for {pattern!r}"
-            gain = self.measured.dense_speedup(
-                form, self.sparsity, self.model_bytes, self.batch_size
-            )
-            if gain > gains.LEAST_GAIN:
-                return pattern, gain, f"LiteRT's sparse fully-connected, {form}"
-            least = self.measured.break_even(
-                form, self.model_bytes, self.batch_size, gains.LEAST_GAIN
-            )
-            return None, 1.0, f"{form} is worth it only above {least:.0%} zeros here"
-        raise AssertionError
+        pattern = self.pattern or Block((4, 1))
+        form = self._form(pattern, part)
+        if form is None:
+            return None, 1.0, f"no sparse kernel for {pattern!r}"
+        place = self.model_bytes, self.batch_size
+        gain = self.measured.dense_speedup(form, self.sparsity, *place)
+        if gain > gains.LEAST_GAIN:
+            return pattern, gain, f"LiteRT's sparse fully-connected, {form}"
+        least = self.measured.break_even(form, *place, gains.LEAST_GAIN)
+        return None, 1.0, f"{form} is worth it only above {least:.0%} zeros here"
 
     def _form(self, pattern: Pattern, part: _Part) -> str | None:
         if isinstance(pattern, Unstructured):
@@ -294,8 +288,12 @@ class _Site:
             return None, 1.0, self.obstacle
         if not part.pointwise:
             return None, 1.0, "runs dense: only 1x1 convolutions skip zeros"
+        pattern = self.pattern or Unstructured()
+        own = pattern.own_sparsity
+        if own is not None and not pattern.is_own(self.sparsity):
+            return None, 1.0, f"{pattern!r} has {own:.0%} zeros, not {self.sparsity:.0%}"
         gain = gains.convolution_speedup(self.sparsity, self.runtime)
-        return self.pattern or Unstructured(), gain, "XNNPACK's sparse 1x1 convolution"
+        return pattern, gain, "XNNPACK's sparse 1x1 convolution"
 
 
 def _notes(runtime: str, parts: list[_Part]) -> tuple[str, ...]:

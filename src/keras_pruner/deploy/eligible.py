@@ -6,13 +6,13 @@ So the image is reversed once, and every spatial kernel with it.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_pruner.plan import check_model
+from keras_pruner.deploy.difference import largest_difference
+from keras_pruner.weights import check_model
 
 _FLIPPED = (1, 2)  # height and width
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
@@ -328,9 +328,8 @@ def _fronts(layer: Any, pad: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _covers_all(layer: Any) -> bool:
-    return tuple(layer.pool_size) == tuple(layer.input.shape[1:3]) == (
-        layer.pool_size[0], layer.pool_size[1]
-    ) and tuple(layer.output.shape[1:3]) == (1, 1)  # fmt: skip
+    covered = tuple(layer.pool_size) == tuple(layer.input.shape[1:3])
+    return covered and tuple(layer.output.shape[1:3]) == (1, 1)
 
 
 def _obstacle(layer: Any) -> list[str]:
@@ -352,12 +351,8 @@ def _obstacle(layer: Any) -> list[str]:
 def _difference(model: keras.Model, clone: keras.Model) -> float:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, *model.inputs[0].shape[1:])).astype("float32")
-    run = functools.partial(keras.ops.convert_to_numpy)
-    worst = 0.0
-    both = (keras.tree.flatten(m(image, training=False)) for m in (model, clone))
-    for one, other in zip(*both, strict=True):
-        first, second = run(one).astype(np.float64), run(other).astype(np.float64)
-        scale = max(np.abs(first).max(initial=0), 1e-6)
-        difference = np.abs(first - second).max(initial=0) / scale
-        worst = max(worst, np.inf if np.isnan(difference) else float(difference))
-    return worst
+    both = (
+        map(keras.ops.convert_to_numpy, keras.tree.flatten(m(image, training=False)))
+        for m in (model, clone)
+    )
+    return max(largest_difference(*pair) for pair in zip(*both, strict=True))

@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_pruner import tables
 from keras_pruner.deploy import flatbuffer, interpreter
+from keras_pruner.deploy.difference import largest_difference
 from keras_pruner.values import check_integer
 
 _NODE = ["node", "--experimental-wasm-relaxed-simd"]
@@ -189,7 +190,7 @@ def _check_against_native(files: list[str], outputs: list[list[list[float]]]) ->
     for path, mine, its in zip(files, native, outputs, strict=True):
         for values in its:  # the order of several outputs may be another
             same_size = [m for m in mine if len(m) == len(values)]
-            nearest = min((_difference(m, values) for m in same_size), default=math.inf)
+            nearest = min((largest_difference(m, values) for m in same_size), default=math.inf)
             if not nearest <= _TOLERANCE:
                 raise RuntimeError(
                     f"{path} computes something else in LiteRT.js than natively: outputs differ "
@@ -223,13 +224,6 @@ def _timing(raw: dict[str, Any], batch_size: int) -> Timing:
     dense, pruned = raw["seconds"]
     ratios = [d / p for d, p in zip(dense, pruned, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    worst = max(_difference(*pair) for pair in zip(*raw["outputs"], strict=True))
+    worst = max(largest_difference(*pair) for pair in zip(*raw["outputs"], strict=True))
     dense_ms, pruned_ms = (1e3 * statistics.median(side) for side in (dense, pruned))
     return Timing(batch_size, dense_ms, pruned_ms, middle, (low, high), worst)
-
-
-def _difference(one: list[float], other: list[float]) -> float:
-    """The largest of two outputs, in units of the largest of the first; infinite for NaN."""
-    first, second = np.array(one, np.float64), np.array(other, np.float64)
-    difference = np.abs(first - second).max(initial=0) / max(np.abs(first).max(initial=0), 1e-6)
-    return math.inf if np.isnan(difference) else float(difference)

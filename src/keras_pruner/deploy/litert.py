@@ -8,14 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import tables
 from keras_pruner.deploy import flatbuffer, interpreter
 from keras_pruner.deploy.convert import Signature, convert
 from keras_pruner.deploy.destination import complete
+from keras_pruner.deploy.difference import largest_difference
 from keras_pruner.deploy.gains import RUNTIMES, Gains
-from keras_pruner.deploy.sparse_tensors import Encoded, encode
+from keras_pruner.deploy.sparse_tensors import Encoded, encode, table_of
 from keras_pruner.deploy.stages import stages
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 # Largest difference of an output, in units of the largest output.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
@@ -44,16 +44,11 @@ class Export:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        rows = [
-            (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)
-            for w in self.weights
-        ]
         title = (
             f"{self.path}: {self.size:,} bytes, {self.dense_size / self.size:.1f}x smaller than "
             f"dense; outputs differ by {self.difference:.1e}"
         )
-        heads = ["weight", "shape", ">zeros", "stored", "runs", "why"]
-        return tables.render(title, heads, rows, width=140)
+        return table_of(title, self.weights)
 
 
 def export_litert(
@@ -150,8 +145,12 @@ def _signature(model: keras.Model, given: Signature | None) -> Signature:
             '[keras.InputSpec(shape=(1, 224, 224, 3), dtype="float32", name="x")], one for each.'
         )
     if given is not None:
-        named = [] if not inputs else [i.name for i in inputs]
-        names = [*named, *(f"input_{i}" for i in range(len(named), len(given)))]
+        if inputs and len(given) != len(inputs):
+            raise ValueError(
+                f"`input_signature` must have one keras.InputSpec for each of the {len(inputs)} "
+                f"inputs. Received: {len(given)}."
+            )
+        names = [i.name for i in inputs or []] or [f"input_{i}" for i in range(len(given))]
         return [
             keras.InputSpec(spec.dtype, spec.shape, name=spec.name or name)
             for spec, name in zip(given, names, strict=True)
@@ -197,7 +196,7 @@ def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
 
 
 def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> float:
-    """The largest difference of an output, in units of the largest; NaN if there is NaN."""
+    """The largest difference of an output, in units of the largest; infinite for NaN."""
     fed = inputs[0] if len(inputs) == 1 else inputs
     expected = keras.tree.flatten(model(fed, training=False))
     runner = interpreter.load(path)
@@ -205,16 +204,7 @@ def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> flo
     got = interpreter.run(runner, _by_name(names, model, inputs))
     if len(expected) != len(got):
         raise RuntimeError(f"The model has {len(expected)} outputs, the file {len(got)}.")
-    worst = 0.0
-    for mine, its in zip(expected, got, strict=True):
-        reference = keras.ops.convert_to_numpy(mine).astype(np.float64)
-        scale = max(np.abs(reference).max(initial=0), 1e-6)
-        worst = max(worst, float(np.abs(reference - its).max(initial=0) / scale), key=_nan_last)
-    return worst
-
-
-def _nan_last(number: float) -> float:
-    return np.inf if np.isnan(number) else number
+    return max(map(largest_difference, map(keras.ops.convert_to_numpy, expected), got))
 
 
 def _by_name(

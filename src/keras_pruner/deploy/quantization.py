@@ -1,14 +1,14 @@
 """Pruned and quantized: zeros stay zeros, checked; and LoRA merged under the zeros."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model, layer_path, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,8 @@ class ZerosKept:
     """Zeros of one kernel before and after a step.
 
     Attributes:
-        path: of the layer.
-        before: number of zeros in its kernel.
+        path: of the kernel, as in a plan.
+        before: number of its zeros.
         lost: how many of them are no zeros any more.
     """
 
@@ -27,11 +27,12 @@ class ZerosKept:
 
 
 def zeros_of(model: keras.Model) -> dict[str, np.ndarray]:
-    """Where the kernels of a model are zero, by the path of their layer; quantized ones too.
+    """Where the kernels of a model are zero, by their path in a plan; quantized ones too.
 
-    int4 kernels, two values to a byte, are unpacked first.
+    Also those that are not pruned by default; no biases, nothing that quantization adds. int4
+    kernels, two values to a byte, are unpacked first.
     """
-    return {path: kernel == 0 for path, kernel in _kernels(model)}
+    return {path: kernel == 0 for path, kernel in _kernels(model).items()}
 
 
 def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[ZerosKept, ...]:
@@ -44,7 +45,7 @@ def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[Zeros
     Raises:
         ValueError: if a zero is lost, naming the kernel, or a kernel is not there any more.
     """
-    now = dict(_kernels(model))
+    now = _kernels(model)
     found = []
     for path, before in zeros.items():
         if path not in now or now[path].size < before.size:
@@ -60,25 +61,26 @@ def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[Zeros
     return tuple(found)
 
 
-def _kernels(model: keras.Model) -> list[tuple[str, np.ndarray]]:
+def _kernels(model: keras.Model) -> dict[str, np.ndarray]:
     check_model(model)
-    found: list[tuple[str, np.ndarray]] = []
-    for layer in model._flatten_layers(include_self=False):
-        for name in ("kernel", "embeddings"):
-            variable = getattr(layer, f"_{name}", None)
-            if not isinstance(variable, keras.Variable):
-                variable = getattr(layer, name, None)
-            if isinstance(variable, keras.Variable):
-                path = (layer.path or layer.name).removeprefix(f"{model.name}/")
-                found.append((f"{path}/{name}", _values(layer, name, variable)))
+    found = {}
+    for owned in weights_of(model):
+        asked: Iterable[Any] = getattr(owned.layer, "get_prunable_weights", tuple)()
+        if owned.is_kernel or any(owned.variable is weight for weight in asked):
+            found[owned.path] = _values(owned.layer, owned.variable)
     return found
 
 
-def _values(layer: Any, name: str, variable: keras.Variable) -> np.ndarray:
+def _values(layer: Any, variable: keras.Variable) -> np.ndarray:
     """The stored values, unpacked and counted from their zero point if they are int4."""
     if getattr(layer, "quantization_mode", None) != "int4":
         return np.asarray(backends.current().to_numpy(variable))
-    values = keras.ops.convert_to_numpy(getattr(layer, name)).astype(np.int16)
+    name = variable.name
+    if name == "reverse_embeddings":
+        unpacked = keras.quantizers.unpack_int4(variable.value, layer.output_dim, axis=0)
+    else:
+        unpacked = getattr(layer, name)
+    values = keras.ops.convert_to_numpy(unpacked).astype(np.int16)
     origin = getattr(layer, f"{name}_zero", None)
     if origin is None:
         return values
@@ -146,7 +148,7 @@ def merge_lora(
         zeros, discarded = zeros + kept, max(discarded, lost)
     _recompile(model)
     after = None if loss is None else float(loss(model))
-    paths = tuple(layer.path or layer.name for layer in layers)
+    paths = tuple(layer_path(model, layer) for layer in layers)
     return Merge(paths, zeros, discarded, before, after)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.deploy.bitmaps import GROUPS, Groups, bits_of, pack_mask, unpack_mask
 from keras_pruner.deploy.destination import complete
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model, unique_paths
 
 _FORMAT, _VERSION = "keras-pruner sparse weights", 1
 _HEADER_LIMIT = 1 << 26
@@ -90,11 +90,7 @@ def load_sparse(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
 def _named(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
     """Every weight with a path that is unique and does not depend on the model's name."""
-    counts: dict[str, int] = {}
-    for variable in model.weights:
-        path = variable.path.removeprefix(f"{model.name}/")
-        count = counts[path] = counts.get(path, 0) + 1
-        yield path if count == 1 else f"{path}:{count}", variable
+    return zip(unique_paths(model, model.weights), model.weights, strict=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_pruner import tables
 from keras_pruner.deploy import encoding, flatbuffer
 from keras_pruner.deploy.gains import LEAST_GAIN, Gains, gains_of
 
@@ -34,6 +35,16 @@ class Encoded:
     encoding: str
     execution: str
     reason: str
+
+
+def table_of(title: str, weights: Sequence[Encoded]) -> str:
+    """What became of the weights of a file, as a table."""
+    rows = [
+        (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)
+        for w in weights
+    ]
+    heads = ["weight", "shape", ">zeros", "stored", "runs", "why"]
+    return tables.render(title, heads, rows, width=140)
 
 
 def encode(model: Any, runtime: str | Gains, batch_size: int) -> list[Encoded]:

@@ -13,12 +13,11 @@ import keras
 import numpy as np
 
 from keras_pruner.deploy.destination import complete
-from keras_pruner.plan import check_model
+from keras_pruner.files import expands_too_far
+from keras_pruner.weights import check_model
 
 _WEIGHTS = "model.weights.h5"
 _CHUNK = 1 << 22
-# Keras refuses members that expand more than this, from 256 MiB on.
-_EXPANSION, _EXPANSION_FLOOR = 100, 1 << 28
 
 
 def save_compressed(
@@ -132,15 +131,11 @@ def _pack(plain: Path, destination: Path, compression: str | None) -> None:
             info = zipfile.ZipInfo.from_file(file, file.relative_to(plain).as_posix())
             info.date_time = (1980, 1, 1, 0, 0, 0)
             _write_member(archive, file, info, compression)
-    if any(map(_is_refused, zipfile.ZipFile(destination).infolist())):
+    members = zipfile.ZipFile(destination).infolist()
+    if any(expands_too_far(member.file_size, member.compress_size) for member in members):
         with zipfile.ZipFile(destination, "w") as archive:  # nearly all zeros: plain, or refused
             for file in files:
                 archive.write(file, file.relative_to(plain).as_posix())
-
-
-def _is_refused(member: zipfile.ZipInfo) -> bool:
-    ratio = member.file_size / max(1, member.compress_size)
-    return member.file_size > _EXPANSION_FLOOR and ratio > _EXPANSION
 
 
 def _write_member(

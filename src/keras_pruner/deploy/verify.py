@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_pruner import tables
 from keras_pruner.deploy import encoding, flatbuffer
-from keras_pruner.deploy.sparse_tensors import Encoded
+from keras_pruner.deploy.sparse_tensors import Encoded, table_of
 from keras_pruner.deploy.xnnpack import Eligibility, eligibility
 
 
@@ -41,13 +40,8 @@ class Contents:
         return {**dataclasses.asdict(self), "sparsity": self.sparsity}
 
     def __str__(self) -> str:
-        rows = [
-            (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)
-            for w in self.weights
-        ]
         title = f"{self.path}: {self.size:,} bytes, {self.sparsity:.1%} zeros"
-        heads = ["weight", "shape", ">zeros", "stored", "runs", "why"]
-        return f"{tables.render(title, heads, rows, width=140)}\nXNNPACK: {self.xnnpack}"
+        return f"{table_of(title, self.weights)}\nXNNPACK: {self.xnnpack}"
 
 
 def verify_litert(path: str | os.PathLike[str]) -> Contents:

@@ -12,7 +12,7 @@ from keras_pruner import backends
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Values, run
+from keras_pruner.oneshot.capture import Values, run, undisturbed
 from keras_pruner.oneshot.inputs import scores_as_given
 from keras_pruner.oneshot.progress import Announce
 from keras_pruner.oneshot.removal import Removal
@@ -92,10 +92,9 @@ class Attempt:
         """How many layers will be announced."""
         if self.calibrated is None:
             return 0
-        kernels = {id(variable) for variable in plan.variables}
-        order = self.calibrated.survey.order
-        products = sum(isinstance(n, Linear) and id(n.kernel) in kernels for n in order)
-        return self.stages * products
+        masks = {id(variable): np.empty(0, bool) for variable in plan.variables}
+        walk = self._walk(masks, Values([], []), lambda _: None, plan, is_dense=True)
+        return self.stages * len(walk.nodes())
 
     def go(self, plan: Plan, dense: Values, announce: Announce) -> dict[int, Outcome]:
         """Prune the model, which is dense, as the plan says; what became of each weight."""
@@ -259,7 +258,8 @@ def _apply(plan: Plan, masks: dict[int, np.ndarray]) -> None:
 
 def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
     """Every output of the model for all samples, in float32."""
-    batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
+    with undisturbed(model):
+        batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
     return [
         np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float32)
         for parts in zip(*batches, strict=True)

@@ -16,7 +16,7 @@ from keras_pruner.oneshot.capture import (
     run,
     undisturbed,
 )
-from keras_pruner.plan import check_model
+from keras_pruner.weights import check_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +62,8 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
     before = Values.of(variables)
     try:
         for norm, calls in norms.items():
-            found = _heard(model, norm, calls, inputs)
+            with undisturbed(model):
+                found = _heard(model, norm, calls, inputs)
             norm.moving_mean.assign(found.mean)
             norm.moving_variance.assign(found.variance)
     except BaseException:

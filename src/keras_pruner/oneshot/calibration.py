@@ -55,7 +55,8 @@ def read(calibration: Any, model: keras.Model, limit: int) -> Samples:
         limit: the most samples to use: of arrays evenly spaced ones, of batches the first.
 
     Raises:
-        ValueError: if they are too few, all the same, NaN or infinite, or of the wrong shape.
+        ValueError: if they are too few, all the same, NaN or infinite, or of the wrong shape, or
+            the model is stateful.
     """
     if isinstance(calibration, list | tuple) and len(calibration) == 1:
         calibration = calibration[0]
@@ -148,6 +149,13 @@ def _inputs_of(element: Any, wanted: int) -> Any:
 
 
 def _check(samples: Samples, model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ValueError(
+                f"`calibration` runs in batches of several sizes. Received: {model.name!r}, whose "
+                f"stateful layer {layer.name!r} takes batches of one size only. Build the model "
+                "with stateful=False and without a batch size, and `set_weights` back and forth."
+            )
     if len(samples) < LEAST:
         raise ValueError(
             f"`calibration` must hold at least {LEAST} samples, and 512 are a good number. "

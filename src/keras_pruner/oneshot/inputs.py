@@ -1,15 +1,12 @@
 """Criteria that look at what a weight is multiplied with."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from keras_pruner.criteria import needs_inputs
 from keras_pruner.values import serializable, value
-
-CalibratedCriterion = Callable[[np.ndarray, "Inputs"], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

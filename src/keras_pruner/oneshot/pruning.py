@@ -218,7 +218,7 @@ def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
     if sparsity is None:
         return float(own or 0.0)
     check_sparsity("sparsity", sparsity)
-    if own is not None and sparsity != own:
+    if own is not None and not pattern.is_own(sparsity):
         raise ValueError(
             f"`sparsity` is fixed by {pattern!r} at {own:g}. Received: sparsity={sparsity!r}. "
             "Leave it out."

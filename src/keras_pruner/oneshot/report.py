@@ -75,6 +75,7 @@ class PruneReport:
         return {
             "sparsity": self.sparsity,
             "weights": [dataclasses.asdict(weight) for weight in self.weights],
+            "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
             "divergence": self.divergence,
             "candidates": [dataclasses.asdict(candidate) for candidate in self.candidates],
             "seconds": self.seconds,

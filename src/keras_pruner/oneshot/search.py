@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 
 from keras_pruner import tables
 from keras_pruner.oneshot import calibration as samples_of
-from keras_pruner.oneshot.attempt import outputs_of, relative_difference
+from keras_pruner.oneshot.attempt import Attempt, outputs_of, relative_difference
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Values
+from keras_pruner.oneshot.capture import Values, undisturbed
 from keras_pruner.oneshot.pruning import prune
-from keras_pruner.plan import Rules, check_model
+from keras_pruner.plan import Rules
 from keras_pruner.values import check_sparsity
+from keras_pruner.weights import check_model
 
 Metric = Callable[[keras.Model], float]
 
@@ -119,7 +119,14 @@ def find_sparsity(
         )
     if not max_drop >= 0:
         raise ValueError(f"`max_drop` must be at least 0. Received: max_drop={max_drop!r}.")
-    samples, metric = _prepare(model, calibration, metric)
+    if options.get("copy"):
+        raise ValueError(
+            "`copy` has nothing to do: the model is left as it was. Received: copy=True. "
+            "Leave it out."
+        )
+    check_model(model)
+    samples = samples_of.read(calibration, model, 1024)
+    metric = _alone(metric or _agreement(model, samples))
     dense, weights = metric(model), Values.of(model.variables)
     points: dict[float, float] = {}
 
@@ -157,12 +164,17 @@ def sensitivity(
         model: any built Keras model.
         calibration: inputs for the metric that is used if none is given.
         metric: as in `find_sparsity`.
-        sparsities: to try, each in [0, 1).
+        sparsities: to try, each in [0, 1); at least one.
         filters: layers to look at: a regex or a list of them, or a function layer -> bool.
 
     Raises:
-        ValueError: if neither calibration nor a metric is given, or both are.
+        ValueError: if neither calibration nor a metric is given, or both are, or there are no
+            sparsities.
     """
+    if not len(sparsities):
+        raise ValueError(
+            f"`sparsities` must hold at least one to try. Received: sparsities={sparsities!r}."
+        )
     for sparsity in sparsities:
         check_sparsity("sparsities", sparsity)
     if (calibration is None) == (metric is None):
@@ -170,17 +182,19 @@ def sensitivity(
             "`sensitivity` needs either calibration samples or a metric of yours, not both. "
             f"Received: calibration of type {type(calibration).__name__}, metric={metric!r}."
         )
-    plan = Rules(filters=filters).plan(model, frozen=True)
+    plan = Rules(allocation="uniform", filters=filters).plan(model, frozen=True)
     if metric is None:
-        _, metric = _prepare(model, calibration, None)
+        metric = _agreement(model, samples_of.read(calibration, model, 1024))
+    metric = _alone(metric)
     dense, weights = metric(model), Values.of(plan.variables)
     drops = {}
-    for target in plan.targets:
+    for target, variable in zip(plan.targets, plan.variables, strict=True):
+        alone = dataclasses.replace(plan, targets=(target,), variables=(variable,))
         found = []
         for sparsity in sparsities:
-            only = {f"^{re.escape(target.path)}$": float(sparsity), "": None}
+            attempt = Attempt(model, None, float(sparsity), stages=1)
             try:
-                prune(model, sparsity, overrides=only)
+                attempt.go(alone, weights, lambda _: None)
                 found.append(dense - metric(model))
             finally:
                 weights.restore()
@@ -188,10 +202,14 @@ def sensitivity(
     return Sensitivity(dense, tuple(sparsities), drops)
 
 
-def _prepare(model: keras.Model, calibration: Any, metric: Metric | None) -> tuple[Samples, Metric]:
-    check_model(model)
-    samples = samples_of.read(calibration, model, 1024)
-    return samples, metric or _agreement(model, samples)
+def _alone(metric: Metric) -> Metric:
+    """The metric, from the same states each time, which it gives back."""
+
+    def measure(model: keras.Model) -> float:
+        with undisturbed(model):
+            return metric(model)
+
+    return measure
 
 
 def _agreement(model: keras.Model, samples: Samples) -> Metric:
