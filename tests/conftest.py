@@ -1,18 +1,28 @@
 """Small models and data that every test can have."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_stays_is_passed_over():
+    """Spare the collector what there is: Keras has it look at everything after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def fresh_state():
+def fresh_state(request):
     """Each test begins with the same seed, default precision and no leftovers."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
-    keras.backend.clear_session()
+    if request.node.get_closest_marker("backend_free") is None:
+        keras.backend.clear_session()
 
 
 @pytest.fixture
