@@ -129,6 +129,10 @@ def test_every_measurement_begins_with_the_same_states(metric):
     ("call", "message"),
     [
         (lambda m: kp.find_sparsity(m, samples(), max_drop=-1), "`max_drop` must be"),
+        (lambda m: kp.find_sparsity(m, samples(), max_drop="1%"), "`max_drop` must be"),
+        (lambda m: kp.find_sparsity(m, samples(), metric="accuracy"), "must be a function model"),
+        (lambda m: kp.sensitivity(m, metric="accuracy"), "must be a function model"),
+        (lambda m: kp.sensitivity(m, metric=lambda _: np.nan), "must give a finite number"),
         (lambda m: kp.find_sparsity(m, samples(), tolerance=0), "`tolerance` must be"),
         (lambda m: kp.find_sparsity(m, samples(), highest=98), "highest=0.98"),
         (lambda m: kp.find_sparsity(m, samples(), copy=True), "`copy` has nothing to do"),

@@ -86,6 +86,7 @@ def test_defect_04_the_final_sparsity_is_reached_whatever_the_frequency(data):
     assert S.PolynomialDecay(0.2, 0.6, 5, 5)(5) == (True, 0.6)  # NaN there
 
 
+@pytest.mark.filterwarnings("ignore:.*zeros will come to life again")
 def test_defect_05_equal_weights_are_pruned_and_zeros_do_not_come_back(data):
     x, y = data
     model = mlp()

@@ -13,12 +13,13 @@ import numpy as np
 from keras_pruner import cuts
 from keras_pruner.allocation import Share, Sparsities
 from keras_pruner.criteria import magnitude
+from keras_pruner.given import rules_of_training, schedule_for
 from keras_pruner.optimizer import find, install
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, rules_of_training
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
 from keras_pruner.progress import Progress
 from keras_pruner.pruner import Pruner
-from keras_pruner.schedules import ConstantSparsity, Schedule, schedule_for
+from keras_pruner.schedules import ConstantSparsity, Schedule
 from keras_pruner.values import serializable
 
 Logs = dict[str, Any] | None

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_pruner import tables
 from keras_pruner.allocation import Allocation, Fixed, as_allocation, lamp, uniform
-from keras_pruner.criteria import magnitude, needs_inputs
+from keras_pruner.criteria import magnitude
 from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
 from keras_pruner.values import shown, value
@@ -306,18 +306,3 @@ class Rules:
                     f"`overrides[{regex!r}]` asks for zeros, and none of its weights can be "
                     f"pruned ({listed}). Received: {override!r}. Take it out, or name a kernel."
                 )
-
-
-def rules_of_training(
-    pattern: Pattern, allocation: Any, criterion: Any, filters: Any, overrides: Any
-) -> Rules:
-    """The rules that the user gave for a training, where a criterion sees the weights alone."""
-    if needs_inputs(criterion):
-        name = getattr(criterion, "__name__", criterion)
-        raise ValueError(
-            "`criterion` must be a function of the weights alone in training, and this one wants "
-            f"their inputs, too. Received: criterion={name}. Prune at once with "
-            "`kp.prune(model, sparsity, calibration=samples, criterion=...)`, and train on with "
-            "kp.KeepZeros()."
-        )
-    return Rules(pattern, allocation, criterion, filters, overrides)

@@ -53,3 +53,11 @@ class Progress(NamedTuple):
     @classmethod
     def _settled(cls) -> tuple[str, ...]:
         return cls._fields[2:]
+
+
+class Reached(NamedTuple):
+    """What a pruning had come to when it was released."""
+
+    finished: bool
+    step: int
+    sparsity: float

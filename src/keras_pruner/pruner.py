@@ -3,25 +3,22 @@
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_pruner import agreement, backends, cuts
+from keras_pruner import agreement, backends, cuts, reach
 from keras_pruner.criteria import magnitude
+from keras_pruner.given import rules_of_training, schedule_for
 from keras_pruner.masks import choose
 from keras_pruner.optimizer import PrunedOptimizer, find, install
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules, rules_of_training
-from keras_pruner.progress import Progress
-from keras_pruner.schedules import Schedule, schedule_for
+from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.progress import Progress, Reached
+from keras_pruner.schedules import Schedule
 from keras_pruner.values import check_integer
-
-PATIENCE = 100
-"""Calls of `update` without a step between them, after which it says so."""
 
 
 class Pruner:
@@ -129,7 +126,7 @@ class Pruner:
         self._scanned = -1  # no update is due up to this step
         self._at: float | None = None  # the sparsity the masks were last updated to
         self._loads = 0  # of the optimizer's state, that all of this is of
-        self._left: _State | None = None  # when the pruning was released
+        self._left: Reached | None = None  # when the pruning was released
 
     # ------------------------------------------------------------------ use
 
@@ -189,13 +186,6 @@ class Pruner:
         Raises:
             ValueError: if it is wrapped already, or this pruner has wrapped another.
         """
-        if self._wrapped is not None:
-            raise ValueError(
-                "This pruner has wrapped an optimizer already, and its masks are there. Received: "
-                f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
-                "call `release()` first."
-            )
-        self._left = None
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = self.wrap(optimizer.inner_optimizer)
             self._outer = optimizer
@@ -206,6 +196,13 @@ class Pruner:
                 f"optimizer={optimizer.name!r} around {optimizer.inner_optimizer.name!r}. "
                 "Pass the inner one, or use the wrapped one as it is."
             )
+        if self._wrapped is not None:
+            raise ValueError(
+                "This pruner has wrapped an optimizer already, and its masks are there. Received: "
+                f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
+                "call `release()` first."
+            )
+        self._left = None
         if isinstance(optimizer, keras.optimizers.Optimizer):
             with backends.current().variable_scope(self.model):
                 wrapped = PrunedOptimizer(optimizer, self._given, self._find_plan)
@@ -283,8 +280,7 @@ class Pruner:
         Returns:
             Both, with the masks, the weights and the optimizer's slots brought up to date.
         """
-        _ = self.wrapped  # raises if there is none
-        variables = [*self.model.trainable_variables, *self._outer.variables]
+        variables = [*self.model.trainable_variables, *(self._outer or self.wrapped).variables]
         values = [*trainable_variables, *optimizer_variables]
         if not all(map(backends.current().is_readable, values)):
             raise ValueError(
@@ -305,7 +301,7 @@ class Pruner:
             The user's own optimizer, which the model is compiled with again if it was.
         """
         wrapped, outer = self.wrapped, self._outer
-        self._left = _State(self.finished, self.step, self.sparsity)
+        self._left = Reached(self.finished, self.step, self.sparsity)
         self._wrapped = self._outer = None
         if not isinstance(wrapped, PrunedOptimizer):
             wrapped.release()
@@ -344,23 +340,7 @@ class Pruner:
             schedule, now = wrapped.progress.restore(self._given), self.step
         else:
             schedule, now = self._schedule_to_begin(0.0), 0
-        if self.updates is None or schedule.end_step is None:
-            return
-        last = now + self.updates
-        if last < schedule.begin_step:
-            raise ValueError(
-                f"Nothing would be pruned: the schedule begins at step {schedule.begin_step}, and "
-                f"this training ends at step {last}. Received: schedule={self._given!r}. Begin "
-                "earlier, or train for longer."
-            )
-        if last < schedule.end_step:
-            warnings.warn(
-                f"The training is too short for the schedule: it ends at step {last}, at a "
-                f"sparsity of {schedule.sparsity_at(last):.4g}, and the schedule needs "
-                f"{schedule.end_step} steps to reach {schedule.sparsity_at_end:.4g}. Train for "
-                "longer, end the schedule earlier, or call `fit` again with the same callback.",
-                stacklevel=2,
-            )
+        reach.check_length(schedule, self._given, now, self.updates)
 
     # ------------------------------------------------------------------ deciding
 
@@ -393,20 +373,11 @@ class Pruner:
                 wrapped.zero_pruned()  # weights loaded beside the masks may be dense
         step = wrapped.completed_updates - progress.origin
         if 0 <= self._seen < step and not wrapped.applied:
-            raise RuntimeError(
-                "The optimizer makes steps that do not prune: it is the one within, not the "
-                "wrapped one, that trains the model. Train with what `pruner.wrap(optimizer)` "
-                "returned: `model.compile(pruner.wrap(optimizer), ...)`."
-            )
+            reach.refuse_steps_that_do_not_prune()
         self._idle = 0 if step > self._seen else self._idle + self._ahead
-        if self._idle >= PATIENCE:
+        if self._idle >= reach.PATIENCE:
             self._idle = -(10**9)  # once is enough
-            warnings.warn(
-                f"`update` was called more than {PATIENCE} times, and the wrapped optimizer has "
-                "counted no step, so that nothing is pruned. In a stateless loop on JAX call "
-                "`stateless_update`; if the model is trained by another optimizer, wrap that one.",
-                stacklevel=2,
-            )
+            reach.warn_of_no_steps()
         due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
         self._seen = self._scanned = step
         self._ahead = 0
@@ -424,13 +395,7 @@ class Pruner:
         else:
             schedule = self._schedule_to_begin(round(sparsity, 9))
             wrapped.plan.check_final(schedule.sparsity_at_end)
-            if 0 < schedule.sparsity_at(schedule.begin_step) < sparsity - 0.01:
-                warnings.warn(
-                    f"{self.model.name!r} has a sparsity of {sparsity:.4g} already, and the "
-                    f"schedule begins below it: zeros will come to life again. Received: schedule="
-                    f"{self._given!r}. To train on with all zeros kept, use kp.KeepZeros().",
-                    stacklevel=2,
-                )
+            reach.check_begin(schedule, self._given, self.model.name, sparsity)
             progress = Progress().begun(completed, schedule)
         wrapped.progress = progress
         return progress
@@ -453,11 +418,3 @@ class Pruner:
             cuts.make(choice, masked.variable, masked.mask)
         wrapped.zero_companions()
         self._at = sparsity
-
-
-class _State(NamedTuple):
-    """What was reached when a pruning was released."""
-
-    finished: bool
-    step: int
-    sparsity: float

@@ -10,7 +10,6 @@ import numbers
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
-from keras_pruner.patterns import Pattern
 from keras_pruner.values import check_integer, check_sparsity, value
 
 SHARE_OF_TRAINING = 0.75
@@ -274,23 +273,3 @@ def as_schedule(schedule: object) -> Schedule:
         return FunctionSchedule(schedule)
     check_sparsity("schedule", schedule)
     return PolynomialDecay(float(schedule))  # type: ignore[arg-type]
-
-
-def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
-    """The schedule meant by what the user gave, in view of a pattern's own sparsity."""
-    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
-    if schedule is None:
-        if own is None:
-            raise ValueError(
-                "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
-                "Received: schedule=None. For 80% zeros pass 0.8."
-            )
-        return ConstantSparsity(own)
-    schedule = as_schedule(schedule)
-    final = schedule.sparsity_at_end
-    if own is not None and final is not None and not pattern.is_own(final):
-        raise ValueError(
-            f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
-            f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."
-        )
-    return schedule

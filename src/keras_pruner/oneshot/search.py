@@ -1,6 +1,7 @@
 """How far a model can be pruned: the sparsity a bound allows, and what each weight bears."""
 
 import dataclasses
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,8 +118,10 @@ def find_sparsity(
         raise ValueError(
             f"`tolerance` must be a fraction in (0, 1). Received: tolerance={tolerance!r}."
         )
-    if not max_drop >= 0:
-        raise ValueError(f"`max_drop` must be at least 0. Received: max_drop={max_drop!r}.")
+    if not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
+        raise ValueError(
+            f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
+        )
     if options.get("copy"):
         raise ValueError(
             "`copy` has nothing to do: the model is left as it was. Received: copy=True. "
@@ -203,11 +206,19 @@ def sensitivity(
 
 
 def _alone(metric: Metric) -> Metric:
-    """The metric, from the same states each time, which it gives back."""
+    """The metric, from the same states each time, which it gives back; checked."""
+    if not callable(metric):
+        raise ValueError(
+            "`metric` must be a function model -> number, higher is better. Received: "
+            f"metric={metric!r}. For accuracy: lambda model: model.evaluate(x, y, verbose=0)[1]."
+        )
 
     def measure(model: keras.Model) -> float:
         with undisturbed(model):
-            return metric(model)
+            found = metric(model)
+        if found is None or not np.isfinite(found):
+            raise ValueError(f"`metric` must give a finite number. Received: {found!r}.")
+        return float(found)
 
     return measure
 

@@ -61,3 +61,5 @@ def _put(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
         install(model, optimizer)
     else:  # a loop of the user's own, which has the optimizer within in hand
         model.optimizer = optimizer
+        for wrapped in wrappers(model):
+            wrapped.applied = True  # as far as anybody can see

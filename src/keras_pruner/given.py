@@ -1,0 +1,43 @@
+"""What a user gives to a training, read and checked: rules, and a schedule."""
+
+from typing import Any
+
+from keras_pruner.criteria import needs_inputs
+from keras_pruner.patterns import Pattern
+from keras_pruner.plan import Rules
+from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+
+
+def rules_of_training(
+    pattern: Pattern, allocation: Any, criterion: Any, filters: Any, overrides: Any
+) -> Rules:
+    """The rules that the user gave for a training, where a criterion sees the weights alone."""
+    if needs_inputs(criterion):
+        name = getattr(criterion, "__name__", criterion)
+        raise ValueError(
+            "`criterion` must be a function of the weights alone in training, and this one wants "
+            f"their inputs, too. Received: criterion={name}. Prune at once with "
+            "`kp.prune(model, sparsity, calibration=samples, criterion=...)`, and train on with "
+            "kp.KeepZeros()."
+        )
+    return Rules(pattern, allocation, criterion, filters, overrides)
+
+
+def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
+    """The schedule meant by what the user gave, in view of a pattern's own sparsity."""
+    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
+    if schedule is None:
+        if own is None:
+            raise ValueError(
+                "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
+                "Received: schedule=None. For 80% zeros pass 0.8."
+            )
+        return ConstantSparsity(own)
+    schedule = as_schedule(schedule)
+    final = schedule.sparsity_at_end
+    if own is not None and final is not None and not pattern.is_own(final):
+        raise ValueError(
+            f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
+            f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."
+        )
+    return schedule
