@@ -5,6 +5,7 @@ python examples/results.py DIR --output DIR     something else
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import recorded
@@ -188,7 +189,8 @@ def draw(everything, path):
             for target in dict.fromkeys(e.target for e in mine if e.sparsity is None):
                 points(axes, [e for e in mine if e.target == target], "s", f"{label}, {target}")
         axes.axhline(found[0].dense_scores.mean, color="0.5", linestyle="--", label="dense")
-        axes.set(title=name, xlabel="zeros, per cent", ylabel=f"{found[0].measure}, per cent")
+        measure = textwrap.fill(f"{found[0].measure}, per cent", 32)
+        axes.set(title=name, xlabel="zeros, per cent", ylabel=measure)
         axes.title.set_fontsize("small")
         axes.grid(alpha=0.25)
         axes.legend(fontsize="x-small")
