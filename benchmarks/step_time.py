@@ -7,8 +7,7 @@ dense model is the control: its ratio says what the noise is. A bound is met whe
 of the interval is.
 
 Equal models can differ lastingly: TensorFlow's executor runs what is ready, in an order of its
-own for each graph, and two dense LSTMs lie up to 12 % apart. `--instances` makes several models
-of each kind and times them together.
+own for each graph. `--instances` times several models of each kind together.
 """
 
 import argparse

@@ -122,7 +122,7 @@ class Pruner:
         self._resolved: Schedule | None = None
         self._seen = -1  # the last step that was read from the optimizer
         self._ahead = 0  # updates there may have been since
-        self._idle = 0  # calls since the optimizer last counted a step
+        self._idle = 0.0  # calls since the optimizer last counted a step
         self._scanned = -1  # no update is due up to this step
         self._at: float | None = None  # the sparsity the masks were last updated to
         self._loads = 0  # of the optimizer's state, that all of this is of
@@ -376,7 +376,7 @@ class Pruner:
             reach.refuse_steps_that_do_not_prune()
         self._idle = 0 if step > self._seen else self._idle + self._ahead
         if self._idle >= reach.PATIENCE:
-            self._idle = -(10**9)  # once is enough
+            self._idle = -math.inf  # once is enough
             reach.warn_of_no_steps()
         due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
         self._seen = self._scanned = step
