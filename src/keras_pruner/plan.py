@@ -280,9 +280,8 @@ class Rules:
         layers = list(dict.fromkeys(owned.layer_path for owned in found))
         idle = [r for r in self._regexes() if not any(re.search(r, path) for path in layers)]
         if idle or (self.filters is not None and not any(map(self._admits, found))):
-            which = (
-                "" if len(idle) == len(self._regexes()) else f" with {', '.join(map(repr, idle))}"
-            )
+            is_part = len(idle) < len(self._regexes())
+            which = f" with {', '.join(map(repr, idle))}" if is_part else ""
             raise ValueError(
                 f"`filters` matches no layer{which}. Received: filters={self.filters!r}. "
                 f"The layers with weights are: {layers}."

@@ -170,10 +170,8 @@ class Steps(schedules.Schedule):
         """As the schedule says; and at its end."""
         step_there = self.done + step + 1
         asked = bool(self.schedule(step_there)[0])
-        if step_there == 1 and isinstance(
-            self.schedule, _OverNative
-        ):  # a user's never hears of step 0
-            asked = asked or self.schedule(0)[0]
+        if step_there == 1 and isinstance(self.schedule, _OverNative):
+            asked = asked or self.schedule(0)[0]  # a user's own never hears of step 0
         return asked or step == self.end_step
 
     def sparsity_at(self, step: int) -> float:

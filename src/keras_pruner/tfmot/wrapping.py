@@ -35,9 +35,8 @@ def attach(model: keras.Model) -> list[PrunedOptimizer]:
             if model.built:
                 optimizer.build(model.trainable_variables)
         wrapped.insert(0, optimizer)
-    if wrapped and model.built:
-        if left := marks.unserved(model, [each.plan for each in wrapped]):
-            warnings.warn(f"prune_low_magnitude leaves alone: {', '.join(left)}.", stacklevel=3)
+    if wrapped and model.built and (left := marks.unserved(model, [w.plan for w in wrapped])):
+        warnings.warn(f"prune_low_magnitude leaves alone: {', '.join(left)}.", stacklevel=3)
     if wrapped:
         _put(model, optimizer)
         marks.attended(model)
@@ -47,12 +46,14 @@ def attach(model: keras.Model) -> list[PrunedOptimizer]:
 def go_on(before: Sequence[PrunedOptimizer], after: Sequence[PrunedOptimizer]) -> None:
     """Let new wrappers have the masks of those they replace, and count on from their step."""
     for old, new in zip(before, after, strict=False):
-        if old is new or not new.built or not old.has_begun or not new.plan.same_as(old.plan):
+        there, here = old.schedule, new.schedule
+        if old is new or not (isinstance(there, Steps) and isinstance(here, Steps)):
             continue
-        for mine, theirs in zip(new.masked, old.masked, strict=True):
-            mine.mask.assign(theirs.mask)
-        done = old.schedule.done + old.completed_updates - old.progress.origin
-        new.schedule = dataclasses.replace(new.schedule, done=done)
+        if new.built and old.has_begun and new.plan.same_as(old.plan):
+            for mine, theirs in zip(new.masked, old.masked, strict=True):
+                mine.mask.assign(theirs.mask)
+            done = there.done + old.completed_updates - old.progress.origin
+            new.schedule = dataclasses.replace(here, done=done)
 
 
 def detach(model: keras.Model) -> None:
