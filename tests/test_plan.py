@@ -446,6 +446,11 @@ def test_filters_that_match_nothing_list_the_layers(model, filters):
         Rules(filters=filters).plan(model)
 
 
+def test_a_filter_of_several_that_matches_nothing_is_named(model):
+    with pytest.raises(ValueError, match=r"`filters` matches no layer with 'haed'\. Received"):
+        Rules(filters=["conv_1", "haed"]).plan(model)
+
+
 def test_a_class_as_filters_is_refused_with_what_to_pass():
     with pytest.raises(ValueError, match=r"Pass `lambda layer: isinstance\(layer, .*Dense\)`"):
         Rules(filters=layers.Dense)

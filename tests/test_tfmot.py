@@ -395,3 +395,87 @@ def test_the_tools_on_the_command_line(tmp_path, capsys):
     assert sizes[1]["zipped"] < sizes[0]["zipped"]
     assert cli.main(["check-m-by-n", paths[0]]) == 1
     assert "2 zeros in every 4" in capsys.readouterr().err
+
+
+def test_a_loop_with_keras_own_list_of_callbacks_keeps_the_zeros(data):
+    """`CallbackList(epochs=, steps=)` sounds like `fit`, and the optimizer is the user's own."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("such a loop applies gradients to an optimizer by hand")
+    import tensorflow as tf
+
+    model = S.prune_low_magnitude(
+        keras.Sequential([keras.Input((8,)), keras.layers.Dense(10), keras.layers.Dense(3)]), HALF
+    )
+    model.optimizer = optimizer = keras.optimizers.Adam(1e-2)
+    callbacks = keras.callbacks.CallbackList(
+        [S.UpdatePruningStep()], model=model, epochs=1, steps=3
+    )
+    callbacks.on_train_begin()
+    for batch in range(3):
+        callbacks.on_train_batch_begin(batch)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(data[0], training=True) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    callbacks.on_epoch_end(0)
+    assert is_half(model)
+
+
+def test_compiling_again_keeps_the_zeros_and_the_step(data):
+    """As in TFMOT, whose masks and steps lie in the layers."""
+    model = S.prune_low_magnitude(mlp(), pruning_schedule=S.ConstantSparsity(0.5, 3, frequency=1))
+    compile_(model).fit(*data, batch_size=8, verbose=0)
+    assert is_half(model)
+    zeros = [np.asarray(v) == 0 for v in kernels_of(model)]
+    model.compile(keras.optimizers.SGD(1e-3), model.loss)
+    assert find(model).schedule.done == len(data[0]) // 8
+    model.fit(data[0][:8], data[1][:8], batch_size=8, verbose=0)
+    for before, kernel in zip(zeros, kernels_of(model), strict=True):
+        np.testing.assert_array_equal(before, np.asarray(kernel) == 0)
+
+
+class Bare(S.PruningSchedule):
+    """A schedule as some write it: with no configuration, and not made for a step 0."""
+
+    def __init__(self, sparsity):
+        self.sparsity = sparsity
+
+    def __call__(self, step):
+        return 1 / step > 0, self.sparsity
+
+    def get_config(self):
+        pass
+
+
+def test_schedules_without_a_configuration_stay_apart_and_never_hear_of_step_0(data):
+    layers = [
+        S.prune_low_magnitude(keras.layers.Dense(16), Bare(0.25)),
+        S.prune_low_magnitude(keras.layers.Dense(4), Bare(0.75)),
+    ]
+    model = compile_(keras.Sequential([keras.Input((8,)), *layers]))
+    model.fit(*data, verbose=0, callbacks=[S.UpdatePruningStep()])
+    assert [sparsity([v]) for v in kernels_of(model)] == [0.25, 0.75]
+
+
+class WithBias(keras.layers.Dense, S.PrunableLayer):
+    """The guide's own."""
+
+    def get_prunable_weights(self):
+        return [self.kernel, self.bias]
+
+
+class Unnamed(keras.layers.Layer):
+    """A layer whose weight does not say what it is."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 4), name="w")
+
+    def call(self, x):
+        return x @ self.w
+
+
+def test_what_tfmot_would_prune_or_refuse_is_not_left_alone_in_silence():
+    model = keras.Sequential([keras.Input((8,)), WithBias(6), Unnamed()])
+    S.prune_low_magnitude(model, HALF)
+    with pytest.warns(UserWarning, match=r"with_bias/bias \(a vector.*unnamed/w \(not a kernel"):
+        compile_(model)

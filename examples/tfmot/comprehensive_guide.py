@@ -1,4 +1,8 @@
-"""The comprehensive guide of TFMOT, section by section; only the import of tfmot has changed."""
+"""The comprehensive guide of TFMOT, section by section.
+
+Only the import of tfmot has changed, and a layer of one's own does not name its bias: vectors are
+not pruned here.
+"""
 
 import gzip
 import os

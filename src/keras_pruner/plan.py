@@ -267,15 +267,23 @@ class Rules:
             return True
         if callable(self.filters):
             return bool(self.filters(owned.layer))
-        regexes = [self.filters] if isinstance(self.filters, str) else self.filters
-        return any(re.search(regex, owned.layer_path) for regex in regexes)
+        return any(re.search(regex, owned.layer_path) for regex in self._regexes())
+
+    def _regexes(self) -> Sequence[str]:
+        """The filters, where they are regexes."""
+        if self.filters is None or callable(self.filters):
+            return ()
+        return (self.filters,) if isinstance(self.filters, str) else self.filters
 
     def _check_matches(self, found: list[OwnedWeight]) -> None:
         """Raise for filters and overrides that fit nothing."""
-        if self.filters is not None and not any(map(self._admits, found)):
-            layers = list(dict.fromkeys(owned.layer_path for owned in found))
+        layers = list(dict.fromkeys(owned.layer_path for owned in found))
+        idle = [r for r in self._regexes() if not any(re.search(r, path) for path in layers)]
+        if idle or (self.filters is not None and not any(map(self._admits, found))):
+            is_part = len(idle) < len(self._regexes())
+            which = f" with {', '.join(map(repr, idle))}" if is_part else ""
             raise ValueError(
-                f"`filters` matches no layer. Received: filters={self.filters!r}. "
+                f"`filters` matches no layer{which}. Received: filters={self.filters!r}. "
                 f"The layers with weights are: {layers}."
             )
         for regex in self.overrides or {}:

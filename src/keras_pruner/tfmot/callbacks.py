@@ -9,8 +9,9 @@ from typing import Any
 import keras
 
 from keras_pruner import backends
+from keras_pruner.optimizer import wrappers
 from keras_pruner.pruner import Pruner
-from keras_pruner.tfmot.wrapping import attach, pruners_for
+from keras_pruner.tfmot.wrapping import attach, go_on, pruners_for
 
 Logs = dict[str, Any] | None
 training: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
@@ -79,8 +80,11 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     @property
     def _in_fit(self) -> bool:
-        """`fit` tells its callbacks how long it is; a loop of the user's own does not."""
-        return "epochs" in (self.params or {})
+        """`fit` tells its callbacks how long it is, and wants a compiled model.
+
+        A loop of the user's own may do the one (`CallbackList(..., epochs=)`), hardly both.
+        """
+        return "epochs" in (self.params or {}) and self.model.compiled
 
     def _zero(self) -> None:
         """Zero the weights of a loop whose optimizer does not do it itself."""
@@ -119,8 +123,9 @@ def hook(model: keras.Model) -> None:
 
     @functools.wraps(compile_)
     def compile_and_wrap(*args: Any, **kwargs: Any) -> None:
+        before = wrappers(model)
         compile_(*args, **kwargs)
-        attach(model)
+        go_on(before, attach(model))
 
     @functools.wraps(fit)
     def fit_with_callback(*args: Any, **kwargs: Any) -> Any:
@@ -129,7 +134,10 @@ def hook(model: keras.Model) -> None:
         if not any(isinstance(callback, UpdatePruningStep) for callback in callbacks):
             callbacks.insert(0, UpdatePruningStep())
         call.arguments["callbacks"] = callbacks
-        return fit(*call.args, **call.kwargs)
+        try:
+            return fit(*call.args, **call.kwargs)
+        finally:
+            training.discard(model)
 
     model.compile, model.fit = compile_and_wrap, fit_with_callback
 

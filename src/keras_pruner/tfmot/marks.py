@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -91,6 +92,27 @@ def marks_of(model: keras.layers.Layer) -> dict[int, Mark]:
         if _MARK in vars(marked)
         for layer in marked._flatten_layers()
     }
+
+
+def unserved(model: keras.layers.Layer, plans: Iterable[Plan]) -> list[str]:
+    """What TFMOT would prune or refuse and no plan has, with the reasons.
+
+    That is weights which their layer names itself, and those of layers that nobody knows.
+    """
+    marks, found = marks_of(model), {id(v) for plan in plans for v in plan.variables}
+    left = []
+    for owned in weights_of(model):
+        layer, variable = owned.layer, owned.variable
+        if id(layer) not in marks or id(variable) in found or not marks[id(layer)].allows(layer):
+            continue
+        if asked := getattr(layer, "get_prunable_weights", None):
+            counts = any(variable is named for named in asked())
+        else:
+            is_stock = type(layer).__module__.startswith("keras.")
+            counts = not is_stock and len(variable.shape) > 1
+        if counts and (reason := owned.reason(by_default=True)):
+            left.append(f"{owned.path} ({reason})")
+    return left
 
 
 def plan_of(model: keras.layers.Layer, mark: Mark) -> Plan:

@@ -46,7 +46,10 @@ class PruningSchedule(abc.ABC):
         return step >= begin_step and not ended and (step - begin_step) % frequency == 0
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.get_config() == other.get_config()
+        if self is other or type(self) is not type(other):
+            return self is other
+        config = self.get_config()  # a user's may give none
+        return config is not None and config == other.get_config()
 
     def __hash__(self) -> int:
         return hash(type(self))
@@ -144,32 +147,38 @@ class Steps(schedules.Schedule):
 
     Args:
         schedule: TFMOT's, or a user's subclass.
+        done: steps that were made before this count began, under another optimizer.
     """
 
     schedule: PruningSchedule
+    done: int = 0
 
     frequency = None
 
     @property
     def begin_step(self) -> int:  # type: ignore[override]
         """The first step that may prune; a step 0 never comes, so what it asks for comes at 1."""
-        return max(0, getattr(self.schedule, "begin_step", 1) - 1)
+        return max(0, getattr(self.schedule, "begin_step", 1) - 1 - self.done)
 
     @property
     def end_step(self) -> int | None:  # type: ignore[override]
         """The last step that changes anything; None if nobody knows."""
         final = self.schedule.final_step
-        return None if final is None else max(0, final - 1)
+        return None if final is None else max(0, final - 1 - self.done)
 
     def updates_at(self, step: int) -> bool:
         """As the schedule says; and at its end."""
-        asked = bool(self.schedule(step + 1)[0]) or (step == 0 and bool(self.schedule(0)[0]))
+        step_there = self.done + step + 1
+        asked = bool(self.schedule(step_there)[0])
+        if step_there == 1 and isinstance(self.schedule, _OverNative):
+            asked = asked or self.schedule(0)[0]  # a user's own never hears of step 0
         return asked or step == self.end_step
 
     def sparsity_at(self, step: int) -> float:
         """As the schedule says; checked."""
-        sparsity = float(self.schedule(step + 1)[1])
-        check_sparsity(f"{type(self.schedule).__name__}({step + 1})[1]", sparsity)
+        step_there = self.done + step + 1
+        sparsity = float(self.schedule(step_there)[1])
+        check_sparsity(f"{type(self.schedule).__name__}({step_there})[1]", sparsity)
         return sparsity
 
     def resolve(self, steps: int | None, sparsity: float) -> "Steps":

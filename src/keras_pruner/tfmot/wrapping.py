@@ -1,7 +1,10 @@
 """The optimizer of a model with marks: wrapped once for each, taken up again, unwrapped."""
 
+import dataclasses
 import functools
 import types
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -32,10 +35,25 @@ def attach(model: keras.Model) -> list[PrunedOptimizer]:
             if model.built:
                 optimizer.build(model.trainable_variables)
         wrapped.insert(0, optimizer)
+    if wrapped and model.built and (left := marks.unserved(model, [w.plan for w in wrapped])):
+        warnings.warn(f"prune_low_magnitude leaves alone: {', '.join(left)}.", stacklevel=3)
     if wrapped:
         _put(model, optimizer)
         marks.attended(model)
     return wrapped
+
+
+def go_on(before: Sequence[PrunedOptimizer], after: Sequence[PrunedOptimizer]) -> None:
+    """Let new wrappers have the masks of those they replace, and count on from their step."""
+    for old, new in zip(before, after, strict=False):
+        there, here = old.schedule, new.schedule
+        if old is new or not (isinstance(there, Steps) and isinstance(here, Steps)):
+            continue
+        if new.built and old.has_begun and new.plan.same_as(old.plan):
+            for mine, theirs in zip(new.masked, old.masked, strict=True):
+                mine.mask.assign(theirs.mask)
+            done = there.done + old.completed_updates - old.progress.origin
+            new.schedule = dataclasses.replace(here, done=done)
 
 
 def detach(model: keras.Model) -> None:
