@@ -86,9 +86,13 @@ results-smoke: .venv-examples/complete
 	$(RECIPE)/results.py $(SMOKE) --output $(SMOKE)
 
 results: .venv-examples/complete .venv-tfmot/complete
-	$(RECIPE)/mnist_cnn.py $(against) --width 0.25
+	$(RECIPE)/mnist_cnn.py $(against) distilled --width 0.25
+	$(RECIPE)/mnist_cnn.py --seeds 5 --sparsity 0.85 0.88 --width 0.25
+	$(RECIPE)/mnist_cnn.py --seeds 5 --sparsity 0.88 0.9 --width 0.25 --epochs 4 6
 	$(RECIPE)/imdb_lstm.py $(against) distilled $(imdb)
-	$(RECIPE)/imdb_lstm.py --seeds 5 --sparsity 0.85 0.86 $(imdb)
+	$(RECIPE)/imdb_lstm.py $(against) --seeds 10 $(imdb)
+	$(RECIPE)/imdb_lstm.py $(against) --seeds 20 --sparsity 0.9 $(imdb)
+	$(RECIPE)/imdb_lstm.py --seeds 10 --sparsity 0.85 0.86 $(imdb)
 ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 $(speech)
@@ -98,6 +102,7 @@ endif
 	$(RECIPE)/translation.py --seeds 5 --methods ours
 	$(RECIPE)/transformer.py --seeds 5 $(reviews)
 	$(RECIPE)/imagenet.py $(against)
+	$(RECIPE)/imagenet.py --seeds 5 --sparsity 0.75 --pattern unstructured
 	$(RECIPE)/imagenet.py --full-size
 	$(RECIPE)/results.py
 

@@ -144,11 +144,12 @@ class Summary:
         """Per cent of the score of the dense network that was trained as long."""
         return _per_cent(self.lines, self.longer)
 
-    @property
-    def lost(self):
-        """Points lost against the better dense score."""
+    def lost(self, score="score"):
+        """Points lost against the better dense score; None if some seed was not measured so."""
+        if any(score not in line for line in self.lines):
+            return None
         pairs = zip(self.lines, self.dense, strict=True)
-        return Interval([100 * (dense["score"] - line["score"]) for line, dense in pairs])
+        return Interval([100 * (dense["score"] - line[score]) for line, dense in pairs])
 
     @property
     def published_retained(self):
@@ -158,11 +159,10 @@ class Summary:
             return None
         return 100 * line["published"] / line["published dense"]
 
-    @property
-    def ratio(self):
+    def ratio(self, size="bytes"):
         """Compressed bytes, dense / pruned."""
         pairs = zip(self.lines, self.dense, strict=True)
-        return float(np.mean([dense["bytes"] / line["bytes"] for line, dense in pairs]))
+        return float(np.mean([dense["bytes"] / line[size] for line, dense in pairs]))
 
     def mean(self, field):
         return float(np.mean([line[field] for line in self.lines]))
@@ -222,7 +222,7 @@ def table(lines):
             f"{each.scores.mean:.2f}",
             str(each.retained),
             f"{each.mean('bytes'):,.0f}",
-            f"{each.ratio:.2f}",
+            f"{each.ratio():.2f}",
             f"{each.mean('seconds'):.0f}",
         )
         for each in summaries(lines)

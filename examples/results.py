@@ -90,8 +90,11 @@ def paired(everything, method, against):
     return grid([*columns, "difference, points", "above zero"], rows)
 
 
-def smallest(everything):
-    """For each recipe the smallest file that costs at most `MOST_LOST` points, on the mean."""
+def smallest(everything, kind=""):
+    """For each recipe the smallest file that costs at most `MOST_LOST` points, on the mean.
+
+    `kind`: "" for exact files, ", float16" for those with rounded kernels.
+    """
     rows = []
     for name, found in everything.items():
         good = [
@@ -99,23 +102,25 @@ def smallest(everything):
             for each in found
             if each.method in ("ours", "distilled")
             and len(each.lines) > 1
-            and each.lost.mean <= MOST_LOST + 1e-9  # the mean of floats
+            and (lost := each.lost("score" + kind)) is not None
+            and lost.mean <= MOST_LOST + 1e-9  # the mean of floats
         ]
         if not good:
             continue
-        best = max(good, key=lambda each: each.ratio)
+        size = "bytes" + kind
+        best = max(good, key=lambda each: each.ratio(size))
         rows.append(
             (
                 name,
                 best.target_name,
                 best.label,
                 len(best.lines),
-                best.lost,
+                best.lost("score" + kind),
                 f"{best.dense_mean('bytes, plain'):,.0f}",
                 f"{best.dense_mean('bytes'):,.0f}",
-                f"{best.mean('bytes'):,.0f}",
-                f"{best.ratio:.1f}",
-                f"{best.dense_mean('bytes, plain') / best.mean('bytes'):.1f}",
+                f"{best.mean(size):,.0f}",
+                f"{best.ratio(size):.1f}",
+                f"{best.dense_mean('bytes, plain') / best.mean(size):.1f}",
             )
         )
     columns = ["recipe", "zeros", "method", "seeds", "lost, points", "plain dense .keras, bytes"]
@@ -137,7 +142,7 @@ def all_runs(everything):
             each.scores.spread,
             each.retained,
             f"{each.mean('bytes'):,.0f}",
-            f"{each.ratio:.2f}",
+            f"{each.ratio():.2f}",
             f"{each.mean('seconds'):.0f}",
             each.lines[0]["backend"],
         )
@@ -160,7 +165,11 @@ def page(everything, picture):
             "## What distillation from the dense network adds",
             paired(everything, "distilled", "ours"),
             f"## The smallest file at a loss of at most {MOST_LOST:g} points",
+            "Every weight as it was trained:",
             smallest(everything),
+            'Kernels rounded to float16, `save_compressed(weights="float16")`; the score is that of '
+            "the weights read back from the file, the dense network's that of its float32:",
+            smallest(everything, ", float16"),
             "## Accuracy against sparsity",
             f"![Score against sparsity, a panel for each recipe]({picture})",
             "## All runs",
