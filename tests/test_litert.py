@@ -97,6 +97,22 @@ def test_a_model_of_two_inputs_and_outputs(tmp_path):
     assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
+@converts_here
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (10, 4, 3)])
+def test_outputs_by_name_are_compared_by_name(tmp_path, sizes):
+    x = keras.Input((8,))
+    names = ("left2", "right1", "aux")
+    heads = {name: keras.layers.Dense(size)(x) for name, size in zip(names, sizes, strict=True)}
+    assert export_litert(keras.Model(x, heads), tmp_path / "m.tflite").difference < 1e-5
+
+
+@converts_here
+def test_more_than_ten_outputs_are_compared_in_their_order(tmp_path):
+    x = keras.Input((8,))
+    model = keras.Model(x, [keras.layers.Dense(2 + i // 6)(x) for i in range(12)])
+    assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
+
+
 def test_a_subclassed_model_needs_a_signature(tmp_path):
     class Twice(keras.Model):
         def __init__(self):

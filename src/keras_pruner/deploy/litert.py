@@ -198,13 +198,18 @@ def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
 def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> float:
     """The largest difference of an output, in units of the largest; infinite for NaN."""
     fed = inputs[0] if len(inputs) == 1 else inputs
-    expected = keras.tree.flatten(model(fed, training=False))
+    outputs = model(fed, training=False)
+    expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
     runner = interpreter.load(path)
     names = next(iter(runner.get_signature_list().values()))["inputs"]
-    got = interpreter.run(runner, _by_name(names, model, inputs))
-    if len(expected) != len(got):
-        raise RuntimeError(f"The model has {len(expected)} outputs, the file {len(got)}.")
-    return max(map(largest_difference, map(keras.ops.convert_to_numpy, expected), got))
+    keys = sorted(outputs) if isinstance(outputs, dict) else ()  # as keras.tree.flatten
+    got = interpreter.run(runner, _by_name(names, model, inputs), keys)
+    shapes = [[array.shape for array in arrays] for arrays in (expected, got)]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(
+            f"The outputs of the model have the shapes {shapes[0]}, those of the file {shapes[1]}."
+        )
+    return max(map(largest_difference, expected, got))
 
 
 def _by_name(
