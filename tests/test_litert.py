@@ -1,3 +1,5 @@
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -132,6 +134,22 @@ def test_a_subclassed_model_needs_a_signature(tmp_path):
     else:
         with pytest.raises(RuntimeError, match="move them to a module"):
             export_litert(model, tmp_path / "m.tflite", input_signature=signature)
+
+
+def test_lambdas_and_registered_functions_of_modules_are_converted(tmp_path, monkeypatch):
+    (tmp_path / "functions_of_a_user.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('user')\n"
+        "def double_tanh(x): return 2 * keras.ops.tanh(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("functions_of_a_user")
+    layers = [
+        keras.layers.Lambda(lambda x: 2 * x, output_shape=(8,)),
+        keras.layers.Dense(4, module.double_tanh),
+    ]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
 @pytest.mark.backend_free
