@@ -88,8 +88,8 @@ def export_litert(
         What was stored how, and why.
 
     Raises:
-        ValueError: for a wrong argument, a model with dynamic shapes and no signature, or one
-            quantized by Keras.
+        ValueError: for a wrong argument, a model with dynamic shapes and no signature, one
+            quantized by Keras, or one that computes in half precision.
         RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
         ImportError: without the extras "litert" and "tensorflow".
     """
@@ -102,6 +102,7 @@ def export_litert(
     if not isinstance(runtime, Gains) and runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
     _check_unquantized(model)
+    _check_float32(model)
     signature = _signature(model, input_signature)
     inputs = _inputs(signature, samples)
     flatbuffer.schema()
@@ -133,6 +134,17 @@ def _check_unquantized(model: keras.Model) -> None:
             raise ValueError(
                 f"{layer.name!r} is quantized by Keras ({mode}), which TensorFlow's converter does "
                 'not take. Export the model as it was before, with weights="int8".'
+            )
+
+
+def _check_float32(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        half = layer.compute_dtype in ("float16", "bfloat16")
+        if half and not isinstance(layer, keras.Model | keras.layers.InputLayer):
+            raise ValueError(
+                f"{layer.name!r} computes in {layer.compute_dtype}, which LiteRT does not. Build "
+                'the model again after keras.config.set_dtype_policy("float32"), and call '
+                'new.set_weights(model.get_weights()); weights="float16" halves the file.'
             )
 
 
