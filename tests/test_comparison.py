@@ -195,7 +195,7 @@ def compiled(model, **arguments):
 
 
 def test_data_that_can_be_read_only_once_is_refused(data):
-    with pytest.raises(ValueError, match="can be read only once.*Pass arrays"):
+    with pytest.raises(ValueError, match=r"can be read only once.*Pass arrays"):
         kp.compare(network(), network(), data=(batch for batch in [data]))
 
 
@@ -249,5 +249,5 @@ def test_a_judge_that_does_not_fit_is_an_error():
     dense = compiled(two_heads(), loss=["mse", "mae"])
     x, y = np.ones((4, 8), "float32"), [np.ones((4, 1)), np.zeros((4, 3))]
     single = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
-    with pytest.raises(ValueError, match="is not compiled, and loss .*Compile both"):
+    with pytest.raises(ValueError, match=r"is not compiled, and loss .*Compile both"):
         kp.compare(dense, single, data=(x, y))

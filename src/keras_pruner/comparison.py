@@ -209,7 +209,8 @@ def compare(
         dense: the model before pruning, or its file.
         pruned: the model after it, or its file.
         data: what loss and metrics are measured on: a pair (x, y), or a dataset that `evaluate`
-            takes. A model that is not compiled is judged by loss and metrics of the other.
+            takes and that can be read twice. A model that is not compiled is judged by loss and
+            metrics of the other.
         names: what both are called. None: as the models or files are.
         litert: also convert both to LiteRT, for the sizes of those files.
         latency: "native" or "wasm": also convert both to LiteRT and time them in turns, at
@@ -222,7 +223,8 @@ def compare(
         All of it as data that prints as tables; `to_html` makes a page.
 
     Raises:
-        ValueError: for wrong arguments, or data where neither model is compiled.
+        ValueError: for wrong arguments, or data where neither model is compiled, or only one and
+            its loss and metrics do not do for the other.
         FileError: if a file cannot be loaded.
         ImportError: without the extras that `litert` and `latency` need.
         RuntimeError: if a model cannot be converted.
@@ -336,11 +338,12 @@ class _Judged(keras.Model):
             self.output_names = mine if set(mine or ()) == set(names) else names
         # Not through `get_compile_config`: that needs registered functions.
         given = judge._compile_config.config
-        metrics = ("metrics", "weighted_metrics")
-        self.compile(
-            **{name: given[name] for name in ("loss", "loss_weights", "run_eagerly", "jit_compile")},
-            **{name: keras.tree.map_structure(_like, given[name]) for name in metrics},
-        )
+        own = {
+            name: keras.tree.map_structure(_like, given[name])
+            for name in ("metrics", "weighted_metrics")
+        }
+        same = ("loss", "loss_weights", "run_eagerly", "jit_compile")
+        self.compile(**{name: given[name] for name in same}, **own)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What the model inside computes."""

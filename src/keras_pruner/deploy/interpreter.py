@@ -36,9 +36,7 @@ def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None 
     return runner
 
 
-def run(
-    runner: Any, inputs: dict[str, np.ndarray], names: Iterable[str] = ()
-) -> list[np.ndarray]:
+def run(runner: Any, inputs: dict[str, np.ndarray], names: Iterable[str] = ()) -> list[np.ndarray]:
     """The outputs, in the order of the model's, for inputs by name.
 
     Args:
