@@ -75,6 +75,22 @@ def test_recurrent_layers_gain_by_blocks():
     assert advise(model, sparsity=0.8, pattern=Unstructured()).gain == 1
 
 
+def test_convolutions_in_recurrent_layers_have_no_sparse_kernel():
+    model = keras.Sequential([keras.Input((4, 8, 8, 4)), keras.layers.ConvLSTM2D(16, (1, 4))])
+    for runtime in ("litert-x86", "litert-wasm"):
+        advice = advise(model, runtime, sparsity=0.98)
+        assert advice.gain == 1
+        assert {x.reason.split(";")[0] for x in advice.layers} == {
+            "no sparse kernel for this layer"
+        }
+
+
+def test_a_model_without_products_gains_nothing():
+    advice = advise(keras.Sequential([keras.Input((5,)), keras.layers.Embedding(20, 4)]))
+    assert advice.gain == 1
+    assert [x.share for x in advice.layers] == [0]
+
+
 def test_layers_of_every_kind_get_a_reason():
     image = keras.Input((16, 16, 4))
     x = keras.layers.SeparableConv2D(8, 3)(image)

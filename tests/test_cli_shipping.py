@@ -147,6 +147,12 @@ def test_compare_writes_a_page(capsys, saved, tmp_path):
     succeeds(capsys, *command, "--force")
 
 
+def test_a_page_in_no_directory_is_refused_before_anything_is_measured(capsys, tmp_path):
+    page = tmp_path / "nowhere" / "report.html"
+    said = fails(capsys, "compare", tmp_path / "a.keras", tmp_path / "b.keras", "--html", page)
+    assert "nowhere does not exist: make the directory first" in said
+
+
 def test_a_failing_conversion_is_shown_whole(capsys, saved, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("The conversion failed.\nThe converter said: so and so")

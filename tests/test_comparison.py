@@ -56,6 +56,21 @@ def test_weights_too_large_for_float16_have_no_such_size():
     assert "save_compressed, float16" not in stored_sizes(model)
 
 
+class Unserializable(keras.Model):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_a_model_without_a_config_has_the_other_sizes():
+    model = Unserializable(keras.layers.Dense(3))
+    model(np.ones((1, 4), "float32"))
+    assert list(stored_sizes(model)) == ["save_sparse"]
+
+
 def test_zeros_bytes_and_scores_of_both(data, tmp_path):
     x, y = data
     dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)])
@@ -122,6 +137,16 @@ def test_the_page_stands_alone_and_has_a_plot_for_everything_measured():
     assert not re.search(r"#0[1-5]0[1-5]0[1-5]", text)
 
 
+def test_what_fit_returned_is_plotted_without_empty_curves():
+    found = kp.compare(network(), network(0.8))
+    history = keras.callbacks.History()
+    history.history = {"sparsity": [0.0, 0.8], "val_accuracy": []}
+    for page in (found, found.pruned.report):
+        assert page.to_html(history=history) == page.to_html(history={"sparsity": [0.0, 0.8]})
+        assert "While training" in page.to_html(history=history)
+        assert "While training" not in page.to_html(history={"val_accuracy": []})
+
+
 def test_without_matplotlib_the_page_says_how_to_have_plots(monkeypatch):
     found = kp.compare(network(), network(0.8))
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
@@ -162,3 +187,67 @@ def test_wrong_arguments_say_what_is_right():
     for latency in (None, "native"):
         with pytest.raises(ValueError, match='`node_modules` is for latency="wasm"'):
             kp.compare(network(), network(), latency=latency, node_modules="here")
+
+
+def compiled(model, **arguments):
+    model.compile("sgd", **arguments)
+    return model
+
+
+def test_data_that_can_be_read_only_once_is_refused(data):
+    with pytest.raises(ValueError, match=r"can be read only once.*Pass arrays"):
+        kp.compare(network(), network(), data=(batch for batch in [data]))
+
+
+@pytest.mark.parametrize("pruned_is_compiled", [True, False])
+def test_a_metric_of_many_numbers_is_taken_apart(pruned_is_compiled):
+    arguments = {"loss": "mse", "metrics": [keras.metrics.F1Score()]}
+    dense, pruned = compiled(network(), **arguments), network()
+    if pruned_is_compiled:
+        compiled(pruned, loss="mse", metrics=[keras.metrics.F1Score()])
+    x, y = np.ones((6, 32), "float32"), np.eye(3, dtype="float32")[np.arange(6) % 3]
+    found = kp.compare(dense, pruned, data=(x, y))
+    assert set(found.pruned.scores) == {"loss", "f1_score[0]", "f1_score[1]", "f1_score[2]"}
+    assert found.dense.scores == pytest.approx(found.pruned.scores)
+    assert "f1_score[2]" in str(found)
+
+
+def two_heads(names=("a", "b")):
+    x = keras.Input((8,))
+    outputs = [
+        keras.layers.Dense(size, kernel_initializer="ones", name=name)(x)
+        for size, name in zip((1, 3), names, strict=True)
+    ]
+    return keras.Model(x, outputs)
+
+
+def unregistered(y, predicted):
+    return keras.ops.mean(keras.ops.abs(y - predicted), axis=-1)
+
+
+JUDGES = {
+    "of functions": {"loss": [unregistered, "mse"], "metrics": [[unregistered], ["mae"]]},
+    "by name": {"loss": {"a": "mse", "b": "mae"}, "metrics": {"a": "mae", "b": ["mse"]},
+                "loss_weights": {"a": 1.0, "b": 0.5}},
+    "in lists": {"loss": ["mse", "mae"], "metrics": [["mae"], [keras.metrics.MeanSquaredError()]]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a_1", "b_1")])
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_model_that_is_not_compiled_is_judged_as_the_other(judge, names):
+    dense, pruned = compiled(two_heads(), **JUDGES[judge]), two_heads(names)
+    x, y = np.ones((4, 8), "float32"), [np.ones((4, 1)), np.zeros((4, 3))]
+    found = kp.compare(dense, pruned, data=(x, y))
+    scores = [found.dense.scores, found.pruned.scores]
+    assert scores[1] == pytest.approx(scores[0])
+    assert len(scores[0]) >= 3
+    assert not pruned.compiled
+
+
+def test_a_judge_that_does_not_fit_is_an_error():
+    dense = compiled(two_heads(), loss=["mse", "mae"])
+    x, y = np.ones((4, 8), "float32"), [np.ones((4, 1)), np.zeros((4, 3))]
+    single = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match=r"is not compiled, and loss .*Compile both"):
+        kp.compare(dense, single, data=(x, y))

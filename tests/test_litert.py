@@ -1,3 +1,5 @@
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -97,6 +99,22 @@ def test_a_model_of_two_inputs_and_outputs(tmp_path):
     assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
+@converts_here
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (10, 4, 3)])
+def test_outputs_by_name_are_compared_by_name(tmp_path, sizes):
+    x = keras.Input((8,))
+    names = ("left2", "right1", "aux")
+    heads = {name: keras.layers.Dense(size)(x) for name, size in zip(names, sizes, strict=True)}
+    assert export_litert(keras.Model(x, heads), tmp_path / "m.tflite").difference < 1e-5
+
+
+@converts_here
+def test_more_than_ten_outputs_are_compared_in_their_order(tmp_path):
+    x = keras.Input((8,))
+    model = keras.Model(x, [keras.layers.Dense(2 + i // 6)(x) for i in range(12)])
+    assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
+
+
 def test_a_subclassed_model_needs_a_signature(tmp_path):
     class Twice(keras.Model):
         def __init__(self):
@@ -116,6 +134,22 @@ def test_a_subclassed_model_needs_a_signature(tmp_path):
     else:
         with pytest.raises(RuntimeError, match="move them to a module"):
             export_litert(model, tmp_path / "m.tflite", input_signature=signature)
+
+
+def test_lambdas_and_registered_functions_of_modules_are_converted(tmp_path, monkeypatch):
+    (tmp_path / "functions_of_a_user.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('user')\n"
+        "def double_tanh(x): return 2 * keras.ops.tanh(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("functions_of_a_user")
+    layers = [
+        keras.layers.Lambda(lambda x: 2 * x, output_shape=(8,)),
+        keras.layers.Dense(4, module.double_tanh),
+    ]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
 @pytest.mark.backend_free

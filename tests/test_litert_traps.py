@@ -81,6 +81,14 @@ def test_a_model_quantized_by_keras_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_a_model_that_computes_in_half_precision_is_refused(tmp_path, policy):
+    layers = [keras.layers.Dense(4, dtype=policy, name="half"), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    with pytest.raises(ValueError, match=r"'half' computes in b?float16.*set_dtype_policy"):
+        kp.export_litert(model, tmp_path / "m.tflite")
+
+
 @pytest.mark.parametrize("block", ["unstructured", "blocks of 4"])
 def test_sparse_files_of_the_converter_itself_are_read(tmp_path, block):
     model, path = stack(block, convolution=False), tmp_path / "m.tflite"
@@ -144,6 +152,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, capsys):
     [
         ("ModuleNotFoundError: No module named 'tensorflow'", r'"keras-pruner\[tensorflow\]"'),
         ("TypeError: Could not locate class 'Mine'", "move them to a module"),
+        ("TypeError: Could not locate function 'mine'", "move them to a module"),
         ("error: op is neither a custom op nor a flex op", "operators that LiteRT does not"),
     ],
 )

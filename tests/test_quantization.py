@@ -157,6 +157,20 @@ def test_a_merged_model_trains_on():
     assert (kernel_of(model.layers[3]) != before).any()
 
 
+def unregistered(y, predicted):
+    return keras.ops.mean((y - predicted) ** 2, axis=-1)
+
+
+def test_a_loss_of_the_user_is_kept():
+    model = with_lora()
+    model.compile("sgd", loss=unregistered, metrics=[unregistered])
+    x, y = np.ones((8, 6), "int32"), np.ones((8, 5), "float32")
+    model.fit(x, y, verbose=0)
+    merge_lora(model)
+    assert set(model.evaluate(x, y, verbose=0, return_dict=True)) == {"loss", "unregistered"}
+    model.fit(x, y, verbose=0)
+
+
 def test_nothing_to_merge_is_an_error():
     with pytest.raises(ValueError, match="no layer with LoRA"):
         merge_lora(pruned_model())

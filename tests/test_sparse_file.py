@@ -48,6 +48,28 @@ def test_weights_come_back_bit_identical(tmp_path, dtype, sparsity):
     np.testing.assert_array_equal(np.asarray(mine, "float32"), np.asarray(its, "float32"))
 
 
+class Counts(keras.layers.Layer):
+    """Integers of a type, which PyTorch may keep in another."""
+
+    def build(self, _):
+        self.counts = self.add_weight(
+            shape=(9,), dtype=self.dtype, initializer="zeros", trainable=False, name="counts"
+        )
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32"])
+def test_integers_come_back(tmp_path, dtype):
+    one, other = (keras.Sequential([keras.Input((3,)), Counts(dtype=dtype)]) for _ in range(2))
+    one.layers[0].counts.assign(np.arange(9))
+    save_sparse(one, tmp_path / "w.safetensors")
+    load_sparse(other, tmp_path / "w.safetensors")
+    counts = keras.ops.convert_to_numpy(other.layers[0].counts)
+    np.testing.assert_array_equal(counts, np.arange(9))
+
+
 def test_minus_zero_is_a_zero(tmp_path):
     kernel = np.full((64, 40), -0.0, "float32")
     save_sparse(model_with(kernel), tmp_path / "w.safetensors")

@@ -135,6 +135,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     page = None if arguments.html is None else Path(arguments.html)
     if page is not None:
         files.check_free(page, overwrite=arguments.force)
+        if not page.parent.is_dir():
+            raise files.FileError(f"{page.parent} does not exist: make the directory first.")
     paths = (arguments.dense, arguments.pruned)
     data = None if arguments.data is None else _samples(arguments.data)
     comparison = compare(

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class Comparison:
     def to_html(
         self,
         *,
-        history: Mapping[str, Sequence[float]] | None = None,
+        history: Mapping[str, Sequence[float]] | keras.callbacks.History | None = None,
         plots: bool | None = None,
     ) -> str:
         """One page that needs nothing else: no script, no request.
@@ -159,11 +159,8 @@ class Comparison:
         parts = [page.table("Before and after pruning", COLUMNS, self.overall())]
         if plots:
             parts += self._figures()
-            parts += (
-                [page.figure("While training", page.lines("epoch", curves(history)))]
-                if history
-                else []
-            )
+            if drawn := curves(history):
+                parts.append(page.figure("While training", page.lines("epoch", drawn)))
         else:
             parts.append(page.note(f"There are no plots here. {page.INSTALL}"))
         parts.append(page.table("Layer by layer", LAYER_COLUMNS, self.by_layer()))
@@ -212,7 +209,8 @@ def compare(
         dense: the model before pruning, or its file.
         pruned: the model after it, or its file.
         data: what loss and metrics are measured on: a pair (x, y), or a dataset that `evaluate`
-            takes. A model that is not compiled is judged by loss and metrics of the other.
+            takes and that can be read twice. A model that is not compiled is judged by loss and
+            metrics of the other.
         names: what both are called. None: as the models or files are.
         litert: also convert both to LiteRT, for the sizes of those files.
         latency: "native" or "wasm": also convert both to LiteRT and time them in turns, at
@@ -225,7 +223,8 @@ def compare(
         All of it as data that prints as tables; `to_html` makes a page.
 
     Raises:
-        ValueError: for wrong arguments, or data where neither model is compiled.
+        ValueError: for wrong arguments, or data where neither model is compiled, or only one and
+            its loss and metrics do not do for the other.
         FileError: if a file cannot be loaded.
         ImportError: without the extras that `litert` and `latency` need.
         RuntimeError: if a model cannot be converted.
@@ -238,6 +237,11 @@ def compare(
         raise ValueError(
             "`data` must be a pair of inputs and labels, or a dataset of batches of both. "
             f"Received: data={shown(data)}. Pass data=(x, y)."
+        )
+    if isinstance(data, Iterator):
+        raise ValueError(
+            "`data` is read twice, once for each model, and this can be read only once. Received: "
+            f"data={shown(data)}. Pass arrays, data=(x, y), or a dataset."
         )
     if names is not None and len(names) != 2:
         raise ValueError(
@@ -292,16 +296,30 @@ def _scores(models: Sequence[keras.Model], data: Any) -> list[dict[str, float]]:
             "Neither model is compiled, so that there is no telling what to measure on `data`. "
             "Compile the dense one with its loss and metrics (and save it again)."
         )
-    pair = isinstance(data, tuple | list) and len(data) == 2
+    arguments = tuple(data) if isinstance(data, tuple | list) else (data,)
     found = []
     for model in models:
-        judged = model
-        if not model.compiled:
-            judged = _Judged(model)
-            judged.compile_from_config(judge.get_compile_config())
-        arguments = tuple(data) if pair else (data,)
-        found.append(judged.evaluate(*arguments, verbose=0, return_dict=True))
+        if model.compiled:
+            scores = model.evaluate(*arguments, verbose=0, return_dict=True)
+        else:
+            try:
+                judged = _Judged(model, judge)
+                scores = judged.evaluate(*arguments, verbose=0, return_dict=True)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{model.name!r} is not compiled, and loss and metrics of {judge.name!r} do "
+                    f"not do for it. Compile both. Keras said: {error}"
+                ) from error
+        found.append({key: x for name in scores for key, x in _numbers(name, scores[name])})
     return found
+
+
+def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
+    """A metric as numbers: itself, or each of its entries."""
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    if not array.ndim:
+        return [(name, float(array))]
+    return [(f"{name}{list(at)}", float(array[at])) for at in np.ndindex(array.shape)]
 
 
 class _Judged(keras.Model):
@@ -309,15 +327,34 @@ class _Judged(keras.Model):
 
     Args:
         model: the one inside.
+        judge: a compiled model; its loss and new metrics like its own are taken.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, judge: keras.Model) -> None:
         super().__init__(name="judged")
         self._inner = model
+        mine, names = (getattr(m, "output_names", None) for m in (model, judge))
+        if names is not None:  # of dicts of losses and metrics, and in the names of the scores
+            self.output_names = mine if set(mine or ()) == set(names) else names
+        # Not through `get_compile_config`: that needs registered functions.
+        given = judge._compile_config.config
+        own = {
+            name: keras.tree.map_structure(_like, given[name])
+            for name in ("metrics", "weighted_metrics")
+        }
+        same = ("loss", "loss_weights", "run_eagerly", "jit_compile")
+        self.compile(**{name: given[name] for name in same}, **own)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What the model inside computes."""
         return self._inner(*args, **kwargs)
+
+
+def _like(metric: Any) -> Any:
+    """A metric of its own state."""
+    if isinstance(metric, keras.Metric):
+        return type(metric).from_config(metric.get_config())
+    return metric
 
 
 def _side(

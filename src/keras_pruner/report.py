@@ -110,14 +110,14 @@ class SparsityReport:
     def to_html(
         self,
         *,
-        history: Mapping[str, Sequence[float]] | None = None,
+        history: Mapping[str, Sequence[float]] | keras.callbacks.History | None = None,
         facts: str = "",
         plots: bool = True,
     ) -> str:
         """One page that needs nothing else: no script, no request.
 
         Args:
-            history: what `fit` returned as `.history`; plotted are "sparsity" and each metric of
+            history: what `fit` returned; plotted are "sparsity" and each metric of
                 the validation data, epoch by epoch.
             facts: HTML to stand before the plots, such as a `page.table`.
             plots: False leaves them out.
@@ -133,8 +133,8 @@ class SparsityReport:
         if plots and kernels:
             bars = [(row.path, row.sparsity) for row in kernels]
             parts.append(page.figure("Sparsity by layer", page.bars("sparsity", bars)))
-        if plots and history:
-            parts += [page.figure("While training", page.lines("epoch", curves(history)))]
+        if plots and (drawn := curves(history)):
+            parts.append(page.figure("While training", page.lines("epoch", drawn)))
         if not plots:
             parts.append(page.note(f"There are no plots here. {page.INSTALL}"))
         parts.append(page.table("Every weight", COLUMNS, self._row_cells(), self._total_cells()))
@@ -197,8 +197,12 @@ def _cells(name: str, shape: str, counted: Row | Total) -> tuple[str, ...]:
     return name, shape, f"{counted.size:,}", f"{counted.zeros:,}", f"{counted.sparsity:.4f}"
 
 
-def curves(history: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+def curves(
+    history: Mapping[str, Sequence[float]] | keras.callbacks.History | None,
+) -> dict[str, Sequence[float]]:
     """What to plot of a history: sparsity, and the metrics of the validation data, or any."""
+    given = history.history if isinstance(history, keras.callbacks.History) else history
+    history = {name: values for name, values in (given or {}).items() if len(values)}
     validated = [name for name in history if name.startswith("val_")]
     measured = validated or [name for name in history if name != "sparsity"]
     chosen = [name for name in measured if "loss" not in name] or measured

@@ -142,8 +142,9 @@ def advise(
         best, gain, reason = site.judge(part)
         sparse_total += cost / gain
         if part.target:
-            found.append(LayerAdvice(part.path, cost / total, best, gain, reason))
-    return Advice(runtime, sparsity, tuple(found), total / sparse_total, _notes(runtime, parts))
+            found.append(LayerAdvice(part.path, cost / (total or 1.0), best, gain, reason))
+    whole = total / sparse_total if total else 1.0
+    return Advice(runtime, sparsity, tuple(found), whole, _notes(runtime, parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,14 +181,14 @@ def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
     if isinstance(layer, keras.layers.Embedding):
         return _Part(path, "table", size, 0, 0.0, target is not None)
     steps = _steps(layer, model)
-    if steps is not None:
+    if steps is not None and len(variable.shape) == 2:
         first = variable.name == "kernel"
         extra = _STEP * steps if first else 0.0
         inputs = variable.shape[0]
         return _Part(path, "dense", size, inputs, size * steps, target is not None, fixed=extra)
     positions = _positions(layer)
     depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
-    if len(variable.shape) > 2 and "conv" in type(layer).__name__.lower():
+    if steps is None and len(variable.shape) > 2 and "conv" in type(layer).__name__.lower():
         kind = "depthwise" if depthwise else "conv"
         pointwise = not depthwise and max(variable.shape[:-2]) == 1
         inputs = variable.shape[-2]
@@ -195,7 +196,8 @@ def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
         return _Part(path, kind, size, inputs, work, target is not None, pointwise)
     inputs = size // variable.shape[-1]
     kind = "dense" if isinstance(layer, keras.layers.Dense) else "other"
-    return _Part(path, kind, size, inputs, float(size * positions), target is not None)
+    work = float(size * positions * (steps or 1))
+    return _Part(path, kind, size, inputs, work, target is not None)
 
 
 def _positions(layer: Any) -> int:

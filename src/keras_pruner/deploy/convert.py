@@ -67,9 +67,14 @@ def _export(model: keras.Model, path: Path, signature: Signature, weights: str) 
 
 
 def _modules_of(model: keras.Model) -> list[str]:
-    """The modules that define the model's own layers; importing them registers the classes."""
-    modules = {type(layer).__module__ for layer in model._flatten_layers()}
-    return sorted(m for m in modules if m.split(".")[0] not in ("keras", "__main__"))
+    """The modules that define the model's own layers, or register any other object.
+
+    Importing them registers the classes and functions in another process.
+    """
+    layers = map(type, model._flatten_layers())
+    registered = keras.saving.get_custom_objects().values()
+    modules = {getattr(known, "__module__", None) or "" for known in (*layers, *registered)}
+    return sorted(m for m in modules if m.split(".")[0] not in ("", "keras", "__main__"))
 
 
 def _run_child(job: dict[str, Any]) -> None:
@@ -91,10 +96,12 @@ def _explain(said: str) -> str:
     hint = ""
     if "No module named 'tensorflow'" in said:
         hint = ' Install it with: pip install "keras-pruner[tensorflow]".'
-    elif "Could not locate class" in said or "Unknown layer" in said:
+    elif "Could not locate" in said or "Unknown layer" in said:
         hint = (
-            " The conversion runs in another process, which cannot import classes defined in a "
-            "script or a notebook: move them to a module, or run with KERAS_BACKEND=tensorflow."
+            " The conversion runs in another process, which cannot import what is defined in a "
+            "script or a notebook: register classes and functions with "
+            "keras.saving.register_keras_serializable and move them to a module, or run with "
+            "KERAS_BACKEND=tensorflow."
         )
     elif "neither a custom op nor a flex op" in said or "Flex ops" in said:
         hint = " The model has operators that LiteRT does not."
@@ -105,8 +112,12 @@ def main() -> None:
     """Read a job from standard input and do it."""
     job = json.load(sys.stdin)
     for module in job["modules"]:
-        importlib.import_module(module)
-    model = keras.saving.load_model(job["model"], compile=False)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the model may not need it; shown if loading fails
+            print(f"{module} cannot be imported: {error!r}", file=sys.stderr)
+    # The other process has just written the file from a model of its own: it is safe.
+    model = keras.saving.load_model(job["model"], compile=False, safe_mode=False)
     signature = [
         keras.InputSpec(shape=shape, dtype=dtype, name=name)
         for shape, dtype, name in job["signature"]

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,19 @@ def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None 
     return runner
 
 
-def run(runner: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs, in the order of the model's, for inputs by name."""
-    signature = runner.get_signature_runner()
-    outputs = signature(**inputs)
-    return [outputs[name] for name in sorted(outputs, key=_place)]
+def run(runner: Any, inputs: dict[str, np.ndarray], names: Iterable[str] = ()) -> list[np.ndarray]:
+    """The outputs, in the order of the model's, for inputs by name.
+
+    Args:
+        runner: an interpreter.
+        inputs: name -> array.
+        names: of the model's outputs in their order, if it is a dict; they count if the file
+            has the same.
+    """
+    outputs = runner.get_signature_runner()(**inputs)
+    names = list(names)
+    order = names if set(names) == set(outputs) else sorted(outputs, key=_place)
+    return [outputs[name] for name in order]
 
 
 def _place(name: str) -> tuple[int, str]:

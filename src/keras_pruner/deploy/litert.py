@@ -88,8 +88,8 @@ def export_litert(
         What was stored how, and why.
 
     Raises:
-        ValueError: for a wrong argument, a model with dynamic shapes and no signature, or one
-            quantized by Keras.
+        ValueError: for a wrong argument, a model with dynamic shapes and no signature, one
+            quantized by Keras, or one that computes in half precision.
         RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
         ImportError: without the extras "litert" and "tensorflow".
     """
@@ -102,6 +102,7 @@ def export_litert(
     if not isinstance(runtime, Gains) and runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
     _check_unquantized(model)
+    _check_float32(model)
     signature = _signature(model, input_signature)
     inputs = _inputs(signature, samples)
     flatbuffer.schema()
@@ -133,6 +134,17 @@ def _check_unquantized(model: keras.Model) -> None:
             raise ValueError(
                 f"{layer.name!r} is quantized by Keras ({mode}), which TensorFlow's converter does "
                 'not take. Export the model as it was before, with weights="int8".'
+            )
+
+
+def _check_float32(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        half = layer.compute_dtype in ("float16", "bfloat16")
+        if half and not isinstance(layer, keras.Model | keras.layers.InputLayer):
+            raise ValueError(
+                f"{layer.name!r} computes in {layer.compute_dtype}, which LiteRT does not. Build "
+                'the model again after keras.config.set_dtype_policy("float32"), and call '
+                'new.set_weights(model.get_weights()); weights="float16" halves the file.'
             )
 
 
@@ -198,13 +210,18 @@ def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
 def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> float:
     """The largest difference of an output, in units of the largest; infinite for NaN."""
     fed = inputs[0] if len(inputs) == 1 else inputs
-    expected = keras.tree.flatten(model(fed, training=False))
+    outputs = model(fed, training=False)
+    expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
     runner = interpreter.load(path)
     names = next(iter(runner.get_signature_list().values()))["inputs"]
-    got = interpreter.run(runner, _by_name(names, model, inputs))
-    if len(expected) != len(got):
-        raise RuntimeError(f"The model has {len(expected)} outputs, the file {len(got)}.")
-    return max(map(largest_difference, map(keras.ops.convert_to_numpy, expected), got))
+    keys = sorted(outputs) if isinstance(outputs, dict) else ()  # as keras.tree.flatten
+    got = interpreter.run(runner, _by_name(names, model, inputs), keys)
+    shapes = [[array.shape for array in arrays] for arrays in (expected, got)]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(
+            f"The outputs of the model have the shapes {shapes[0]}, those of the file {shapes[1]}."
+        )
+    return max(map(largest_difference, expected, got))
 
 
 def _by_name(

@@ -141,12 +141,16 @@ def merge_lora(
                 f"{layer.name!r} is quantized ({layer.quantization_mode}); merge LoRA first, "
                 "then quantize."
             )
+    arguments = _compile_arguments(model)  # raises, if at all, before anything is changed
     before = None if loss is None else float(loss(model))
     zeros, discarded = 0, 0.0
     for layer in layers:
         kept, lost = _merge(layer, keep_zeros)
         zeros, discarded = zeros + kept, max(discarded, lost)
-    _recompile(model)
+    if arguments is not None:  # forgets compiled functions
+        model.compile(**arguments)
+        if model.optimizer is not None:
+            model.optimizer.build(model.trainable_variables)
     after = None if loss is None else float(loss(model))
     paths = tuple(layer_path(model, layer) for layer in layers)
     return Merge(paths, zeros, discarded, before, after)
@@ -186,7 +190,13 @@ def _remove_factors(layer: Any) -> None:
     layer._tracker.lock()
 
 
-def _recompile(model: keras.Model) -> None:
-    """Forget compiled functions; the optimizer's variables are those of other weights."""
-    if getattr(model, "compiled", False):
-        model.compile_from_config(model.get_compile_config())
+def _compile_arguments(model: keras.Model) -> dict[str, Any] | None:
+    """What a model is compiled with, but a new optimizer; its variables are of other weights.
+
+    Not through `get_compile_config`: that needs registered functions.
+    """
+    if not getattr(model, "compiled", False):
+        return None
+    arguments = dict(model._compile_config.config)
+    config = keras.optimizers.serialize(model.optimizer)
+    return arguments | {"optimizer": keras.optimizers.deserialize(config)}

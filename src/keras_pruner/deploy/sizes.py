@@ -1,5 +1,6 @@
 """How many bytes a model takes in each form of storage, and how few could do."""
 
+import contextlib
 import math
 import tempfile
 import zlib
@@ -58,20 +59,21 @@ def stored_sizes(
     Returns:
         The form -> its bytes. A form that cannot hold the model is missing.
     """
+    forms: dict[str, dict[str, Any]] = {
+        "plain .keras": {"compression": None},
+        "save_compressed": {},
+        "save_compressed, float16": {"weights": "float16"},
+    }
+    sizes = {}
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
-        sizes = {
-            "plain .keras": save_compressed(model, here / "plain.keras", compression=None),
-            "save_compressed": save_compressed(model, here / "small.keras"),
-        }
-        try:
-            half = save_compressed(model, here / "half.keras", weights="float16")
-            sizes["save_compressed, float16"] = half
-        except ValueError:  # weights above 65504
-            pass
+        for form, options in forms.items():
+            # No config to save, or weights above 65504.
+            with contextlib.suppress(NotImplementedError, ValueError):
+                sizes[form] = save_compressed(model, here / "model.keras", **options)
         sizes["save_sparse"] = save_sparse(model, here / "weights.safetensors")
         if litert:
-            options: dict[str, Any] = {"runtime": runtime, "progress": False}
+            options = {"runtime": runtime, "progress": False}
             sizes["export_litert"] = export_litert(model, here / "32.tflite", **options).size
             # Its outputs do not matter here; what they lose is for the user's own data to say.
             small = export_litert(

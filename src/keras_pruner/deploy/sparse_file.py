@@ -168,6 +168,8 @@ def _encode(variable: keras.Variable) -> tuple[str, dict[str, np.ndarray]]:
     if dtype not in _DTYPES:
         raise ValueError(f"{variable.path} is of type {dtype}, which safetensors does not know.")
     weight = np.asarray(backends.current().to_numpy(variable))
+    if keras.backend.is_int_dtype(dtype):  # PyTorch has no arithmetic for some of them
+        weight = weight.astype(dtype)
     weight = np.ascontiguousarray(weight).view(_DTYPES[dtype][1])
     if keras.backend.is_float_dtype(dtype):  # -0.0, as in `weight * mask`, is a zero
         bits = bits_of(weight)
