@@ -15,6 +15,9 @@ from keras_pruner.files import FileError
 from keras_pruner.keras2 import load_model
 
 FOLDER = Path(__file__).parent / "tfmot_golden"
+PLAIN = [
+    f"{name}.{end}" for name in ("within", "images", "dot", "mixed") for end in ("h5", "keras")
+]
 FILES = sorted(p.name for p in FOLDER.glob("*_*.*") if p.suffix in (".h5", ".keras"))
 pytestmark = pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`")
 
@@ -31,6 +34,16 @@ def test_predictions_and_zeros_are_those_of_tfmot(name):
         np.testing.assert_array_equal(mine, its)
     assert 0 < wrapped < 0.71
     assert not any("prune_low_magnitude" in layer.name for layer in model.layers)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_predictions_of_plain_models_are_those_of_keras_2(name, tmp_path):
+    model = load_model(FOLDER / name)
+    model.save(tmp_path / "model.keras")
+    with np.load(FOLDER / f"{name.partition('.')[0]}.npz") as told:
+        for mine in (model, keras.saving.load_model(tmp_path / "model.keras")):
+            predictions = keras.ops.convert_to_numpy(mine(told["x"], training=False))
+            np.testing.assert_allclose(predictions, told["predictions"], rtol=2e-6, atol=2e-6)
 
 
 def test_the_model_can_be_pruned_further_and_saved(tmp_path):
@@ -92,12 +105,30 @@ def last(config):
         (lambda c: last(c)["config"]["layer"]["config"].update(units=4), "were found where"),
         (lambda c: c.update(class_name="Robot"), "needs the class Robot"),
         (lambda c: c.pop("config"), "may be damaged"),
+        (lambda c: last(c)["config"]["layer"]["config"].update(shape=3),
+         r"cannot be expressed in Keras 3: TypeError: Unrecognized .*'shape': 3"),
     ],
-    ids=["lambda", "unknown class", "module", "shapes", "no model", "no config"],
+    ids=["lambda", "unknown class", "module", "shapes", "no model", "no config", "argument"],
 )  # fmt: skip
 def test_a_bad_configuration_is_refused(change, message, tmp_path):
     with pytest.raises(FileError, match=message):
         load_model(rewritten(tmp_path, change))
+
+
+@pytest.mark.parametrize("spelling", ["double", "mine>double"])
+def test_functions_of_the_caller_are_found_by_name(spelling, tmp_path):
+    def double(x):
+        return 2 * x
+
+    path = rewritten(tmp_path, lambda c: last(c)["config"]["layer"]["config"].update(
+        activation=spelling, name="double"))  # fmt: skip
+    assert load_model(path, {"double": double}).get_layer("double").activation is double
+
+
+def test_frozen_layers_stay_frozen(tmp_path):
+    path = rewritten(tmp_path, lambda c: last(c)["config"]["layer"]["config"].update(
+        trainable=False))  # fmt: skip
+    assert not load_model(path).layers[-1].trainable
 
 
 @pytest.mark.backend_free

@@ -4,12 +4,13 @@ The file is read as data: its JSON says which layers there are, its HDF5 holds a
 made by name from `keras.layers` and the classes that the caller names, and from nothing else.
 """
 
+import inspect
 import io
 import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ _LARGEST_CONFIG = 1 << 26  # bytes of JSON
 _UNUSED = {  # what Keras 2 wrote and no layer of its used, or what Keras 3 decides by itself
     "groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint", "time_major",
     "implementation", "input_length", "ragged", "sparse", "dynamic", "batch_input_shape",
-    "query_shape", "key_shape", "value_shape", "softmax_robust_masking",
+    "query_shape", "key_shape", "value_shape", "softmax_robust_masking", "noise_shape", "rng_type",
+    "trainable",
 }  # fmt: skip
-_BARE = re.compile("(Depthwise|Separable)Conv[12]D")  # have no `kernel` nor `groups`
 
 
 def load_model(
@@ -66,6 +67,12 @@ def load_model(
             f"{path} cannot be read; it may be damaged: {type(error).__name__}: {first}"
         ) from error
     raise FileError(f"{path} is no model file: it is neither a .keras archive nor HDF5.")
+
+
+@keras.saving.register_keras_serializable("keras_pruner")
+def hard_sigmoid(x: Any) -> Any:
+    """Keras 2's function of this name; that of Keras 3 is relu6(x + 3) / 6."""
+    return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 class Wrapper(keras.layers.Layer):
@@ -129,7 +136,13 @@ def _build(config: dict[str, Any], custom: Mapping[str, Any]) -> tuple[keras.Mod
             "Build the model in Keras 3 and `load_weights`."
         )
     kind = keras.Sequential if plain["class_name"] == "Sequential" else keras.Model
-    model = kind.from_config(plain["config"], custom_objects=dict(custom))
+    try:
+        model = kind.from_config(plain["config"], custom_objects=dict(custom))
+    except Exception as error:
+        first = str(error).rpartition("Exception encountered: ")[2].strip().split("\n")[0][:300]
+        raise FileError(
+            f"it cannot be expressed in Keras 3: {type(error).__name__}: {first}"
+        ) from error
     if not model.built:
         raise FileError("the shape of its input is not in it. Save it after it was built.")
     return model, renamed
@@ -160,19 +173,26 @@ def _plain(entry: dict[str, Any], custom: Mapping[str, Any], renamed: dict[str, 
     else:
         _check_class(kind, config, custom)
         for key, part in config.items():
-            config[key] = _plain_part(part, custom)
+            config[key] = part if key == "name" else _plain_part(part, custom)
         if kind not in custom:
             config = {k: v for k, v in config.items() if k not in _UNUSED or _is_used(kind, k)}
         if kind == "BatchNormalization" and isinstance(config.get("axis"), list):
             config["axis"] = config["axis"][0]
         if kind == "LeakyReLU" and "alpha" in config:
             config["negative_slope"] = config.pop("alpha")
-    kept = {k: entry[k] for k in ("name", "inbound_nodes") if k in entry}
+    kept: dict[str, Any] = {k: entry[k] for k in ("name", "inbound_nodes") if k in entry}
+    if kind not in custom:  # without a module, Keras 3 finds no layer within another
+        kept |= {"module": "keras" if kind in _GRAPHS else "keras.layers", "registered_name": None}
+    kind = "Model" if kind == "Functional" else kind
     return {"class_name": kind, "config": config, **kept}
 
 
 def _plain_part(part: Any, custom: Mapping[str, Any]) -> Any:
-    """An argument of a layer: a layer within, an initializer, or just a value."""
+    """An argument of a layer: a layer within, an initializer, a function, or just a value."""
+    if isinstance(part, str):
+        own = {"hard_sigmoid": hard_sigmoid, **custom}.get(part.split(">")[-1])
+        own = own or keras.saving.get_registered_object(part)
+        return own if inspect.isfunction(own) else part
     if isinstance(part, list):
         return [_plain_part(each, custom) for each in part]
     if not isinstance(part, dict) or not {"class_name", "config"} <= set(part):
@@ -181,6 +201,8 @@ def _plain_part(part: Any, custom: Mapping[str, Any]) -> Any:
     module = str(part.get("module") or "keras")
     if hasattr(keras.layers, kind) or kind in custom or kind in (_WRAPPER, *_GRAPHS):
         return _plain(part, custom, {})
+    if kind == "Policy":
+        return part["config"]["name"]
     if module.split(".")[0] not in ("keras", "tf_keras", "builtins"):
         raise FileError(f"it needs {module}.{kind}; pass custom_objects={{{kind!r}: ...}}.")
     return {"class_name": kind, "config": part["config"]}
@@ -190,7 +212,8 @@ def _is_used(kind: str, key: str) -> bool:
     """Whether Keras 3 has such an argument for such a layer as well."""
     if kind == "InputLayer":
         return key in ("batch_input_shape", "sparse", "ragged")
-    return (key.startswith("kernel_") or key == "groups") and not _BARE.fullmatch(kind)
+    named = inspect.signature(getattr(keras.layers, kind).__init__).parameters
+    return key in named or (key == "trainable" and "kwargs" in named)
 
 
 def _check_class(kind: str, config: dict[str, Any], custom: Mapping[str, Any]) -> None:
@@ -252,11 +275,7 @@ def _tensor(part: Any) -> Any:
 
 def _restore_graph(model: Any, entries: Sequence[dict[str, Any]], groups: h5py.Group) -> None:
     """Fill a model from the tree of a `.keras` file, whose names count the layers of a class."""
-    counts: dict[str, int] = {}
-    for entry in entries:
-        name = _snake(entry["class_name"])
-        number = counts[name] = counts.get(name, -1) + 1
-        key = f"{name}_{number}" if number else name
+    for key, entry in zip(_keys(e["class_name"] for e in entries), entries, strict=True):
         if key not in groups or entry["class_name"] == "InputLayer":
             continue
         group, inner = _member(groups, key), entry
@@ -271,7 +290,7 @@ def _restore_graph(model: Any, entries: Sequence[dict[str, Any]], groups: h5py.G
         if inner["class_name"] in _GRAPHS:
             _restore_graph(layer, inner["config"]["layers"], _member(group, "layers"))
         else:
-            _restore_layer(layer, group)
+            _restore_layer(layer, group, inner["config"])
             _apply(masks, [w for w in layer.weights if not _is_never_pruned(w.path)])
 
 
@@ -282,7 +301,7 @@ def _masks_in(group: h5py.Group) -> list[np.ndarray]:
     return own[pruned : 3 * pruned : 2]
 
 
-def _restore_layer(layer: Any, group: h5py.Group) -> None:
+def _restore_layer(layer: Any, group: h5py.Group, config: Mapping[str, Any]) -> None:
     if "vars" in group and len(_member(group, "vars")):
         _assign(
             [*layer._trainable_variables, *layer._non_trainable_variables],
@@ -293,9 +312,17 @@ def _restore_layer(layer: Any, group: h5py.Group) -> None:
             continue
         spellings = (name, name.lstrip("_"), f"_{name}")
         part = next((getattr(layer, s) for s in spellings if hasattr(layer, s)), None)
-        if not isinstance(part, keras.layers.Layer):
+        within, inner = _member(group, name), config.get(name)
+        inner = inner["config"] if isinstance(inner, dict) else {}
+        if isinstance(part, keras.Model):
+            _restore_graph(part, inner["layers"], _member(within, "layers"))
+        elif isinstance(part, keras.layers.Layer):
+            _restore_layer(part, within, inner)
+        elif isinstance(part, (list, tuple)):
+            for key, each in zip(_keys(type(p).__name__ for p in part), part, strict=True):
+                _restore_layer(each, _member(within, key), {})
+        else:
             raise FileError(f"layer {layer.name!r} has no part {name!r} in Keras 3.")
-        _restore_layer(part, _member(group, name))
 
 
 def _masked(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -378,6 +405,14 @@ def _array(group: h5py.Group, name: str) -> np.ndarray:
 
 def _strings(names: Any) -> list[str]:
     return [name if isinstance(name, str) else name.decode() for name in names]
+
+
+def _keys(classes: Iterable[str]) -> Iterator[str]:
+    """The names of groups in a `.keras` file: classes, counted."""
+    counts: dict[str, int] = {}
+    for name in map(_snake, classes):
+        number = counts[name] = counts.get(name, -1) + 1
+        yield f"{name}_{number}" if number else name
 
 
 def _snake(name: str) -> str:

@@ -178,8 +178,62 @@ def attention():
     return keras.Model(inputs, dense(x), name="attention"), weights((40, 5, 8), 3)
 
 
-def models():
-    for make in (cnn, text, attention):
+def cell():
+    """A cell that TFMOT prunes inside its layer."""
+    layers = [keras.layers.RNN(keras.layers.LSTMCell(5)), keras.layers.Dense(3, "softmax")]
+    return keras.Sequential([keras.Input((6, 4)), *layers], name="cell"), weights((40, 6, 4), 7)
+
+
+def within():
+    """Layers within layers, and the `hard_sigmoid` of Keras 2; never pruned, as those below."""
+    L = keras.layers
+    inner = keras.Sequential([L.Dense(4, "hard_sigmoid", input_shape=(5,)), L.BatchNormalization()])
+    inputs = keras.Input((6, 5))
+    x = L.TimeDistributed(inner)(inputs)
+    x = L.RNN([L.LSTMCell(3), L.LSTMCell(2), L.GRUCell(3)], return_sequences=True)(x)
+    x = L.Bidirectional(L.LSTM(3, recurrent_activation="hard_sigmoid"))(x)
+    outputs = L.Dense(3, activation=L.LeakyReLU(0.1))(L.Activation("hard_sigmoid")(x))
+    return keras.Model(inputs, outputs)
+
+
+def images():
+    """Arguments that only Keras 2 has; ConvLSTM2D, whose default is `hard_sigmoid`."""
+    L = keras.layers
+    layers = [
+        L.RandomFlip("horizontal"), L.Conv2DTranspose(2, 3), L.Reshape((2, 3, 6, 2)),
+        L.ConvLSTM2D(2, 3), L.Reshape((4, 2)), L.Conv1DTranspose(3, 3), L.SpatialDropout1D(0.2),
+    ]  # fmt: skip
+    return keras.Sequential([keras.Input((4, 4, 3)), *layers])
+
+
+def dot():
+    """Attention, whose `score_mode` has the name of a function."""
+    inputs = keras.Input((5, 4))
+    return keras.Model(inputs, keras.layers.Attention(use_scale=True)([inputs, inputs]))
+
+
+def mixed():
+    """Layers with a policy."""
+    dense = keras.layers.Dense
+    layers = [dense(4, dtype=keras.mixed_precision.Policy("mixed_float16")), dense(3)]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def plain_models():
+    for make in (within, images, dot, mixed):
+        keras.backend.clear_session()
+        model = make()
+        model.set_weights([abs(weights(w.shape, i)) for i, w in enumerate(model.get_weights())])
+        x = weights((4, *model.input_shape[1:]), 8)
+        predictions = model.predict(x, verbose=0)
+        name = make.__name__
+        np.savez_compressed(FOLDER / f"{name}.npz", x=x, predictions=predictions)
+        model.save(FOLDER / f"{name}.h5")
+        model.save(FOLDER / f"{name}.keras")
+
+
+def models(makes=(cnn, text, attention, cell)):
+    for make in makes:
         keras.utils.set_random_seed(0)
         model, x = make()
         if make is not attention:
@@ -208,3 +262,4 @@ if __name__ == "__main__":
         out.write_text(content + "\n")
     if "--models" in sys.argv:
         models()
+        plain_models()
