@@ -109,6 +109,19 @@ def test_outputs_by_name_are_compared_by_name(tmp_path, sizes):
 
 
 @converts_here
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("x", "y")])
+@pytest.mark.parametrize("keys", ["ab", "ba"])
+def test_inputs_are_given_as_the_model_takes_them(tmp_path, keys, names):
+    inputs = {"a": keras.Input((8,), name=names[0]), "b": keras.Input((4,), name=names[1])}
+    x = keras.layers.Concatenate()(
+        [keras.layers.Dense(n)(inputs[k]) for k, n in (("a", 4), ("b", 6))]
+    )
+    model = keras.Model({key: inputs[key] for key in keys}, keras.layers.Dense(3)(x))
+    assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
+
+
+@converts_here
 def test_more_than_ten_outputs_are_compared_in_their_order(tmp_path):
     x = keras.Input((8,))
     model = keras.Model(x, [keras.layers.Dense(2 + i // 6)(x) for i in range(12)])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,23 @@ def _export(model: keras.Model, path: Path, signature: Signature, weights: str) 
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
     if weights == "float16":
         options["target_spec"]["supported_types"] = [tf.float16]
-    nested = [signature] if len(signature) > 1 else signature
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        model.export(path, format="litert", input_signature=nested, verbose=False, **options)
+        model.export(
+            path,
+            format="litert",
+            input_signature=[as_inputs(model, signature)],
+            verbose=False,
+            **options,
+        )
+
+
+def as_inputs(model: keras.Model, flat: Sequence[Any]) -> Any:
+    """What there is for each input, in the structure that the model takes: one, a list, a dict."""
+    structure = getattr(model, "_inputs_struct", None)  # of functional models
+    if structure is None or len(keras.tree.flatten(structure)) != len(flat):
+        return flat[0] if len(flat) == 1 else list(flat)
+    return keras.tree.pack_sequence_as(structure, list(flat))
 
 
 def _modules_of(model: keras.Model) -> list[str]:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_pruner.deploy import flatbuffer, interpreter
-from keras_pruner.deploy.convert import Signature, convert
+from keras_pruner.deploy.convert import Signature, as_inputs, convert
 from keras_pruner.deploy.destination import complete
 from keras_pruner.deploy.difference import largest_difference
 from keras_pruner.deploy.gains import RUNTIMES, Gains
@@ -209,8 +209,7 @@ def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
 
 def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> float:
     """The largest difference of an output, in units of the largest; infinite for NaN."""
-    fed = inputs[0] if len(inputs) == 1 else inputs
-    outputs = model(fed, training=False)
+    outputs = model(as_inputs(model, inputs), training=False)
     expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
     runner = interpreter.load(path)
     names = next(iter(runner.get_signature_list().values()))["inputs"]
@@ -230,7 +229,9 @@ def _by_name(
     """The inputs under the names that the file has for them."""
     if len(names) == 1:
         return {names[0]: inputs[0]}
-    mine = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-    if set(mine) == set(names):
-        return dict(zip(mine, inputs, strict=True))
+    structure = getattr(model, "_inputs_struct", None)
+    keys = sorted(structure) if isinstance(structure, dict) else []  # as keras.tree.flatten
+    for mine in ([tensor.name for tensor in getattr(model, "inputs", None) or []], keys):
+        if set(mine) == set(names):
+            return dict(zip(mine, inputs, strict=True))
     return dict(zip(sorted(names), inputs, strict=True))
