@@ -163,6 +163,8 @@ def page(everything, picture):
             "## Against TFMOT, with the same budget",
             paired(everything, "ours", "tfmot"),
             "## What distillation from the dense network adds",
+            "The teacher is the dense network that everything starts from. Where training on makes "
+            "the student better than that, as on MNIST, the teacher holds it back.",
             paired(everything, "distilled", "ours"),
             f"## The smallest file at a loss of at most {MOST_LOST:g} points",
             "Every weight as it was trained:",
