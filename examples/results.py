@@ -163,12 +163,14 @@ def page(everything, picture):
             "## Against TFMOT, with the same budget",
             paired(everything, "ours", "tfmot"),
             "## What distillation from the dense network adds",
+            "The teacher is the dense network that everything starts from. Where training on makes "
+            "the student better than that, as on MNIST, the teacher holds it back.",
             paired(everything, "distilled", "ours"),
             f"## The smallest file at a loss of at most {MOST_LOST:g} points",
             "Every weight as it was trained:",
             smallest(everything),
-            'Kernels rounded to float16, `save_compressed(weights="float16")`; the score is that of '
-            "the weights read back from the file, the dense network's that of its float32:",
+            'Kernels rounded to float16, `save_compressed(weights="float16")`; the score is that '
+            "of the weights read back from the file, the dense network's that of its float32:",
             smallest(everything, ", float16"),
             "## Accuracy against sparsity",
             f"![Score against sparsity, a panel for each recipe]({picture})",
