@@ -12,6 +12,7 @@ import recorded
 from recorded import difference, summaries
 
 HERE = Path(__file__).resolve().parent
+COLORS = {"ours": "C0", "tfmot": "C1", "distilled": "C2"}
 MOST_LOST = 0.5  # points; what "6x smaller with minimal loss" may cost here
 HEAD = (
     "# The published results, run here\n\n"
@@ -216,6 +217,7 @@ def points(axes, found, mark, label):
             [each.scores.mean for each in found],
             [each.scores.half if len(each.lines) > 1 else 0 for each in found],
             fmt=mark,
+            color=COLORS[found[0].method],
             capsize=3,
             label=label,
         )
