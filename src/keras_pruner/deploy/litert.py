@@ -229,9 +229,10 @@ def _by_name(
     """The inputs under the names that the file has for them."""
     if len(names) == 1:
         return {names[0]: inputs[0]}
-    structure = getattr(model, "_inputs_struct", None)
-    keys = sorted(structure) if isinstance(structure, dict) else []  # as keras.tree.flatten
-    for mine in ([tensor.name for tensor in getattr(model, "inputs", None) or []], keys):
-        if set(mine) == set(names):
-            return dict(zip(mine, inputs, strict=True))
+    mine = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if set(mine) == set(names):
+        return dict(zip(mine, inputs, strict=True))
+    given = as_inputs(model, inputs)
+    if isinstance(given, dict) and set(given) == set(names):
+        return given
     return dict(zip(sorted(names), inputs, strict=True))

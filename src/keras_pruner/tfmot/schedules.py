@@ -168,18 +168,22 @@ class Steps(schedules.Schedule):
 
     def updates_at(self, step: int) -> bool:
         """As the schedule says; and at its end."""
-        step_there = self.done + step + 1
-        asked = bool(self.schedule(step_there)[0])
-        if step_there == 1 and isinstance(self.schedule, _OverNative):
+        theirs = self._theirs(step)
+        asked = bool(self.schedule(theirs)[0])
+        if theirs == 1 and isinstance(self.schedule, _OverNative):
             asked = asked or self.schedule(0)[0]  # a user's own never hears of step 0
         return asked or step == self.end_step
 
     def sparsity_at(self, step: int) -> float:
         """As the schedule says; checked."""
-        step_there = self.done + step + 1
-        sparsity = float(self.schedule(step_there)[1])
-        check_sparsity(f"{type(self.schedule).__name__}({step_there})[1]", sparsity)
+        theirs = self._theirs(step)
+        sparsity = float(self.schedule(theirs)[1])
+        check_sparsity(f"{type(self.schedule).__name__}({theirs})[1]", sparsity)
         return sparsity
+
+    def _theirs(self, step: int) -> int:
+        """A step in TFMOT's count."""
+        return self.done + step + 1
 
     def resolve(self, steps: int | None, sparsity: float) -> "Steps":
         """Itself: nothing is open."""
