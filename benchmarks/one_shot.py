@@ -202,12 +202,14 @@ def dense(name, seed, args):
 
 
 BY_SIZE = {"criterion": kp.magnitude}
+DISTILLED = {"distillation_epochs": 15}  # over all of --unlabelled
 PER_OUTPUT = {"allocation": "uniform", "criterion": kp.PerOutput(kp.wanda)}
 METHODS = {
     "magnitude, uniform": {"allocation": "uniform", "calibration": None},
     "LAMP": {"allocation": "lamp", "refit": False},
     "LAMP + refit": {"allocation": "lamp", **BY_SIZE},
     "LAMP, chosen in the refit": {"allocation": "lamp"},
+    "LAMP, chosen in the refit, distilled": {"allocation": "lamp", **DISTILLED},
     "SparseGPT, LAMP's allocation": {"allocation": "lamp", "criterion": "sparsegpt"},
     "ERK + refit": {"allocation": "erk", **BY_SIZE},
     "Wanda per output + refit": PER_OUTPUT,
@@ -218,9 +220,11 @@ STRUCTURED = {
     "2:4, mask alone": {"pattern": kp.NM(2, 4), "refit": False},
     "2:4 + refit": {"pattern": kp.NM(2, 4), **BY_SIZE},
     "2:4, chosen in the refit": {"pattern": kp.NM(2, 4)},
+    "2:4, chosen in the refit, distilled": {"pattern": kp.NM(2, 4), **DISTILLED},
     "block (4, 1), mask alone": {"pattern": kp.Block((4, 1)), "refit": False},
     "block (4, 1) + refit": {"pattern": kp.Block((4, 1)), **BY_SIZE},
     "block (4, 1), chosen in the refit": {"pattern": kp.Block((4, 1))},
+    "block (4, 1), chosen in the refit, distilled": {"pattern": kp.Block((4, 1)), **DISTILLED},
 }
 
 
@@ -242,14 +246,15 @@ def cells(name, seed, args, done):
     weights = model.get_weights()
     best = accuracy(model, test)
     # Of all classes: some data sets are sorted by them.
-    inputs = train[0][np.random.default_rng(seed).permutation(len(train[0]))[: args.samples]]
+    shuffled = train[0][np.random.default_rng(seed).permutation(len(train[0]))]
     for method, options, sparsity in todo:
         cell = {"network": name, "seed": seed, "method": method, "sparsity": sparsity}
         if method == "dense":
             yield cell | {"value": best, "seconds": 0.0, "masks": ""}
             continue
         model.set_weights(weights)
-        options = {"calibration": inputs, **options}
+        inputs = shuffled[: args.unlabelled if "distillation_epochs" in options else args.samples]
+        options = {"calibration": inputs, "samples": len(inputs), **options}
         if options.get("pattern") == kp.NM(2, 4):
             options["filters"] = takes_groups
         began = time.perf_counter()
@@ -280,6 +285,9 @@ def main():
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.8, 0.9, 0.95])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=512, help="calibration samples")
+    parser.add_argument(
+        "--unlabelled", type=int, default=4096, help="calibration samples to distil on"
+    )
     parser.add_argument("--rows", type=int, default=60000, help="training samples at most")
     parser.add_argument("--test-rows", type=int, default=10000, help="test samples at most")
     parser.add_argument("--speech", type=pathlib.Path, help="fsdd.npz, for ds_cnn")

@@ -140,10 +140,19 @@ def test_prune_with_samples_says_what_it_tried(capsys, dense, samples, tmp_path)
     assert data["oneshot"]["weights"][0]["before"] > 0
 
 
+def test_prune_with_samples_distils(capsys, dense, samples, tmp_path):
+    options = ["--sparsity", "0.5", "--calibration", samples, "--samples", "48"]
+    options += ["--distillation-epochs", "20"]
+    said = succeeds(capsys, "prune", dense, *options, "-o", tmp_path / "out.keras")
+    assert "20 epochs of distillation" in said
+
+
 def test_what_needs_samples_says_so(capsys, dense, tmp_path):
     command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras"]
     said = misused(capsys, *command, "--allocation", "auto")
     assert "--allocation auto needs --calibration SAMPLES.npz" in said
+    said = misused(capsys, *command, "--distillation-epochs", "3")
+    assert "--distillation-epochs needs --calibration SAMPLES.npz" in said
     for criterion in ("refit", "wanda", "sparsegpt"):
         said = misused(capsys, *command, "--criterion", criterion)
         assert f"--criterion {criterion} needs --calibration SAMPLES.npz" in said

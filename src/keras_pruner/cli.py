@@ -82,6 +82,8 @@ def _prune(arguments: argparse.Namespace) -> None:
         filters=arguments.filters,
         overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
         calibration=files.samples(arguments.calibration, model) if arguments.calibration else None,
+        samples=arguments.samples,
+        distillation_epochs=arguments.distillation_epochs,
     )
     report = summarize(model)
     files.save(model, arguments.output, overwrite=arguments.force)
@@ -112,6 +114,7 @@ def _check_prune(arguments: argparse.Namespace) -> None:
     needs_samples = {
         "--allocation auto": arguments.allocation == "auto",
         f"--criterion {arguments.criterion}": arguments.criterion not in (None, "magnitude"),
+        "--distillation-epochs": arguments.distillation_epochs > 0,
     }
     for option, chosen in needs_samples.items():
         if chosen and not arguments.calibration:
@@ -197,6 +200,8 @@ def _add_prune(commands: Any) -> None:
         "Prune a model file at once, without training.",
         "keras-pruner prune model.keras --sparsity 0.8 -o out.keras",
         "keras-pruner prune model.keras --sparsity 0.8 --calibration samples.npz -o out.keras",
+        "keras-pruner prune model.keras --sparsity 0.8 --calibration samples.npz --samples 4096 "
+        "--distillation-epochs 15 -o out.keras",
         "keras-pruner prune model.keras --sparsity 0.5 --block 4 1 --allocation erk -o out.keras",
         "keras-pruner prune model.keras --nm 2:4 --filters conv dense --leave head -o out.keras",
     )
@@ -217,6 +222,17 @@ def _add_prune(commands: Any) -> None:
         "--calibration",
         metavar="SAMPLES.npz",
         help="a few hundred inputs without labels, named x: what is left is refitted to them",
+    )
+    command.add_argument(
+        "--samples", type=positive, default=1024, help="the most of them to use; default: 1024"
+    )
+    command.add_argument(
+        "--distillation-epochs",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="train what is left for N epochs over the samples to give the model's outputs again; "
+        "with a few thousand samples, and as many --samples, 15 is a good number",
     )
     command.add_argument(
         "--criterion",

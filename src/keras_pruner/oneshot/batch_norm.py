@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.oneshot import calibration as samples_of
+from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.capture import (
     Call,
     Enough,
@@ -52,12 +53,19 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
     """
     check_model(model)
     inputs = samples_of.read(calibration, model, samples)
-    norms = _in_order(model, inputs.batches()[0])
+    norms = in_order(model, inputs.batches()[0])
     if not norms:
         raise ValueError(
             f"`model` must have BatchNormalization layers that it calls. Received: {model.name!r} "
             "without any; there is nothing to re-estimate."
         )
+    reestimate(model, norms, inputs)
+
+
+def reestimate(
+    model: keras.Model, norms: dict[keras.layers.BatchNormalization, int], inputs: Samples
+) -> None:
+    """Do that with these norms, one after another in their order; all of them or none."""
     variables = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
     before = Values.of(variables)
     try:
@@ -71,7 +79,7 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
         raise
 
 
-def _in_order(model: keras.Model, batch: Any) -> dict[keras.layers.BatchNormalization, int]:
+def in_order(model: keras.Model, batch: Any) -> dict[keras.layers.BatchNormalization, int]:
     """The batch norms by their first call, and how often each is called."""
     calls: dict[keras.layers.BatchNormalization, int] = {}
 
@@ -95,7 +103,7 @@ def _heard(
     model: keras.Model,
     norm: keras.layers.BatchNormalization,
     calls: int,
-    inputs: samples_of.Samples,
+    inputs: Samples,
 ) -> Moments:
     parts: list[list[Moments]] = []
 

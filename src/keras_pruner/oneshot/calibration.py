@@ -28,19 +28,23 @@ class Samples:
     def __len__(self) -> int:
         return len(keras.tree.flatten(self.inputs)[0])
 
+    def batch_size(self, most: int) -> int:
+        """So many samples at a time, fewer where the inputs are large."""
+        elements = sum(leaf[:1].size for leaf in keras.tree.flatten(self.inputs))
+        return max(1, min(most, _ELEMENTS // max(1, elements)))
+
     def batches(self) -> list[Any]:
         """Pieces of at most 128 samples, fewer where the inputs are large."""
-        leaves = keras.tree.flatten(self.inputs)
-        elements = sum(leaf[:1].size for leaf in leaves)
-        size = max(1, min(_BATCH, _ELEMENTS // max(1, elements)))
-        return [self._take(slice(i, i + size)).inputs for i in range(0, len(self), size)]
+        size = self.batch_size(_BATCH)
+        return [self.take(slice(i, i + size)).inputs for i in range(0, len(self), size)]
 
     def split(self) -> tuple["Samples", "Samples"]:
         """Those to fit on, and each eighth one, which is held out."""
         held = np.arange(len(self)) % _EVERY == _EVERY // 2
-        return self._take(~held), self._take(held)
+        return self.take(~held), self.take(held)
 
-    def _take(self, index: Any) -> "Samples":
+    def take(self, index: Any) -> "Samples":
+        """Those that an index of their first axis chooses."""
         return Samples(keras.tree.map_structure(lambda leaf: leaf[index], self.inputs))
 
 
@@ -70,7 +74,7 @@ def read(calibration: Any, model: keras.Model, limit: int) -> Samples:
             )
         samples = Samples(inputs)
         if len(samples) > limit:
-            samples = samples._take(np.linspace(0, len(samples) - 1, limit).astype(int))
+            samples = samples.take(np.linspace(0, len(samples) - 1, limit).astype(int))
     else:
         samples = _collect(_batches(calibration), model, limit)
     _check(samples, model)

@@ -11,13 +11,15 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.callbacks import KeepZeros
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.oneshot import calibration as samples_of
-from keras_pruner.oneshot.attempt import Attempt, Calibrated
+from keras_pruner.oneshot.attempt import Attempt, Calibrated, outputs_of
 from keras_pruner.oneshot.capture import Values, undisturbed
+from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.inputs import PerOutput, wanda
-from keras_pruner.oneshot.progress import announcing
-from keras_pruner.oneshot.report import Candidate, PrunedWeight, PruneReport
+from keras_pruner.oneshot.progress import Announce, announcing
+from keras_pruner.oneshot.report import Candidate, Distillation, PrunedWeight, PruneReport
 from keras_pruner.oneshot.sequence import Outcome
 from keras_pruner.optimizer import find
 from keras_pruner.patterns import NM, Pattern, Unstructured
@@ -42,10 +44,11 @@ def prune(
     batch_norm: bool = True,
     samples: int = 1024,
     stages: int = 1,
+    distillation_epochs: int = 0,
     copy: bool = False,
     progress: bool = True,
 ) -> PruneReport:
-    """Prune a model at once, without training.
+    """Prune a model at once, without labels.
 
     With `calibration`, a few hundred of the model's inputs without labels, the weights that
     stay are refitted layer by layer to what the dense network computed, and batch norms are
@@ -81,6 +84,10 @@ def prune(
         samples: the most samples to use of `calibration`.
         stages: in how many rounds of pruning and refitting to come to the sparsity; more is
             slower and, at high sparsities, better.
+        distillation_epochs: for how many epochs over the samples to train what is left, after
+            the refit, by the dense model's outputs; no labels. A few thousand samples, and as
+            many of `samples`, and 15 epochs take a narrow network near to what it was; it is
+            undone if it makes the outputs on held-out samples worse.
         copy: whether to prune a copy, found in the report, and leave `model` alone.
         progress: whether to show a progress bar if there is a terminal to show it on.
 
@@ -95,11 +102,12 @@ def prune(
     sparsity = _sparsity_for(sparsity, pattern)
     check_integer("stages", stages, least=1)
     check_integer("samples", samples, least=samples_of.LEAST)
+    check_integer("distillation_epochs", distillation_epochs, least=0)
     if criterion is None:
         criterion = "refit" if refit and calibration is not None else magnitude
     chosen_by = _chosen_by(criterion)
     if calibration is None:
-        _check_without_calibration(allocation, criterion, stages)
+        _check_without_calibration(allocation, criterion, stages, distillation_epochs)
     elif allocation is None and sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured):
         allocation = "auto" if criterion is magnitude or chosen_by == "refit" else None
     auto = isinstance(allocation, str) and allocation == "auto"
@@ -123,13 +131,18 @@ def prune(
     else:
         _check_nobody_else_prunes(model)
     plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
-    calibrated = None
+    calibrated = teacher = None
     with undisturbed(model):
         if calibration is not None:
             inputs = samples_of.read(calibration, model, samples)
             calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
+            if distillation_epochs:
+                _check_trainable(plan)
+                outputs = outputs_of(model, calibrated.fit)
+                kept = KeepZeros(filters=filters, overrides=overrides)
+                teacher = Teacher(calibrated.fit, outputs, distillation_epochs, kept)
         attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
-        found = _best(attempt, plans, progress)
+        found = _best(attempt, plans, teacher, progress)
     plan = next(iter(plans.values()))
     return _report(model, plan, found, time.perf_counter() - began)
 
@@ -151,18 +164,23 @@ class _Found:
     outcomes: dict[int, Outcome]
     divergence: float | None
     candidates: tuple[Candidate, ...]
+    distillation: Distillation | None
 
 
-def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found:
+def _best(
+    attempt: Attempt, plans: Mapping[str, Plan], teacher: Teacher | None, progress: bool
+) -> _Found:
     """Try the plans, leave the best in the model; the dense weights after an error."""
     plan = next(iter(plans.values()))
-    variables = attempt.variables(plan)
+    variables = attempt.variables(plan) if teacher is None else attempt.model.variables
     dense = Values.of(variables)
     best: Values | None = None
     results: dict[str, tuple[float | None, dict[int, Outcome]]] = {}
     chosen = ""
     shown = progress and attempt.calibrated is not None
     title, total = f"pruning {attempt.model.name}", attempt.steps(plan) * len(plans)
+    total += 0 if teacher is None else teacher.epochs
+    distillation = None
     try:
         with announcing(title, total, shown=shown) as announce:
             for name, candidate in plans.items():
@@ -174,8 +192,10 @@ def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found
                     chosen = name
                     best = Values.of(variables) if len(plans) > 1 else None
                 results[name] = divergence, outcomes
-        if best is not None:
-            best.restore()
+            if best is not None:
+                best.restore()
+            if teacher is not None:
+                distillation = _distilled(attempt, teacher, results[chosen][0] or 0.0, announce)
     except BaseException:
         dense.restore()
         raise
@@ -184,7 +204,23 @@ def _best(attempt: Attempt, plans: Mapping[str, Plan], progress: bool) -> _Found
         for name, (divergence, _) in results.items()
         if name
     )
-    return _Found(results[chosen][1], results[chosen][0], candidates)
+    outcomes, divergence = results[chosen][1], results[chosen][0]
+    if distillation is not None and distillation.kept:
+        divergence = distillation.after
+    return _Found(outcomes, divergence, candidates, distillation)
+
+
+def _distilled(
+    attempt: Attempt, teacher: Teacher, before: float, announce: Announce
+) -> Distillation:
+    """Train the model by the outputs it had, unless that makes them worse where it was not."""
+    refitted = Values.of(attempt.model.variables)
+    teacher.teach(attempt.model, announce)
+    after = attempt.divergence() or 0.0
+    kept = after < before
+    if not kept:
+        refitted.restore()
+    return Distillation(teacher.epochs, before, after, kept)
 
 
 def _chosen_by(criterion: Any) -> str:
@@ -226,12 +262,15 @@ def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
     return float(sparsity)
 
 
-def _check_without_calibration(allocation: Any, criterion: Any, stages: int) -> None:
+def _check_without_calibration(
+    allocation: Any, criterion: Any, stages: int, distillation_epochs: int
+) -> None:
     needs = {
         'allocation="auto"': isinstance(allocation, str) and allocation == "auto",
         f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion)
         or _chosen_by(criterion) != "",
         f"stages={stages}": stages > 1,
+        f"distillation_epochs={distillation_epochs}": distillation_epochs > 0,
     }
     for said, needed in needs.items():
         if needed:
@@ -239,6 +278,14 @@ def _check_without_calibration(allocation: Any, criterion: Any, stages: int) -> 
                 f"`calibration` is needed for {said}. Received: calibration=None. Pass a few "
                 "hundred of the model's inputs."
             )
+
+
+def _check_trainable(plan: Plan) -> None:
+    if not any(variable.trainable for variable in plan.variables):
+        raise ValueError(
+            "`distillation_epochs` trains the weights that are left, and all that are pruned are "
+            "frozen. Set their layers' `trainable` to True, or leave it out."
+        )
 
 
 def _check_sparsegpt(*, refit: bool, stages: int, auto: bool) -> None:
@@ -299,6 +346,7 @@ def _report(model: keras.Model, plan: Plan, found: _Found, seconds: float) -> Pr
         plan.skipped,
         found.divergence,
         found.candidates,
+        found.distillation,
         seconds,
         model,
     )

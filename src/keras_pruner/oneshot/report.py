@@ -48,6 +48,28 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What training by the dense model's outputs came to.
+
+    Attributes:
+        epochs: over the samples.
+        before: the divergence before it, as in `PruneReport`.
+        after: the divergence after it.
+        kept: whether it was kept; if it made the outputs worse, it was undone.
+    """
+
+    epochs: int
+    before: float
+    after: float
+    kept: bool
+
+    def __str__(self) -> str:
+        if self.kept:
+            return f"{self.before:.3g} before {self.epochs} epochs of distillation"
+        return f"{self.epochs} epochs of distillation made that {self.after:.3g}, and were undone"
+
+
+@dataclasses.dataclass(frozen=True)
 class PruneReport:
     """What `prune` has done; prints as tables.
 
@@ -58,6 +80,7 @@ class PruneReport:
         divergence: mean squared difference of the model's outputs from the dense model's on
             held-out samples, relative to their variance; None without calibration.
         candidates: the allocations that were tried, if there was a choice.
+        distillation: what that came to, if it was asked for.
         seconds: it took.
         model: the pruned model; with `copy=True` a new one.
     """
@@ -67,6 +90,7 @@ class PruneReport:
     skipped: tuple[Skip, ...]
     divergence: float | None
     candidates: tuple[Candidate, ...]
+    distillation: Distillation | None
     seconds: float
     model: keras.Model = dataclasses.field(repr=False, compare=False)
 
@@ -78,6 +102,7 @@ class PruneReport:
             "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
             "divergence": self.divergence,
             "candidates": [dataclasses.asdict(candidate) for candidate in self.candidates],
+            "distillation": self.distillation and dataclasses.asdict(self.distillation),
             "seconds": self.seconds,
         }
 
@@ -85,6 +110,8 @@ class PruneReport:
         title = f"pruned to a sparsity of {self.sparsity:.4g} in {self.seconds:.1f} s"
         if self.divergence is not None:
             title += f"; outputs on held-out samples differ by {self.divergence:.3g}"
+        if self.distillation is not None:
+            title += f" ({self.distillation})"
         rows = [
             (w.path, w.shape, f"{w.sparsity:.4f}", _number(w.before), _number(w.after), w.note)
             for w in self.weights

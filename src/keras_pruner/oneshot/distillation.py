@@ -1,0 +1,115 @@
+"""After the refit: train what is left, without labels, to give the dense model's outputs again.
+
+The dense model is the teacher (Hinton et al. 2015, arXiv:1503.02531), with the squared difference
+of the outputs in place of softened probabilities, so that any output will do.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.callbacks import KeepZeros
+from keras_pruner.oneshot.batch_norm import in_order, reestimate
+from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.progress import Announce
+
+_BATCH = 64
+_RATE = 3e-3
+_FOR_BATCH_NORM = 1024  # samples
+# XLA takes longer to compile a convolution's gradient for a CPU than a short training does.
+_JIT = False if keras.backend.backend() == "tensorflow" else "auto"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """What a dense model has given, to train a pruned one by.
+
+    Attributes:
+        samples: inputs.
+        outputs: the dense model's, all of them in order, shape (samples, ...) each.
+        epochs: over the samples.
+        zeros: keeps them.
+    """
+
+    samples: Samples
+    outputs: list[np.ndarray]
+    epochs: int
+    zeros: KeepZeros
+
+    def teach(self, model: keras.Model, announce: Announce) -> None:
+        """Train the model in place, beside whatever it is compiled with; announce each epoch.
+
+        Batch norms that are trained get the statistics of the samples at the end: a short
+        training leaves their moving averages behind.
+        """
+        batches = _Batches(self.samples, self.outputs)
+        rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
+        with backends.current().variable_scope(model):
+            student = _Student(model, [float(np.var(output)) for output in self.outputs])
+            student.compile(keras.optimizers.Adam(rate), jit_compile=_JIT)
+        told = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
+        )
+        callbacks = [self.zeros, told]
+        student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        few = self.samples.take(slice(_FOR_BATCH_NORM))
+        norms = in_order(model, few.batches()[0])
+        reestimate(model, {norm: n for norm, n in norms.items() if norm.trainable}, few)
+
+
+class _Student(keras.Model):
+    """A model in training by its outputs, beside whatever optimizer and loss it has."""
+
+    def __init__(self, model: keras.Model, variances: list[float]) -> None:
+        super().__init__(name="student", dtype=model.dtype_policy)
+        self.model = model
+        # What is constant says nothing.
+        self._scales = [1 / variance if variance > 1e-12 else 0.0 for variance in variances]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.model(inputs, training=training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """The squared difference of each output, relative to its variance."""
+        del x, sample_weight, training
+        pairs = zip(keras.tree.flatten(y_pred), keras.tree.flatten(y), self._scales, strict=True)
+        losses = [
+            scale * keras.ops.mean(keras.ops.square(keras.ops.cast(found, "float32") - wanted))
+            for found, wanted, scale in pairs
+        ]
+        return sum(losses) / len(losses)
+
+
+class _Batches(keras.utils.PyDataset):
+    """The samples with the outputs wanted, in another order in each epoch; always the same ones.
+
+    What does not fill the last batch is left out of the epoch.
+    """
+
+    def __init__(self, samples: Samples, outputs: list[np.ndarray]) -> None:
+        super().__init__()
+        self._samples, self._outputs = samples, outputs
+        self._size = min(samples.batch_size(_BATCH), len(samples))
+        self._random = np.random.default_rng(0)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return len(self._order) // self._size
+
+    def __getitem__(self, step: int) -> tuple[Any, tuple[np.ndarray, ...]]:
+        index = self._order[step * self._size : (step + 1) * self._size]
+        return self._samples.take(index).inputs, tuple(output[index] for output in self._outputs)
+
+    def on_epoch_end(self) -> None:
+        """Shuffle."""
+        self._order = self._random.permutation(len(self._samples))
