@@ -39,6 +39,11 @@ def forget_step(model: keras.Model) -> None:
     del model
 
 
+def jit_of_short_training() -> str:
+    """As Keras chooses."""
+    return "auto"
+
+
 def is_tracing() -> bool:
     """Never: what is written is what is run."""
     return False

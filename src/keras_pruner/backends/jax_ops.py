@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_pruner.backends.defaults import best_in_groups
+from keras_pruner.backends.defaults import jit_of_short_training as jit_of_short_training
 from keras_pruner.backends.defaults import masking_updates as masking_updates
 from keras_pruner.backends.defaults import random_states as random_states
 from keras_pruner.backends.defaults import set_random_states as set_random_states

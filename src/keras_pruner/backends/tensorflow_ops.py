@@ -245,6 +245,11 @@ def is_readable(value: tf.Variable) -> bool:
         return bool(value.is_initialized())
 
 
+def jit_of_short_training() -> bool:
+    """Without XLA, which on CPUs compiles for long, and convolutions into slower ones."""
+    return False
+
+
 def is_tracing() -> bool:
     """Whether a graph is being made, as by `tf.function`."""
     return not tf.executing_eagerly()

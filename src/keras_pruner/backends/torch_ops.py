@@ -15,6 +15,7 @@ from keras_pruner.backends.defaults import gather as gather
 from keras_pruner.backends.defaults import has_value as has_value
 from keras_pruner.backends.defaults import is_in_parts as is_in_parts
 from keras_pruner.backends.defaults import is_tracing as is_tracing
+from keras_pruner.backends.defaults import jit_of_short_training as jit_of_short_training
 from keras_pruner.backends.defaults import masking_updates as masking_updates
 
 CHUNK = 1 << 17

@@ -19,8 +19,6 @@ from keras_pruner.oneshot.progress import Announce
 _BATCH = 64
 _RATE = 3e-3
 _FOR_BATCH_NORM = 1024  # samples
-# XLA takes longer to compile a convolution's gradient for a CPU than a short training does.
-_JIT = False if keras.backend.backend() == "tensorflow" else "auto"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,9 +45,12 @@ class Teacher:
         """
         batches = _Batches(self.samples, self.outputs)
         rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
-        with backends.current().variable_scope(model):
+        backend = backends.current()
+        with backend.variable_scope(model):
             student = _Student(model, [float(np.var(output)) for output in self.outputs])
-            student.compile(keras.optimizers.Adam(rate), jit_compile=_JIT)
+            student.compile(
+                keras.optimizers.Adam(rate), jit_compile=backend.jit_of_short_training()
+            )
         told = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
         )
