@@ -172,13 +172,27 @@ def test_mixed_precision():
     assert report.distillation.kept
 
 
-def test_inputs_by_name():
+@pytest.mark.parametrize("form", [dict, list])
+def test_several_inputs(form):
     keras.utils.set_random_seed(0)
     inputs = {name: keras.Input((6,), name=name) for name in ("left", "right")}
     x = layers.Dense(16, "relu")(layers.Concatenate()(list(inputs.values())))
-    model = keras.Model(inputs, layers.Dense(3)(x))
+    given = inputs if form is dict else list(inputs.values())
+    model = keras.Model(given, layers.Dense(3)(x))
     x = dict(zip(inputs, np.split(samples(), 2, axis=1), strict=True))
+    x = x if form is dict else list(x.values())
     assert pruned(model, 30, calibration=x).distillation.kept
+
+
+def test_embeddings_and_recurrent_kernels():
+    keras.utils.set_random_seed(0)
+    parts = [layers.Embedding(50, 12, mask_zero=True), layers.LSTM(16), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((9,), dtype="int32"), *parts])
+    x = np.random.default_rng(0).integers(0, 50, (512, 9)).astype("int32")
+    report = pruned(model, 10, calibration=x)
+    assert report.distillation.kept
+    assert report.sparsity == pytest.approx(0.8, abs=0.01)
+    assert kp.summarize(model).prunable.sparsity == pytest.approx(report.sparsity)
 
 
 def test_arguments_that_do_not_go_together():

@@ -109,7 +109,8 @@ class _Batches(keras.utils.PyDataset):
 
     def __getitem__(self, step: int) -> tuple[Any, tuple[np.ndarray, ...]]:
         index = self._order[step * self._size : (step + 1) * self._size]
-        return self._samples.take(index).inputs, tuple(output[index] for output in self._outputs)
+        inputs = keras.tree.lists_to_tuples(self._samples.take(index).inputs)  # for tf.data
+        return inputs, tuple(output[index] for output in self._outputs)
 
     def on_epoch_end(self) -> None:
         """Shuffle."""
