@@ -161,6 +161,10 @@ def page(everything, picture):
             HEAD,
             "## Retained, beside what was published",
             published(everything),
+            "GNMT keeps far less here than was published. On some 12,000 short messages the dense "
+            "network itself gains from every weight more that it is given (7.2 BLEU with 64 units, "
+            "12.4 with 128), so that it has none to spare; one of its full size has not been "
+            "trained. Other allocations, pruning at once and four times as many epochs were tried.",
             "## Against TFMOT, with the same budget",
             paired(everything, "ours", "tfmot"),
             "## What distillation from the dense network adds",
@@ -184,7 +188,7 @@ def page(everything, picture):
 
 
 def draw(everything, path):
-    """A panel for each recipe: score against sparsity, a line for each method."""
+    """A panel for each recipe: score against sparsity, a line for each method and its epochs."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(everything))
@@ -194,10 +198,13 @@ def draw(everything, path):
     for axes in panels[len(everything) :]:
         axes.axis("off")
     for axes, (name, found) in zip(panels, everything.items(), strict=False):
-        for label in dict.fromkeys(each.label for each in found):
-            mine = [each for each in found if each.label == label]
+        several = len({each.epochs for each in found}) > 1
+        marks = iter("o^vDPX*<>" * len(found))
+        for label, epochs in dict.fromkeys((each.label, each.epochs) for each in found):
+            mine = [each for each in found if (each.label, each.epochs) == (label, epochs)]
+            label += f", {epochs}" if several else ""
             line = sorted((e for e in mine if e.sparsity is not None), key=lambda e: e.sparsity)
-            points(axes, line, "o-", label)
+            points(axes, line, f"{next(marks)}-", label)
             for target in dict.fromkeys(e.target for e in mine if e.sparsity is None):
                 points(axes, [e for e in mine if e.target == target], "s", f"{label}, {target}")
         axes.axhline(found[0].dense_scores.mean, color="0.5", linestyle="--", label="dense")
