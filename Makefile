@@ -103,7 +103,7 @@ endif
 	$(RECIPE)/transformer.py --seeds 5 $(reviews)
 	$(RECIPE)/imagenet.py $(against)
 	$(RECIPE)/imagenet.py --seeds 5 --sparsity 0.75 --pattern unstructured
-	$(RECIPE)/imagenet.py --full-size
+	$(RECIPE)/imagenet.py --full-size --model v1 v2 inception
 	$(RECIPE)/results.py
 
 lint: .venv/complete

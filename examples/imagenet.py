@@ -12,8 +12,8 @@ MobileNet V2 (official/projects/pruning: SGD with momentum, 0.04 for a batch of 
 last update after 64 % of them), for all three; the rate falls as a cosine here.
 
 Without either: 10,000 pictures of Fashion-MNIST, or the digits at hand, in colour at 32 pixels,
-which narrow MobileNets learn in a minute. --full-size prunes all three networks at once, with
-their usual size, and shows what becomes of the files and of the time of an inference.
+which narrow MobileNets learn in a minute. --full-size prunes them at once with their usual size,
+and shows what becomes of the files and of the time of an inference; --model adds InceptionV3.
 
 The first convolution of MobileNets and the depthwise ones are left alone: they have few weights.
 """
