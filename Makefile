@@ -95,7 +95,7 @@ results: .venv-examples/complete .venv-tfmot/complete
 	$(RECIPE)/imdb_lstm.py --seeds 10 --sparsity 0.85 0.86 $(imdb)
 ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
-	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 $(speech)
+	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 --pattern unstructured 2:4 $(speech)
 	$(RECIPE)/speech_recognition.py $(against) $(speech)
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif

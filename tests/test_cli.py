@@ -151,8 +151,9 @@ def test_what_needs_samples_says_so(capsys, dense, tmp_path):
     command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras"]
     said = misused(capsys, *command, "--allocation", "auto")
     assert "--allocation auto needs --calibration SAMPLES.npz" in said
-    said = misused(capsys, *command, "--distillation-epochs", "3")
-    assert "--distillation-epochs needs --calibration SAMPLES.npz" in said
+    for option in ("--distillation-epochs", "--samples"):
+        said = misused(capsys, *command, option, "32")
+        assert f"{option} needs --calibration SAMPLES.npz" in said
     for criterion in ("refit", "wanda", "sparsegpt"):
         said = misused(capsys, *command, "--criterion", criterion)
         assert f"--criterion {criterion} needs --calibration SAMPLES.npz" in said

@@ -104,6 +104,7 @@ def test_what_makes_the_outputs_worse_is_undone_and_said_so(monkeypatch):
     assert not report.distillation.kept
     assert report.divergence == divergence
     assert "were undone" in str(report)
+    assert report.as_dict()["distillation"]["kept"] is False
     assert same(model, weights(refitted))
 
 
@@ -118,6 +119,15 @@ def test_frozen_layers_stay_as_the_refit_has_left_them():
         found = (each.get_layer(name).get_weights() for each in (refitted, model))
         for a, b in zip(*found, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_batch_norms_have_the_statistics_of_the_samples():
+    model = network()
+    pruned(model, 2)
+    found = model.get_layer("norm_2").get_weights()
+    kp.reestimate_batch_norm(model, samples()[np.arange(512) % 8 != 4])  # none held out
+    for a, b in zip(found, model.get_layer("norm_2").get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_every_epoch_is_announced(monkeypatch):

@@ -82,7 +82,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         filters=arguments.filters,
         overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
         calibration=files.samples(arguments.calibration, model) if arguments.calibration else None,
-        samples=arguments.samples,
+        **({"samples": arguments.samples} if arguments.samples else {}),
         distillation_epochs=arguments.distillation_epochs,
     )
     report = summarize(model)
@@ -114,6 +114,7 @@ def _check_prune(arguments: argparse.Namespace) -> None:
     needs_samples = {
         "--allocation auto": arguments.allocation == "auto",
         f"--criterion {arguments.criterion}": arguments.criterion not in (None, "magnitude"),
+        "--samples": arguments.samples is not None,
         "--distillation-epochs": arguments.distillation_epochs > 0,
     }
     for option, chosen in needs_samples.items():
@@ -223,9 +224,7 @@ def _add_prune(commands: Any) -> None:
         metavar="SAMPLES.npz",
         help="a few hundred inputs without labels, named x: what is left is refitted to them",
     )
-    command.add_argument(
-        "--samples", type=positive, default=1024, help="the most of them to use; default: 1024"
-    )
+    command.add_argument("--samples", type=positive, help="the most of them to use; default: 1024")
     command.add_argument(
         "--distillation-epochs",
         type=positive,

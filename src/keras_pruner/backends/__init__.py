@@ -33,7 +33,7 @@ Every module here has the same functions:
   seeds, by name; names are no numbers.
 - `has_value(variable)`: whether a variable still has its value, which a step may give away.
 - `forget_step(model)`: drop what was compiled of the model's `train_step`, for another optimizer.
-- `jit_of_short_training()`: the `jit_compile` with which a training of a minute is done soonest.
+- `jit_of_short_training()`: the `jit_compile` for a training of a minute.
 - `is_readable(value)`: whether a variable's value can be looked at now.
 - `is_tracing()`: whether a step is being traced, so that nothing can be looked at.
 - `without_gradients()`: a context in which nothing is recorded for a backward pass.

@@ -246,7 +246,7 @@ def is_readable(value: tf.Variable) -> bool:
 
 
 def jit_of_short_training() -> bool:
-    """Without XLA, which on CPUs compiles for long, and convolutions into slower ones."""
+    """Without XLA, which compiles the whole step before the first one is done."""
     return False
 
 

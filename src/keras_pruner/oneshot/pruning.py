@@ -216,11 +216,10 @@ def _distilled(
     """Train the model by the outputs it had, unless that makes them worse where it was not."""
     refitted = Values.of(attempt.model.variables)
     teacher.teach(attempt.model, announce)
-    after = attempt.divergence() or 0.0
-    kept = after < before
-    if not kept:
+    told = Distillation(teacher.epochs, before, attempt.divergence() or 0.0)
+    if not told.kept:
         refitted.restore()
-    return Distillation(teacher.epochs, before, after, kept)
+    return told
 
 
 def _chosen_by(criterion: Any) -> str:

@@ -55,13 +55,20 @@ class Distillation:
         epochs: over the samples.
         before: the divergence before it, as in `PruneReport`.
         after: the divergence after it.
-        kept: whether it was kept; if it made the outputs worse, it was undone.
     """
 
     epochs: int
     before: float
     after: float
-    kept: bool
+
+    @property
+    def kept(self) -> bool:
+        """Whether it was kept; if it made the outputs worse, it was undone."""
+        return self.after < self.before
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it came to, as JSON can hold it."""
+        return {**dataclasses.asdict(self), "kept": self.kept}
 
     def __str__(self) -> str:
         if self.kept:
@@ -102,7 +109,7 @@ class PruneReport:
             "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
             "divergence": self.divergence,
             "candidates": [dataclasses.asdict(candidate) for candidate in self.candidates],
-            "distillation": self.distillation and dataclasses.asdict(self.distillation),
+            "distillation": self.distillation and self.distillation.as_dict(),
             "seconds": self.seconds,
         }
 
