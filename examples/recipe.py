@@ -7,7 +7,7 @@ already is not done again, so that a run that was stopped goes on where it stopp
 dense           trained for `dense_epochs`; everything else starts from these weights
 dense, longer   trained on for `pruning_epochs`, with nothing pruned
 ours            pruned and refitted, then trained on for `pruning_epochs` with the zeros kept; or,
-                with --start gradual, pruned while it is trained on
+                with --start gradual, pruned while it is trained on, until --prune-until of it
 distilled       the same, with the dense network as teacher
 tfmot           pruned by TFMOT while it is trained on, with the same batches in the same order
 
@@ -173,6 +173,13 @@ def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
         default="at once",
         help="prune and refit before training on, or prune while training on",
     )
+    made.add_argument(
+        "--prune-until",
+        type=float,
+        default=0.75,
+        metavar="SHARE",
+        help="with --start gradual: of the second part of the training; the rest is to recover",
+    )
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--methods", nargs="*", choices=METHODS, default=["ours"])
     made.add_argument(
@@ -212,11 +219,22 @@ def budget(options, usual):
     return dataclasses.replace(usual, dense_epochs=dense, pruning_epochs=pruning)
 
 
+def start_name(options):
+    """How pruning begins, in the results: "at once", "gradual", "gradual until 0.3"."""
+    usual = options.start != "gradual" or options.prune_until == 0.75
+    return options.start + ("" if usual else f" until {options.prune_until:g}")
+
+
 def check(options):
     """What --smoke means for the other options, and what cannot go together."""
     if options.smoke:
         options.seeds = 1
         options.sparsity = options.sparsity[-1:]
+    if not 0 < options.prune_until <= 1:
+        raise SystemExit(
+            f"--prune-until is a share of the training, above 0 and at most 1. "
+            f"Received: {options.prune_until:g}."
+        )
     if "tfmot" in options.methods and not options.tfmot_python:
         raise SystemExit(
             "--methods tfmot needs --tfmot-python, or TFMOT_PYTHON: the Python of an environment "
@@ -307,7 +325,7 @@ class Run:
             chosen = {"target": target.name}
             if method != "tfmot":
                 split = self.options.allocation if target.pattern != "2:4" else "uniform"
-                chosen |= {"allocation": split, "start": self.options.start}
+                chosen |= {"allocation": split, "start": start_name(self.options)}
         budget = dataclasses.asdict(self.recipe.budget)
         return {
             "recipe": self.recipe.name,

@@ -123,11 +123,19 @@ class Side:
             chosen["allocation"] = self.options.allocation
         sparsity = None if target.pattern == "2:4" else target.sparsity
         if self.options.start == "gradual":
-            return kp.GradualPruning(sparsity, **chosen)
+            return kp.GradualPruning(self.schedule(sparsity), **chosen)
         rows = np.random.default_rng(self.seed).permutation(len(self.data.train))[:512]
         calibration, _ = self.data.train.take(np.sort(rows))
         kp.prune(model, sparsity, calibration=calibration, progress=False, **chosen)
         return kp.KeepZeros()
+
+    def schedule(self, sparsity):
+        """When the zeros of a gradual pruning come; at once where the pattern says how many."""
+        if sparsity is None:
+            return None
+        budget = self.recipe.budget
+        steps = len(recipes.order(0, len(self.data.train), budget, budget.pruning_epochs))
+        return kp.PolynomialDecay(sparsity, end_step=round(self.options.prune_until * steps))
 
     def measured_with(self, weights, spent):
         """The figures of weights that were trained elsewhere."""

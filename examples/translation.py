@@ -233,8 +233,10 @@ def batches(source, target, size, seed):
 def origin(options):
     """Where the sentences come from, in a few words."""
     if options.data:
-        return Path(options.data).resolve().name
-    return "counting" if options.smoke else " and ".join(options.packages)
+        name = Path(options.data).resolve().name
+    else:
+        name = "counting" if options.smoke else " and ".join(options.packages)
+    return f"{options.pairs} pairs of {name}" if options.pairs else name
 
 
 def data(options, direction, seed):
@@ -255,8 +257,9 @@ def data(options, direction, seed):
     chosen = ("data", "train", "test", "packages", "words", "length", "smoke")
     number = zlib.crc32(repr([getattr(options, name) for name in chosen]).encode())
     kept = cached(options.work / f"translation-{direction}-{number:08x}.npz", make)
+    few = np.random.default_rng(0).permutation(len(kept["source"]))[: options.pairs]
     return recipe.Data(
-        batches(kept["source"], kept["target"], options.batch, seed),
+        batches(kept["source"][few], kept["target"][few], options.batch, seed),
         (kept["test"], kept["references"], kept["vocabulary"].tobytes()),
         origin(options),
     )
@@ -415,6 +418,7 @@ OPTIONS.add_argument("--direction", nargs="+", choices=PUBLISHED, default=["en-d
 OPTIONS.add_argument("--train", default="train", help="name of the training files")
 OPTIONS.add_argument("--test", default="newstest2015", help="name of the test files")
 OPTIONS.add_argument("--packages", nargs="+", default=["libreoffice-l10n-de"])
+OPTIONS.add_argument("--pairs", type=int, help="to train with, drawn from all there are; all")
 OPTIONS.add_argument("--words", type=int, default=1500, help="pieces in the vocabulary")
 OPTIONS.add_argument("--length", type=int, default=16, help="pieces of a sentence, at most")
 OPTIONS.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")

@@ -258,6 +258,26 @@ def test_a_network_built_with_its_weights_is_not_trained_before(tmp_path):
     assert (dense["seconds"], longer["steps"], ours["zeros"]) == (0.0, 16, 0.5)
 
 
+def test_gradual_pruning_ends_where_it_was_told_to(tmp_path):
+    command = f"--start gradual --prune-until 0.3 --results {tmp_path} --work {tmp_path}"
+    options = recipe.parser("").parse_args(command.split())
+    training = pytest.importorskip("recipe_training")
+    side = training.Side(small(options), 0, tmp_path / "start.npz", options)
+    schedule = side.schedule(0.8)  # over five epochs of eight steps
+    assert (schedule.end_step, schedule.sparsity_at(12)) == (12, 0.8)
+    assert side.schedule(None) is None
+    key = recipe.Run(side.recipe, options, tmp_path).key(0, "ours", recipe.Target(0.8))
+    assert key["start"] == "gradual until 0.3"
+
+
+@backend_free
+@pytest.mark.parametrize("share", ["0", "1.5"])
+def test_gradual_pruning_ends_within_the_training(share):
+    options = recipe.parser("").parse_args(["--prune-until", share])
+    with pytest.raises(SystemExit, match=f"--prune-until .* Received: {share}"):
+        recipe.check(options)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     options = recipe.parser("").parse_args(["--work", str(tmp_path)])
     training = pytest.importorskip("recipe_training")
