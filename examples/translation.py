@@ -448,7 +448,7 @@ def main():
             measure="BLEU",
             loss=cross_entropy,
             # A row of the data is a batch already.
-            budget=recipe.budget(options, recipe.Budget(16, 8, 1, 4e-3, 2e-3)),
+            budget=recipe.budget(options, recipe.Budget(16, 8, 1, 4e-3, 3e-3)),
             published=PUBLISHED[direction],
             tfmot=False,
         )

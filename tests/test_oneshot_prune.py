@@ -454,6 +454,7 @@ def test_stateful_models_take_batches_of_one_size_only():
         ({"sparsity": 0.8, "allocation": "auto"}, "`calibration` is needed for allocation"),
         ({"sparsity": 0.8, "criterion": kp.wanda}, "`calibration` is needed for criterion=wanda"),
         ({"sparsity": 0.8, "stages": 2}, "`calibration` is needed for stages"),
+        ({"sparsity": 0.8, "samples": 1024}, "`calibration` is needed for samples"),
         ({"sparsity": 0.8, "stages": 0}, "`stages` must be an integer"),
     ],
 )

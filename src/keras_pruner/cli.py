@@ -82,7 +82,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         filters=arguments.filters,
         overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
         calibration=files.samples(arguments.calibration, model) if arguments.calibration else None,
-        **({"samples": arguments.samples} if arguments.samples else {}),
+        samples=arguments.samples,
         distillation_epochs=arguments.distillation_epochs,
     )
     report = summarize(model)

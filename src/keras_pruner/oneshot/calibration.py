@@ -10,6 +10,8 @@ import numpy as np
 
 LEAST = 16
 """Fewer samples than this say nothing; 512 real ones are a good number."""
+MOST = 1024
+"""So many are used of what is given, unless more are asked for."""
 _ELEMENTS = 2**22  # input numbers in one batch, at most
 _BATCH = 128
 _EVERY = 8  # each eighth sample is held out
@@ -48,7 +50,7 @@ class Samples:
         return Samples(keras.tree.map_structure(lambda leaf: leaf[index], self.inputs))
 
 
-def read(calibration: Any, model: keras.Model, limit: int) -> Samples:
+def read(calibration: Any, model: keras.Model, limit: int = MOST) -> Samples:
     """The samples in `calibration`.
 
     Args:

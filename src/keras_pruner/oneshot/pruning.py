@@ -42,7 +42,7 @@ def prune(
     calibration: Any = None,
     refit: bool = True,
     batch_norm: bool = True,
-    samples: int = 1024,
+    samples: int | None = None,
     stages: int = 1,
     distillation_epochs: int = 0,
     copy: bool = False,
@@ -81,7 +81,7 @@ def prune(
             number.
         refit: whether to refit the weights that stay.
         batch_norm: whether to re-estimate the statistics of batch norms.
-        samples: the most samples to use of `calibration`.
+        samples: the most samples to use of `calibration`; 1024 by default.
         stages: in how many rounds of pruning and refitting to come to the sparsity; more is
             slower and, at high sparsities, better.
         distillation_epochs: for how many epochs over the samples to train what is left, after
@@ -101,13 +101,14 @@ def prune(
     began = time.perf_counter()
     sparsity = _sparsity_for(sparsity, pattern)
     check_integer("stages", stages, least=1)
-    check_integer("samples", samples, least=samples_of.LEAST)
+    if samples is not None:
+        check_integer("samples", samples, least=samples_of.LEAST)
     check_integer("distillation_epochs", distillation_epochs, least=0)
     if criterion is None:
         criterion = "refit" if refit and calibration is not None else magnitude
     chosen_by = _chosen_by(criterion)
     if calibration is None:
-        _check_without_calibration(allocation, criterion, stages, distillation_epochs)
+        _check_without_calibration(allocation, criterion, samples, stages, distillation_epochs)
     elif allocation is None and sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured):
         allocation = "auto" if criterion is magnitude or chosen_by == "refit" else None
     auto = isinstance(allocation, str) and allocation == "auto"
@@ -134,7 +135,7 @@ def prune(
     calibrated = teacher = None
     with undisturbed(model):
         if calibration is not None:
-            inputs = samples_of.read(calibration, model, samples)
+            inputs = samples_of.read(calibration, model, samples or samples_of.MOST)
             calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
             if distillation_epochs:
                 _check_trainable(plan)
@@ -262,12 +263,13 @@ def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
 
 
 def _check_without_calibration(
-    allocation: Any, criterion: Any, stages: int, distillation_epochs: int
+    allocation: Any, criterion: Any, samples: int | None, stages: int, distillation_epochs: int
 ) -> None:
     needs = {
         'allocation="auto"': isinstance(allocation, str) and allocation == "auto",
         f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion)
         or _chosen_by(criterion) != "",
+        f"samples={samples}": samples is not None,
         f"stages={stages}": stages > 1,
         f"distillation_epochs={distillation_epochs}": distillation_epochs > 0,
     }

@@ -128,7 +128,7 @@ def find_sparsity(
             "Leave it out."
         )
     check_model(model)
-    samples = samples_of.read(calibration, model, 1024)
+    samples = samples_of.read(calibration, model)
     metric = _alone(metric or _agreement(model, samples))
     dense, weights = metric(model), Values.of(model.variables)
     points: dict[float, float] = {}
@@ -187,7 +187,7 @@ def sensitivity(
         )
     plan = Rules(allocation="uniform", filters=filters).plan(model, frozen=True)
     if metric is None:
-        metric = _agreement(model, samples_of.read(calibration, model, 1024))
+        metric = _agreement(model, samples_of.read(calibration, model))
     metric = _alone(metric)
     dense, weights = metric(model), Values.of(plan.variables)
     drops = {}
