@@ -82,6 +82,21 @@ def test_it_opens_with_plain_keras_bit_identical(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("weights", [None, "float16"])
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_minus_zeros_take_no_more_than_zeros(tmp_path, weights, optimizer):
+    model = sparse_model()
+    size = save_compressed(model, tmp_path / "zeros.keras", weights=weights, optimizer=optimizer)
+    signs = weights_of(sparse_model(sparsity=0.0))
+    pairs = zip(weights_of(model), signs, strict=True)
+    model.set_weights([np.copysign(w, np.where(w == 0, sign, w)) for w, sign in pairs])
+    assert any((np.signbit(w) & (w == 0)).any() for w in weights_of(model))
+    signed = save_compressed(model, tmp_path / "s.keras", weights=weights, optimizer=optimizer)
+    assert signed == size
+    loaded = weights_of(keras.saving.load_model(tmp_path / "s.keras"))
+    assert not any((np.signbit(w) & (w == 0)).any() for w in loaded)
+
+
 def test_keras_needs_no_keras_pruner_to_open_it(tmp_path):
     save_compressed(sparse_model(), tmp_path / "small.keras")
     program = (

@@ -31,7 +31,9 @@ def save_compressed(
     """Save a model as a small `.keras` file that `keras.saving.load_model` opens as it is.
 
     Zeros cost next to nothing in it. Weights come back bit-identical unless `weights` rounds
-    them. What needs memory is one weight at a time; the rest passes through the disk.
+    them; but -0.0, which `weight * mask` leaves, and whose sign would take a bit of the file
+    each, comes back as 0.0. What needs memory is a part of one weight at a time; the rest passes
+    through the disk.
 
     Args:
         model: any built Keras 3 model; quantized ones as well.
@@ -60,8 +62,7 @@ def save_compressed(
         keras.saving.save_model(model, plain, zipped=False)
         if not optimizer:
             _forget_compilation(plain / "config.json")
-        if weights or not optimizer:
-            _rewrite_weights(plain / _WEIGHTS, weights, optimizer)
+        _rewrite_weights(plain / _WEIGHTS, weights, optimizer)
         _pack(plain, unfinished, compression)
         return unfinished.stat().st_size
 
@@ -80,17 +81,17 @@ def _forget_compilation(config: Path) -> None:
 
 
 def _rewrite_weights(path: Path, weights: str | None, optimizer: bool) -> None:
-    """Copy the HDF5 file in place of itself, without the optimizer and with smaller values."""
+    """Copy the HDF5 file in place of itself, without the optimizer and with values that pack."""
     copy = path.with_suffix(".copy")
     with h5py.File(path, "r") as old, h5py.File(copy, "w") as new:
         _copy_attributes(old, new)
         for name in old:
             if name == "optimizer" and not optimizer:
                 continue
-            if weights is None or name == "optimizer":
+            if name == "optimizer":
                 old.copy(name, new)
             else:
-                _copy_rounded(old, new, name)
+                _copy_packable(old, new, name, weights)
     os.replace(copy, path)
 
 
@@ -99,29 +100,32 @@ def _copy_attributes(old: Any, new: Any) -> None:
         new.attrs[key] = attribute
 
 
-def _copy_rounded(old: h5py.Group, new: h5py.Group, name: str) -> None:
-    """Copy a group or a dataset, float32 kernels as float16."""
+def _copy_packable(old: h5py.Group, new: h5py.Group, name: str, weights: str | None) -> None:
+    """Copy a group or a dataset, zeros without their sign; to "float16", float32 kernels so."""
     item = old[name]
     if isinstance(item, h5py.Group):
         group = new.create_group(name)
         _copy_attributes(item, group)
         for child in item:
-            _copy_rounded(item, group, child)
-    elif item.dtype != np.float32 or item.ndim < 2:
+            _copy_packable(item, group, child, weights)
+    elif item.dtype.kind != "f" or not item.ndim:
         old.copy(name, new)
     else:
-        rounded = new.create_dataset(name, item.shape, np.float16)
-        _copy_attributes(item, rounded)
+        rounds = weights == "float16" and item.dtype == np.float32 and item.ndim >= 2
+        stored = new.create_dataset(name, item.shape, np.float16 if rounds else item.dtype)
+        _copy_attributes(item, stored)
         rows = max(1, _CHUNK * len(item) // max(1, item.nbytes))
         for start in range(0, len(item), rows):
             values = item[start : start + rows]
-            if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+            if rounds and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
                 raise ValueError(
                     '`weights="float16"` needs weights of at most 65504. Received: larger ones '
                     f"in {item.name}. Leave `weights` out."
                 )
             # NumPy rounds; the conversion of HDF5 itself turns 0.99999 into 2.0.
-            rounded[start : start + rows] = values.astype(np.float16)
+            values = values.astype(stored.dtype)
+            values[values == 0] = 0
+            stored[start : start + rows] = values
 
 
 def _pack(plain: Path, destination: Path, compression: str | None) -> None:
