@@ -5,6 +5,7 @@ import lzma
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def save_compressed(
 
     Zeros cost next to nothing in it. Weights come back bit-identical unless `weights` rounds
     them; but -0.0, which `weight * mask` leaves, and whose sign would take a bit of the file
-    each, comes back as 0.0. What needs memory is a part of one weight at a time; the rest passes
-    through the disk.
+    each, comes back as 0.0. What needs memory is one weight at a time; the rest passes through
+    the disk.
 
     Args:
         model: any built Keras 3 model; quantized ones as well.
@@ -62,7 +63,9 @@ def save_compressed(
         keras.saving.save_model(model, plain, zipped=False)
         if not optimizer:
             _forget_compilation(plain / "config.json")
-        _rewrite_weights(plain / _WEIGHTS, weights, optimizer)
+        if weights or not optimizer:
+            _rewrite_weights(plain / _WEIGHTS, weights, optimizer)
+        _take_signs_off_zeros(plain / _WEIGHTS)
         _pack(plain, unfinished, compression)
         return unfinished.stat().st_size
 
@@ -81,17 +84,17 @@ def _forget_compilation(config: Path) -> None:
 
 
 def _rewrite_weights(path: Path, weights: str | None, optimizer: bool) -> None:
-    """Copy the HDF5 file in place of itself, without the optimizer and with values that pack."""
+    """Copy the HDF5 file in place of itself, without the optimizer and with smaller values."""
     copy = path.with_suffix(".copy")
     with h5py.File(path, "r") as old, h5py.File(copy, "w") as new:
         _copy_attributes(old, new)
         for name in old:
             if name == "optimizer" and not optimizer:
                 continue
-            if name == "optimizer":
+            if weights is None or name == "optimizer":
                 old.copy(name, new)
             else:
-                _copy_packable(old, new, name, weights)
+                _copy_rounded(old, new, name)
     os.replace(copy, path)
 
 
@@ -100,32 +103,52 @@ def _copy_attributes(old: Any, new: Any) -> None:
         new.attrs[key] = attribute
 
 
-def _copy_packable(old: h5py.Group, new: h5py.Group, name: str, weights: str | None) -> None:
-    """Copy a group or a dataset, zeros without their sign; to "float16", float32 kernels so."""
+def _copy_rounded(old: h5py.Group, new: h5py.Group, name: str) -> None:
+    """Copy a group or a dataset, float32 kernels as float16."""
     item = old[name]
     if isinstance(item, h5py.Group):
         group = new.create_group(name)
         _copy_attributes(item, group)
         for child in item:
-            _copy_packable(item, group, child, weights)
-    elif item.dtype.kind != "f" or not item.ndim:
+            _copy_rounded(item, group, child)
+    elif item.dtype != np.float32 or item.ndim < 2:
         old.copy(name, new)
     else:
-        rounds = weights == "float16" and item.dtype == np.float32 and item.ndim >= 2
-        stored = new.create_dataset(name, item.shape, np.float16 if rounds else item.dtype)
-        _copy_attributes(item, stored)
-        rows = max(1, _CHUNK * len(item) // max(1, item.nbytes))
-        for start in range(0, len(item), rows):
-            values = item[start : start + rows]
-            if rounds and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        rounded = new.create_dataset(name, item.shape, np.float16)
+        _copy_attributes(item, rounded)
+        for rows in _parts(item):
+            values = item[rows]
+            if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
                 raise ValueError(
                     '`weights="float16"` needs weights of at most 65504. Received: larger ones '
                     f"in {item.name}. Leave `weights` out."
                 )
             # NumPy rounds; the conversion of HDF5 itself turns 0.99999 into 2.0.
-            values = values.astype(stored.dtype)
-            values[values == 0] = 0
-            stored[start : start + rows] = values
+            rounded[rows] = values.astype(np.float16)
+
+
+def _take_signs_off_zeros(path: Path) -> None:
+    """Write 0.0 for -0.0, but for the optimizer's."""
+    with h5py.File(path, "r+") as file:
+        file.visititems(_take_sign_off)
+
+
+def _take_sign_off(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    own = isinstance(item, h5py.Dataset) and not name.startswith("optimizer/")
+    if not own or item.dtype.kind != "f" or not item.ndim:
+        return
+    for rows in _parts(item):
+        values = item[rows]
+        zeros = values == 0
+        if np.signbit(values[zeros]).any():
+            values[zeros] = 0
+            item[rows] = values
+
+
+def _parts(dataset: h5py.Dataset) -> Iterator[slice]:
+    """The rows of a dataset, as many at a time as a buffer holds."""
+    rows = max(1, _CHUNK * len(dataset) // max(1, dataset.nbytes))
+    return (slice(start, start + rows) for start in range(0, len(dataset), rows))
 
 
 def _pack(plain: Path, destination: Path, compression: str | None) -> None:
