@@ -212,7 +212,7 @@ def draw(everything, path):
                 points(axes, [e for e in mine if e.target == target], "s", f"{label}, {target}")
         axes.axhline(found[0].dense_scores.mean, color="0.5", linestyle="--", label="dense")
         measure = textwrap.fill(f"{found[0].measure}, per cent", 32)
-        axes.set(title=name, xlabel="zeros, per cent", ylabel=measure)
+        axes.set(title=textwrap.fill(name, 48), xlabel="zeros, per cent", ylabel=measure)
         axes.title.set_fontsize("small")
         axes.grid(alpha=0.25)
         axes.legend(fontsize="x-small")
