@@ -103,7 +103,7 @@ ifdef SPEECH
 	$(RECIPE)/speech_recognition.py $(against) $(speech)
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif
-	KERAS_BACKEND=jax .venv-examples/bin/python examples/translation.py $(short)
+	KERAS_BACKEND=jax .venv-examples/bin/python examples/translation.py $(short) --seeds 5
 	$(RECIPE)/transformer.py --seeds 5 $(reviews)
 	$(RECIPE)/imagenet.py $(against)
 	$(RECIPE)/imagenet.py --seeds 5 --sparsity 0.75 --pattern unstructured
