@@ -442,6 +442,8 @@ def main():
     if options.smoke and not options.data:
         options.words = 60
     size = f"{options.layers} layers of {options.width}, {options.words} pieces"
+    if options.batch != OPTIONS.get_default("batch"):
+        size += f", {options.batch} at a time"
     recipes = [
         recipe.Recipe(
             name=f"GNMT {direction}, {origin(options)}, {size}",
