@@ -16,8 +16,9 @@ pieces are kept there: raise --words, --length, --layers, --width, --batch and -
 Needs sentencepiece and sacrebleu: `pip install "keras-pruner[examples]"`.
 
 What is kept hangs on how many weights there are for what is to be learnt. A wide network that
-learns few pairs of messages loses nothing at 80 %; a narrow one that learns all 12,237 pairs, and
-gains BLEU from every weight, loses half (examples/results.md has both, and 85 and 90 %):
+learns few pairs of messages keeps 99, 97 and 91 % of its BLEU at 80, 85 and 90 % (English to
+German, three seeds); a narrow one that learns all 12,237 pairs, and gains BLEU from every weight,
+half at 80 % (examples/results.md):
 
     python examples/translation.py --pairs 1250 --width 192 --batch 16 --epochs 40 44
 
