@@ -28,6 +28,7 @@ import recorded
 METHODS = ("ours", "distilled", "tfmot")
 PATTERNS = ("unstructured", "2:4", "4x1")
 ALLOCATIONS = ("lamp", "erk", "global", "uniform")
+PRUNE_UNTIL = 0.75  # of the second part of a training, if gradual
 HERE = Path(__file__).resolve().parent
 
 
@@ -176,9 +177,10 @@ def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
     made.add_argument(
         "--prune-until",
         type=float,
-        default=0.75,
+        default=PRUNE_UNTIL,
         metavar="SHARE",
-        help="with --start gradual: of the second part of the training; the rest is to recover",
+        help="with --start gradual: of the second part of the training, the rest is to recover; "
+        f"under TFMOT always {PRUNE_UNTIL:g}",
     )
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--methods", nargs="*", choices=METHODS, default=["ours"])
@@ -221,8 +223,9 @@ def budget(options, usual):
 
 def start_name(options):
     """How pruning begins, in the results: "at once", "gradual", "gradual until 0.3"."""
-    usual = options.start != "gradual" or options.prune_until == 0.75
-    return options.start + ("" if usual else f" until {options.prune_until:g}")
+    if options.start == "gradual" and options.prune_until != PRUNE_UNTIL:
+        return f"gradual until {options.prune_until:g}"
+    return options.start
 
 
 def check(options):

@@ -184,8 +184,9 @@ def page(everything, picture):
             "## All runs",
             all_runs(everything),
             "Seconds are those of the training alone, on machines that did other things beside it: "
-            "no measure of speed. TFMOT leaves -0.0 (weight x mask); the bytes of its runs up to "
-            "2026-11-26 hold those signs, a bit each, which `save_compressed` drops since then.",
+            "no measure of speed. TFMOT leaves some zeros as -0.0; the bytes of its runs up to "
+            "2026-11-26 hold those signs, up to a bit each, which `save_compressed` drops since "
+            "then.",
         ]
     )
 

@@ -263,9 +263,12 @@ def data(options, direction, seed):
     chosen = ("data", "train", "test", "packages", "words", "length", "smoke")
     number = zlib.crc32(repr([getattr(options, name) for name in chosen]).encode())
     kept = cached(options.work / f"translation-{direction}-{number:08x}.npz", make)
-    few = np.random.default_rng(0).permutation(len(kept["source"]))[: options.pairs]
+    source, target = kept["source"], kept["target"]
+    if options.pairs:
+        few = np.random.default_rng(0).permutation(len(source))[: options.pairs]
+        source, target = source[few], target[few]
     return recipe.Data(
-        batches(kept["source"][few], kept["target"][few], options.batch, seed),
+        batches(source, target, options.batch, seed),
         (kept["test"], kept["references"], kept["vocabulary"].tobytes()),
         origin(options),
     )

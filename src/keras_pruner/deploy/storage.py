@@ -32,9 +32,9 @@ def save_compressed(
     """Save a model as a small `.keras` file that `keras.saving.load_model` opens as it is.
 
     Zeros cost next to nothing in it. Weights come back bit-identical unless `weights` rounds
-    them; but -0.0, which `weight * mask` leaves, and whose sign would take a bit of the file
-    each, comes back as 0.0. What needs memory is one weight at a time; the rest passes through
-    the disk.
+    them; but -0.0, which `weight * mask` leaves, and whose sign would take up to a bit of the
+    file each, comes back as 0.0. What needs memory is one weight at a time; the rest passes
+    through the disk.
 
     Args:
         model: any built Keras 3 model; quantized ones as well.
