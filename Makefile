@@ -73,7 +73,7 @@ smoke = --smoke --results $(SMOKE) --work $(SMOKE)/work
 against = --seeds 5 --tfmot-python .venv-tfmot/bin/python --methods ours tfmot
 imdb = --words 5000 --length 30 --units 32 $(reviews)
 # GNMT with more weights than its sentences fill.
-short = --pairs 1250 --width 192 --batch 16 --epochs 40 44
+short = --pairs 1250 --width 192 --batch 16 --epochs 50 70
 
 results-smoke: .venv-examples/complete
 	rm -rf $(SMOKE)

@@ -50,6 +50,7 @@ def published(everything):
             each.measure,
             each.target_name,
             each.label,
+            each.epochs,
             len(each.lines),
             f"{each.lines[0]['published dense']:g} → {each.lines[0]['published']:g}",
             f"{each.published_retained:.2f}",
@@ -61,7 +62,8 @@ def published(everything):
         for each in found
         if each.published_retained is not None
     ]
-    columns = ["recipe", "measure", "zeros", "method", "seeds", "published", "retained, published"]
+    columns = ["recipe", "measure", "zeros", "method", "epochs", "seeds", "published"]
+    columns += ["retained, published"]
     return grid([*columns, "dense → pruned here", "retained here", "of the longer"], rows)
 
 
