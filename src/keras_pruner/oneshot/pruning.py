@@ -133,17 +133,16 @@ def prune(
         _check_nobody_else_prunes(model)
     plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
     calibrated = teacher = None
-    with undisturbed(model):
-        if calibration is not None:
-            inputs = samples_of.read(calibration, model, samples or samples_of.MOST)
-            calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
-            if distillation_epochs:
-                _check_trainable(plan)
-                outputs = outputs_of(model, calibrated.fit)
-                kept = KeepZeros(filters=filters, overrides=overrides)
-                teacher = Teacher(calibrated.fit, outputs, distillation_epochs, kept)
-        attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
-        found = _best(attempt, plans, teacher, progress)
+    if calibration is not None:
+        inputs = samples_of.read(calibration, model, samples or samples_of.MOST)
+        calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
+        if distillation_epochs:
+            _check_trainable(plan)
+            outputs = outputs_of(model, calibrated.fit)
+            kept = KeepZeros(filters=filters, overrides=overrides)
+            teacher = Teacher(calibrated.fit, outputs, distillation_epochs, kept)
+    attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
+    found = _best(attempt, plans, teacher, progress)
     plan = next(iter(plans.values()))
     return _report(model, plan, found, time.perf_counter() - began)
 
@@ -216,7 +215,8 @@ def _distilled(
 ) -> Distillation:
     """Train the model by the outputs it had, unless that makes them worse where it was not."""
     refitted = Values.of(attempt.model.variables)
-    teacher.teach(attempt.model, announce)
+    with undisturbed(attempt.model):
+        teacher.teach(attempt.model, announce)
     told = Distillation(teacher.epochs, before, attempt.divergence() or 0.0)
     if not told.kept:
         refitted.restore()
