@@ -11,10 +11,12 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.callbacks import KeepZeros
 from keras_pruner.oneshot.batch_norm import in_order, reestimate
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.progress import Announce
+from keras_pruner.optimizer import PrunedOptimizer
+from keras_pruner.plan import Plan
+from keras_pruner.schedules import ConstantSparsity
 
 _BATCH = 64
 _RATE = 3e-3
@@ -29,13 +31,13 @@ class Teacher:
         samples: inputs.
         outputs: the dense model's, all of them in order, shape (samples, ...) each.
         epochs: over the samples.
-        zeros: keeps them.
+        plan: the dense model's, whose targets keep their zeros.
     """
 
     samples: Samples
     outputs: list[np.ndarray]
     epochs: int
-    zeros: KeepZeros
+    plan: Plan
 
     def teach(self, model: keras.Model, announce: Announce) -> None:
         """Train the model in place, beside whatever it is compiled with; announce each epoch.
@@ -48,17 +50,34 @@ class Teacher:
         backend = backends.current()
         with backend.variable_scope(model):
             student = _Student(model, [float(np.var(output)) for output in self.outputs])
-            student.compile(
-                keras.optimizers.Adam(rate), jit_compile=backend.jit_of_short_training()
-            )
+            optimizer = _keeping_zeros(keras.optimizers.Adam(rate), self.plan, student)
+            student.compile(optimizer, jit_compile=backend.jit_of_short_training())
         told = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
         )
-        callbacks = [self.zeros, told]
-        student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
         few = self.samples.take(slice(_FOR_BATCH_NORM))
         norms = in_order(model, few.batches()[0])
         reestimate(model, {norm: n for norm, n in norms.items() if norm.trainable}, few)
+
+
+def _keeping_zeros(
+    optimizer: keras.optimizers.Optimizer, plan: Plan, student: keras.Model
+) -> PrunedOptimizer:
+    """The optimizer, made to keep what is zero now in the targets of the plan that are trained.
+
+    It has the variables themselves: filters and overrides are written for the paths of the model,
+    which are not those of the student around it.
+    """
+    pairs = zip(plan.targets, plan.variables, strict=True)
+    targets, variables = zip(*[pair for pair in pairs if pair[0].index is not None], strict=True)
+    trained = dataclasses.replace(plan, targets=targets, variables=variables)
+    wrapped = PrunedOptimizer(optimizer, ConstantSparsity(0.0), lambda: trained)
+    wrapped.build(student.trainable_variables)
+    for masked in wrapped.masked:
+        masked.mask.assign(backends.current().to_numpy(masked.variable) != 0)
+    wrapped.attended = True  # the masks are as they shall be
+    return wrapped
 
 
 class _Student(keras.Model):
