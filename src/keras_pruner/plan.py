@@ -144,7 +144,11 @@ class Rules:
             pattern is neither unstructured nor of blocks.
         criterion: weights -> scores of the same shape, higher is better.
         filters: layers to prune, as in Keras' `quantize`: a regex or a list of them, searched
-            in the layer's path, or a function layer -> bool. None: all.
+            in the layer's path, or a function layer -> bool. None: all. A function sees the
+            layer that owns the weight: the cell of an LSTM, the projections of an attention
+            layer. If it accepts no part of a recurrent, Bidirectional or attention layer, it is
+            asked for the whole. Of wrappers such as TimeDistributed, nested models and layers
+            of your own it sees what is within.
         overrides: regex searched in a weight's path -> None (leave alone), a sparsity, a
             pattern, or both as a tuple. The first that fits counts. It goes before the filters,
             and also admits what the default rule leaves alone, such as depthwise kernels.
@@ -266,8 +270,13 @@ class Rules:
         if self.filters is None:
             return True
         if callable(self.filters):
-            return bool(self.filters(owned.layer))
+            return bool(self.filters(owned.layer)) or any(map(self._admits_whole, owned.wholes))
         return any(re.search(regex, owned.layer_path) for regex in self._regexes())
+
+    def _admits_whole(self, layer: keras.layers.Layer) -> bool:
+        """Whether the function means the layer as a whole, and does not look at its parts."""
+        parts = [part for part in layer._flatten_layers(include_self=False) if part.weights]
+        return not any(map(self.filters, parts)) and bool(self.filters(layer))
 
     def _regexes(self) -> Sequence[str]:
         """The filters, where they are regexes."""
