@@ -624,7 +624,7 @@ def test_what_shares_the_budget():
         (lambda: Rules(overrides={"a": (50, Channel())}), "For 50% zeros"),
         (lambda: Rules(overrides={"a": (0.8, NM(2, 4))}), r"NM\(n=2, m=4\) a sparsity .*not its"),
         (lambda: Rules(NM(2, 4), overrides={"a": 0.8}), "not its own, 0.5. Received: 0.8"),
-        (lambda: Rules(NM(2, 4), allocation="lamp"), "`allocation` has nothing to split"),
+        (lambda: Rules(NM(2, 4), allocation="lamp"), "to split: .* Received: allocation='lamp'."),
         (
             lambda: Rules(NM(2, 4), allocation="erk", overrides={"a": None, "b": NM(1, 4)}),
             "`allocation` has nothing to split",

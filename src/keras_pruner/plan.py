@@ -169,7 +169,7 @@ class Rules:
                 "`pattern` must be a pattern, like kp.Unstructured(), kp.Block((4, 1)), "
                 f"kp.NM(2, 4) or kp.Channel(). Received: pattern={shown(self.pattern)}."
             )
-        allocation = self.allocation
+        allocation = given = self.allocation
         if allocation is None:
             allocation = lamp if isinstance(self.pattern, Unstructured | Block) else uniform
         allocation = as_allocation(allocation)
@@ -187,12 +187,16 @@ class Rules:
         if self.overrides is not None:
             pairs = {r: tuple(o) if isinstance(o, list) else o for r, o in self.overrides.items()}
             object.__setattr__(self, "overrides", pairs)
+        if allocation is not uniform:
+            self.check_split(given)
+
+    def check_split(self, allocation: object) -> None:
+        """Raise for an allocation that the user gave where no weight has a share in a budget."""
         patterns = [self.pattern, *self._patterns_of_overrides()]
-        fixed = all(pattern.own_sparsity is not None for pattern in patterns)
-        if fixed and allocation is not uniform:
+        if all(pattern.own_sparsity is not None for pattern in patterns):
             raise ValueError(
                 f"`allocation` has nothing to split: {self.pattern!r} has a sparsity of its own, "
-                f"{self.pattern.own_sparsity:g}. Received: allocation={self.allocation!r}. Leave "
+                f"{self.pattern.own_sparsity:g}. Received: allocation={shown(allocation)}. Leave "
                 "it out."
             )
 

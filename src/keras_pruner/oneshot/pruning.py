@@ -120,6 +120,8 @@ def prune(
         )
     if chosen_by:
         criterion = magnitude  # for the allocation
+    if auto:
+        Rules(pattern, overrides=overrides).check_split("auto")
     ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
     rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
     plan = rules[0].plan(model, frozen=True)
