@@ -540,14 +540,28 @@ class OwnOptimizer(keras.Model):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step there returns its state")
-def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(data):
+@pytest.mark.parametrize("scales", [False, True])
+def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(scales, data):
     """It would stay dense without a word."""
     model = OwnOptimizer(mlp())
     model.build((None, 8))
-    compile_(model)
+    adam = keras.optimizers.Adam()
+    compile_(model, keras.optimizers.LossScaleOptimizer(adam) if scales else adam)
     with pytest.raises(RuntimeError, match=r"does not train with the optimizer.*kp\.Pruner"):
         fit(model, data, kp.GradualPruning(0.8))
     assert find(model) is None
+
+
+def test_an_epoch_whose_steps_a_loss_scale_skips_is_no_error(data):
+    """The scale is halved from 2^30 in each step until gradients are finite."""
+    keras.config.set_dtype_policy("mixed_float16")
+    sgd = keras.optimizers.SGD(0.01)
+    model = mlp(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=2.0**30))
+    fit(model, data, kp.GradualPruning(kp.ConstantSparsity(0.8)), epochs=1)
+    assert int(sgd.iterations) == 0
+    fit(model, data, kp.GradualPruning(kp.ConstantSparsity(0.8)), epochs=5)
+    assert int(sgd.iterations) > 0
+    assert sparsity(kernels(model)) == pytest.approx(0.8, abs=0.01)
 
 
 def test_a_refused_fit_leaves_the_model_as_it_was(data):

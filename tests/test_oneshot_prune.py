@@ -415,6 +415,18 @@ def test_several_inputs(form):
 # ---------------------------------------------------------------------- errors
 
 
+class Sparse:
+    """What SciPy's sparse matrices look like."""
+
+    shape, dtype = (64, 8), np.dtype("float32")
+
+    def __getitem__(self, index):
+        return self
+
+    def toarray(self):
+        return np.zeros(self.shape, self.dtype)
+
+
 BAD = {
     "at least 16 samples": samples(8, (8,)),
     "must be finite": np.where(np.arange(64)[:, None] == 5, np.nan, samples(64, (8,))),
@@ -426,6 +438,11 @@ BAD = {
     "Batch it": list(samples(64, (8,))).__iter__(),
     r"shape \[\(8,\)\] in one, \[\(9,\)\] in another. Pad": (samples(16, (n,)) for n in (8, 9)),
     "as many samples in each": [samples(64, (8,)), samples(32, (8,))],
+    r"samples. If these are batches, pass `np.concatenate": [samples(n, (8,)) for n in (32, 9)],
+    r"\(32, 8\)\]. If these are batches, pass `np.concatenate": [samples(32, (8,))] * 4,
+    r"batches, pass `iter\(calibration\)`": [(samples(32, (8,)), samples(32, (3,)))] * 2,
+    "not lists of numbers. .* length 64>. Pass `np.asarray": samples(64, (8,)).tolist(),
+    "of type Sparse. Call `.toarray": Sparse(),
 }
 
 
@@ -456,6 +473,15 @@ def test_stateful_models_take_batches_of_one_size_only():
         ({"sparsity": 0.8, "stages": 2}, "`calibration` is needed for stages"),
         ({"sparsity": 0.8, "samples": 1024}, "`calibration` is needed for samples"),
         ({"sparsity": 0.8, "stages": 0}, "`stages` must be an integer"),
+        (
+            {"pattern": kp.NM(2, 4), "calibration": samples(64, (8,)), "allocation": "auto"},
+            "nothing to split.* Received: allocation='auto'. Leave it out",
+        ),
+        ({"sparsity": 0.8, "allocation": lambda *_: None}, r"Received: None, .*Return `\{share:"),
+        (
+            {"sparsity": 0.8, "allocation": lambda shares, s: {q.path: s for q in shares}},
+            r"which has none for \['.*kernel.*Return `\{share:",
+        ),
     ],
 )
 def test_arguments_that_do_not_go_together(options, message):

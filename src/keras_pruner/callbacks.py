@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import cuts
+from keras_pruner import cuts, reach
 from keras_pruner.allocation import Share, Sparsities
 from keras_pruner.criteria import magnitude
 from keras_pruner.given import rules_of_training, schedule_for
@@ -141,7 +141,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Update the masks if due, and log the sparsity."""
-        if not self.pruner.wrapped.applied:
+        if not (self.pruner.wrapped.applied or reach.skips_steps(self.model)):
             self._undo()
             raise RuntimeError(
                 f"Nothing prunes {self.model.name!r}: its `train_step` does not train with the "

@@ -2,6 +2,8 @@
 
 import warnings
 
+import keras
+
 from keras_pruner.schedules import Schedule
 
 PATIENCE = 100
@@ -48,6 +50,17 @@ def check_begin(schedule: Schedule, given: Schedule, name: str, sparsity: float)
             "all zeros kept, use kp.KeepZeros().",
             stacklevel=3,
         )
+
+
+def skips_steps(model: keras.Model) -> bool:
+    """Whether a loss scale may have skipped all steps that a model has made.
+
+    One that is not what it was at first is one that the model trains with.
+    """
+    optimizer = model.optimizer
+    if not (isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and optimizer.built):
+        return False
+    return float(keras.ops.convert_to_numpy(optimizer.dynamic_scale)) != optimizer.initial_scale
 
 
 def refuse_steps_that_do_not_prune() -> None:

@@ -277,13 +277,17 @@ def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
 def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean squared difference of `a` from `b`, relative to the variance of `b`.
 
-    Masked logits, the same huge or infinite number in both, say nothing and are left out.
-    Infinite where one has a number and the other has none.
+    Masked logits are left out. Infinite where one has a number and the other has none.
     """
-    wanted = np.ma.array(b, mask=(a == b) & ~(np.abs(b) < _HUGE))
+    wanted = np.ma.array(b, mask=masked_logits(a, b))
     with np.errstate(invalid="ignore"):
         missing, spread = (
             float(np.ma.filled(np.square(difference).sum(), 0.0))
             for difference in (a - wanted, wanted - wanted.mean(axis=0))
         )
     return missing / max(spread, 1e-30) if np.isfinite(missing) else float("inf")
+
+
+def masked_logits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two outputs are masked logits, which say nothing: the same huge number in both."""
+    return (a == b) & ~(np.abs(b) < _HUGE)
