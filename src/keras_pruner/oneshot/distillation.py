@@ -108,7 +108,7 @@ class _Student(keras.Model):
         del x, sample_weight, training
         pairs = zip(keras.tree.flatten(y_pred), keras.tree.flatten(y), self._scales, strict=True)
         losses = [
-            scale * keras.ops.mean(keras.ops.square(_missing(keras.ops.cast(found, "float32"), wanted)))
+            scale * keras.ops.mean(keras.ops.square(_missing(found, wanted)))
             for found, wanted, scale in pairs
         ]
         return sum(losses) / len(losses)
@@ -123,6 +123,7 @@ def _variance(wanted: np.ndarray) -> float:
 def _missing(found: Any, wanted: Any) -> Any:
     """What the outputs lack, where anything is wanted."""
     nothing = keras.ops.isnan(wanted)
+    found = keras.ops.cast(found, "float32")
     return keras.ops.where(nothing, 0.0, found) - keras.ops.where(nothing, 0.0, wanted)
 
 

@@ -1,7 +1,7 @@
 """The least-squares refit of what a mask leaves, with matrix products only.
 
 For each output c with surviving inputs S_c: minimise ||X_s w + b - t||^2 / n + lam ||w - w_0||^2
-over w in S_c (lam has one value for each input), by conjugate gradients for all outputs at once. All in float32, on the backend's
+over w in S_c, by conjugate gradients for all outputs at once. All in float32, on the backend's
 device. X is centred first; H is never formed as a difference, which would cancel.
 """
 
@@ -14,11 +14,7 @@ import numpy as np
 from keras import ops
 
 DAMPING = 0.01
-"""The ridge as a fraction of the mean of H's diagonal; it pulls towards the given weights.
-
-No input has more than its own element of the diagonal: among inputs in large units, one in small
-units would not be fitted at all.
-"""
+"""The ridge as a fraction of the mean of H's diagonal; it pulls towards the given weights."""
 _ITERATIONS = 40
 _CHECK_EVERY = 5
 _TOLERANCE = 1e-4
@@ -156,8 +152,7 @@ def damped_gram(centred: Any) -> tuple[Callable[[Any], Any], Any]:
     _, n, width = centred.shape
     turned = ops.transpose(centred, (0, 2, 1))
     diagonal = ops.mean(ops.square(centred), axis=1)[:, :, None]
-    ridge = DAMPING * ops.mean(diagonal, axis=1, keepdims=True)
-    ridge = ops.minimum(ridge, diagonal) + 1e-20
+    ridge = DAMPING * ops.mean(diagonal, axis=1, keepdims=True) + 1e-20
     if n < width:
         return lambda v: ops.matmul(turned, ops.matmul(centred, v)) / n + ridge * v, (
             diagonal + ridge
