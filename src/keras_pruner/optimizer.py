@@ -1,7 +1,5 @@
 """The wrapped optimizer: the user's own, and after each of its steps the masks."""
 
-import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from keras_pruner.plan import Plan, Target
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
 from keras_pruner.slots import entries_are_apart, slots_of
+from keras_pruner.state import Masked, load_state, save_state
 from keras_pruner.values import PACKAGE
 
 UNATTENDED = (
@@ -33,22 +32,6 @@ def warn_of_untrained(paths: Sequence[str]) -> None:
             "weights, or leave these out with `filters` or `overrides`.",
             stacklevel=4,
         )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Masked:
-    """A target, its variable, its mask, and what must be zero where the weight is.
-
-    Attributes:
-        averages: the variable's moving average, if the optimizer keeps one.
-        slots: everything else the optimizer keeps for each of the variable's entries.
-    """
-
-    target: Target
-    variable: keras.Variable
-    mask: keras.Variable
-    averages: tuple[keras.Variable, ...]
-    slots: tuple[keras.Variable, ...]
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -96,6 +79,12 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         if self._plan is None:
             self._plan = self._find_plan()
         return self._plan
+
+    @property
+    def own_optimizer(self) -> keras.optimizers.Optimizer:
+        """The user's own, however many wrappers there are around it."""
+        inner = self.inner_optimizer
+        return inner.own_optimizer if isinstance(inner, PrunedOptimizer) else inner
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -298,15 +287,18 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         """Save the masks, one bit a weight; the user's optimizer saves its own variables."""
         if not self.built:
             return
-        save_masks(self.masked, self.progress, store)
+        save_state(self, store)
+        # Keras' optimizers tell a state of theirs by the number of its entries alone.
+        if len(store.keys()) == len(self.own_optimizer.variables):
+            store["filler"] = np.zeros(1, np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` saved.
 
         Raises:
-            ValueError: if the file has no pruning state, or that of other targets.
+            ValueError: if the file has no pruning state, or that of another plan.
         """
-        self.progress = load_masks(self.masked, store)
+        self.progress = load_state(self, store)
         self.loads += 1
 
     def get_config(self) -> dict[str, Any]:
@@ -337,44 +329,6 @@ def _function(function: Any) -> Any:
     if not isinstance(function, str):
         return function
     return keras.saving.get_registered_object(f"{PACKAGE}>{function.split('>')[-1]}")
-
-
-def save_masks(masked: Sequence[Masked], progress: Progress, store: Any) -> None:
-    """Write masks, one bit a weight, and progress into a mapping from names to arrays."""
-    store["progress"] = np.array(progress, np.int32)
-    for i, each in enumerate(masked):
-        store[str(i)] = np.packbits(backends.current().to_numpy(each.mask))
-
-
-def load_masks(masked: Sequence[Masked], store: Any) -> Progress:
-    """Read what `save_masks` wrote: assign the masks, return the progress.
-
-    Raises:
-        ValueError: if there is no pruning state, or that of other targets; nothing is assigned.
-    """
-    names = set(store.keys()) - {"progress"}
-    if "progress" not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
-        raise ValueError(
-            "The file holds no pruning state: it was saved by a training without pruning. Load "
-            "it before the pruning begins, with the optimizer it was saved with."
-        )
-    expected = {str(i): (-(-_size(each.variable) // 8),) for i, each in enumerate(masked)}
-    found = {name: tuple(store[name].shape) for name in names}
-    if found != expected:
-        differing = [
-            each.target.path
-            for i, each in enumerate(masked)
-            if found.get(str(i)) != expected[str(i)]
-        ]
-        raise ValueError(
-            f"The file holds the pruning state of another plan: {len(found)} masks, where this "
-            f"one has {len(expected)}; these differ: {differing}. Prune with the arguments it "
-            "was saved with."
-        )
-    for i, each in enumerate(masked):
-        bits = np.unpackbits(np.asarray(store[str(i)]), count=_size(each.variable))
-        each.mask.assign(bits.reshape(each.variable.shape).astype(bool))
-    return Progress(*map(int, np.asarray(store["progress"])))
 
 
 # -------------------------------------------------------------------- in a model
@@ -411,7 +365,3 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     model._compile_config.config["optimizer"] = model.optimizer
     model.train_function = None
     backends.current().forget_step(model)
-
-
-def _size(variable: keras.Variable) -> int:
-    return math.prod(variable.shape)

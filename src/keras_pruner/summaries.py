@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.events import EventFile
-from keras_pruner.optimizer import Masked, wrappers
+from keras_pruner.optimizer import wrappers
+from keras_pruner.state import Masked
 
 Logs = dict[str, Any] | None
 

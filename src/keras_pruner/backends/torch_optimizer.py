@@ -8,16 +8,11 @@ import numpy as np
 import torch
 
 from keras_pruner.backends import torch_ops
-from keras_pruner.optimizer import (
-    UNATTENDED,
-    Masked,
-    load_masks,
-    save_masks,
-    warn_of_untrained,
-)
+from keras_pruner.optimizer import UNATTENDED, warn_of_untrained
 from keras_pruner.plan import Plan
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
+from keras_pruner.state import Masked, load_state, save_state
 
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
@@ -118,14 +113,14 @@ class TorchOptimizerMasks:
 
     def _save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
         arrays: dict[str, np.ndarray] = {}
-        save_masks(self.masked, self.progress, arrays)
+        save_state(self, arrays)
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return {**state, KEY: {**tensors, "completed_updates": self.completed_updates}}
 
     def _load(self, _: Any, state: Mapping[str, Any]) -> dict[str, Any]:
         mine = dict(state.get(KEY, {}))
         completed = mine.pop("completed_updates", 0)
-        self.progress = load_masks(self.masked, {k: v.cpu().numpy() for k, v in mine.items()})
+        self.progress = load_state(self, {k: v.cpu().numpy() for k, v in mine.items()})
         self.completed_updates = completed
         self.loads += 1
         return {key: value for key, value in state.items() if key != KEY}
