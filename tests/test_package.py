@@ -25,7 +25,7 @@ LAYERS = [
     {"optimizer"},
     {"agreement"},
     {"pruner"},
-    {"callbacks", "backup", "deploy", "testing", "summaries"},
+    {"callbacks", "when_sparse", "backup", "deploy", "testing", "summaries"},
     {"oneshot"},
     {"comparison", "benchmarking"},
     {"demo"},
@@ -116,6 +116,6 @@ def test_docstring_examples_run():
     import importlib
 
     failed = 0
-    for name in ("schedules", "selection", "patterns", "pruner", "callbacks"):
+    for name in ("schedules", "selection", "patterns", "pruner", "callbacks", "when_sparse"):
         failed += doctest.testmod(importlib.import_module(f"keras_pruner.{name}")).failed
     assert not failed

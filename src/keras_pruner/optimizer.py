@@ -13,7 +13,7 @@ from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
 from keras_pruner.slots import entries_are_apart, slots_of
 from keras_pruner.state import Masked, load_state, save_state
-from keras_pruner.values import PACKAGE
+from keras_pruner.values import PACKAGE, shown
 
 UNATTENDED = (
     "This optimizer was wrapped for pruning, but nobody updates its masks: the training would "
@@ -63,6 +63,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.use_ema = inner_optimizer.use_ema
+        self.gradient_accumulation_steps = inner_optimizer.gradient_accumulation_steps
         self.schedule = schedule
         self.masked: tuple[Masked, ...] = ()
         self.before_first_step: Callable[[], Any] | None = None
@@ -205,7 +206,8 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             return
         self.inner_optimizer.finalize_variable_values(var_list)
         self.zero_pruned()
-        self._check_attended()  # a compiled step does not do it again
+        if self.applied:  # else what failed before the first step would be hidden
+            self._check_attended()  # a compiled step does not do it again
 
     def _check_attended(self) -> None:
         """Refuse to train on, dense and in silence, when nobody updates the masks."""
@@ -247,6 +249,21 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As the user's optimizer does it.
+
+        Raises:
+            ValueError: if the optimizer has its variables already, as it has after `wrap`.
+        """
+        if self.inner_optimizer.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be called before the optimizer is wrapped, which "
+                "makes its variables. Received: var_list="
+                f"{shown(var_list)}, var_names={var_names!r}. First "
+                "`optimizer.exclude_from_weight_decay(...)`, then `pruner.wrap(optimizer)`."
+            )
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
     def scale_loss(self, loss: Any) -> Any:
         """As the user's optimizer scales it."""
         return self.inner_optimizer.scale_loss(loss)
@@ -277,6 +294,11 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
     def is_readable(self) -> bool:
         """Whether the progress can be looked at now."""
         return backends.current().is_readable(self._progress.value)
+
+    def peek(self) -> Progress | None:
+        """The progress, if it can be had without waiting for a step."""
+        found = backends.current().peek(self._progress)
+        return None if found is None else Progress(*found)
 
     @property
     def completed_updates(self) -> int:
@@ -329,6 +351,29 @@ def _function(function: Any) -> Any:
     if not isinstance(function, str):
         return function
     return keras.saving.get_registered_object(f"{PACKAGE}>{function.split('>')[-1]}")
+
+
+def check_wrappable(optimizer: Any, *, used: bool) -> None:
+    """Raise unless a pruner, which may have been used already, can wrap `optimizer`."""
+    if isinstance(optimizer, PrunedOptimizer):
+        raise ValueError(
+            "`optimizer` is wrapped for pruning already, and once is enough. Received: "
+            f"optimizer={optimizer.name!r} around {optimizer.inner_optimizer.name!r}. "
+            "Pass the inner one, or use the wrapped one as it is."
+        )
+    if used:
+        raise ValueError(
+            "This pruner has wrapped an optimizer already, and its masks are there. Received: "
+            f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
+            "call `release()` first."
+        )
+    is_own = backends.current().is_own_optimizer(optimizer)
+    if not (is_own or isinstance(optimizer, keras.optimizers.Optimizer)):
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
+            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
+            "From a name Keras makes one: `keras.optimizers.get('adam')`."
+        )
 
 
 # -------------------------------------------------------------------- in a model

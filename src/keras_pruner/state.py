@@ -77,9 +77,7 @@ def _check_masks(found: dict[str, tuple[int, ...]], masked: Sequence[Masked]) ->
     if found == expected:
         return
     differing = [
-        each.target.path
-        for i, each in enumerate(masked)
-        if found.get(str(i)) != expected[str(i)]
+        each.target.path for i, each in enumerate(masked) if found.get(str(i)) != expected[str(i)]
     ]
     raise ValueError(
         f"The file holds the pruning state of another plan: {len(found)} masks, where this "
@@ -107,9 +105,7 @@ def _check_plan(then: dict[str, Any], now: dict[str, Any]) -> None:
 def _said(
     masked: Sequence[Masked], plan: Plan, schedule: Schedule, progress: Progress
 ) -> dict[str, Any]:
-    """What the zeros of a pruning hang on, as far as it has a name; of weights not their names,
-    which a loaded model may have changed.
-    """
+    """What the zeros hang on, as far as it has a name. Not the weights' own, which may change."""
     patterns = [_name(m.target.pattern) for m in masked]
     final = progress.restore(schedule).sparsity_at_end
     own = [m.target.sparsity for m in masked]

@@ -44,8 +44,16 @@ class TorchOptimizerMasks:
 
     built = True
     is_readable = True
+    gradient_accumulation_steps = None  # the loop's own matter
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, plan: Plan) -> None:
+        hooks = optimizer._optimizer_step_post_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), TorchOptimizerMasks) for hook in hooks):
+            raise ValueError(
+                "`optimizer` is wrapped for pruning already, and once is enough. Received: "
+                f"{type(optimizer).__name__} with the hooks of another `kp.Pruner`. Go on with "
+                "that pruner, or call its `release()` first."
+            )
         self.inner_optimizer = optimizer
         self.schedule = schedule
         self.plan = plan
@@ -76,6 +84,10 @@ class TorchOptimizerMasks:
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._load),
         ]
+
+    def peek(self) -> Progress:
+        """The progress."""
+        return self.progress
 
     @property
     def finished(self) -> bool:
