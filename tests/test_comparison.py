@@ -12,6 +12,7 @@ from keras_pruner import comparison as module
 from keras_pruner import files
 from keras_pruner.deploy.latency import Latency, Timing
 from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
+from keras_pruner.values import one_line
 
 
 def network(sparsity=0.0, name="net", seed=0):
@@ -220,6 +221,12 @@ def test_labels_that_the_loss_does_not_know_are_an_error_of_the_data(pruned_is_c
         compiled(pruned, loss="sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match=r"cannot be measured on `data`.*Keras said: .*7"):
         kp.compare(dense, pruned, data=(np.ones((6, 32)), np.full(6, 7)))
+
+
+def test_what_keras_said_is_one_line():
+    error = ValueError('It failed:\n\n  File "a.py", line 1\n\nat a label of 7.' + "x" * 999)
+    assert one_line(error).startswith("It failed: at a label of 7.xxx")
+    assert len(one_line(error)) == 500
 
 
 def test_no_samples_are_refused():

@@ -17,7 +17,7 @@ from keras_pruner.deploy.litert import export_litert
 from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
 from keras_pruner.deploy.stages import stages
 from keras_pruner.report import Row, SparsityReport, curves, numbers, share, summarize
-from keras_pruner.values import shown
+from keras_pruner.values import one_line, shown
 from keras_pruner.weights import check_model, weights_of
 
 COLUMNS = ["", ">dense", ">pruned", ">dense / pruned"]
@@ -318,7 +318,7 @@ def _scores(models: Sequence[keras.Model], data: Any) -> list[dict[str, float]]:
             if not model.compiled:
                 problem = f"{model.name!r} is not compiled, and loss and metrics of {judge.name!r}"
                 problem += " do not do for it. Compile both."
-            raise ValueError(f"{problem} Keras said: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{problem} Keras said: {one_line(error)}") from error
         found.append({key: x for name in scores for key, x in numbers(name, scores[name])})
     return found
 

@@ -48,6 +48,12 @@ def shown(received: object) -> str:
     return f"<{type(received).__name__}{size}>"
 
 
+def one_line(error: Exception) -> str:
+    """What an error of another library says, without the lines of its stack, and not for ever."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith('File "'))[:500]
+
+
 def as_json(data: Any) -> str:
     """Plain data as JSON text: null for NaN and infinities, which JSON has not."""
     return json.dumps(_finite(data), indent=2, allow_nan=False)
