@@ -96,7 +96,7 @@ class Pruner:
         """
         self = cls.__new__(cls)
         self._set_up(model, schedule, functools.cache(lambda: rules.plan(model)), None)
-        self._ended = ended
+        self._ended, self._own_loop = ended, False
         return self
 
     def _set_up(
@@ -109,6 +109,7 @@ class Pruner:
         self.model = model
         self.updates = updates
         self.updates_per_call = 1
+        self._own_loop = True  # which may set the state back
         self._given = schedule
         self._find_plan = find_plan
         self._ended: Ended | None = None
@@ -152,9 +153,8 @@ class Pruner:
         """Updates of the weights completed since the schedule began."""
         if (noted := self._of_no_variable()) is not None:
             return noted.step
-        wrapped = self.wrapped
-        origin = wrapped.progress.origin
-        return 0 if origin < 0 else wrapped.completed_updates - origin
+        origin = self.wrapped.progress.origin
+        return 0 if origin < 0 else self.wrapped.completed_updates - origin
 
     @property
     def finished(self) -> bool:
@@ -168,8 +168,7 @@ class Pruner:
         """The fraction of zeros that the masks hold at present, over all targets."""
         if (noted := self._of_no_variable()) is not None:
             return noted.sparsity
-        kept = sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked)
-        return 1 - kept / self._entries
+        return 1 - sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked) / self._entries
 
     def _of_no_variable(self) -> Reached | None:
         """What was noted where the optimizer's variables do not say it, or not any more."""
@@ -304,8 +303,7 @@ class Pruner:
 
     def can_adopt(self, wrapped: PrunedOptimizer) -> bool:
         """Whether `wrapped` carries this very pruning, begun before."""
-        same_schedule = wrapped.built and wrapped.schedule == self._given
-        return same_schedule and wrapped.plan.same_as(self.plan)
+        return wrapped.built and wrapped.schedule == self._given and wrapped.plan.same_as(self.plan)
 
     def adopt(self, wrapped: PrunedOptimizer) -> None:
         """Go on with the pruning that `wrapped` carries."""
@@ -335,7 +333,8 @@ class Pruner:
     def _may_be_due(self) -> bool:
         """Whether an update may be due by now, from the number of calls alone."""
         wrapped = self.wrapped
-        if wrapped.loads != self._loads or wrapped.peek() not in (None, self._known):
+        set_back = self._own_loop and wrapped.peek() not in (None, self._known)
+        if wrapped.loads != self._loads or set_back:
             self._forget()
         if self._resolved is None:
             return wrapped.is_readable
