@@ -190,6 +190,33 @@ def test_a_backup_of_another_plan_is_an_error_that_lists_the_difference(data, tm
         )
 
 
+@pytest.mark.parametrize(
+    ("pruning", "difference"),
+    [
+        (lambda: kp.GradualPruning(0.9), "final sparsity was 0.75 and is 0.9"),
+        (lambda: kp.GradualPruning(0.75, pattern=kp.NM(1, 4)), "pattern was 'Unstructured.*NM"),
+        (lambda: kp.GradualPruning(0.75, allocation="erk"), "allocation was 'lamp' and is 'erk'"),
+        (lambda: kp.GradualPruning(0.75, criterion=np.square), "criterion was 'magnitude'"),
+        (lambda: kp.GradualPruning(0.75, overrides={"head": 0.5}), "single weights was .*0.5"),
+        (lambda: kp.KeepZeros(), "final sparsity was 0.75 and is 0.0"),
+    ],
+)
+def test_a_backup_of_another_pruning_is_refused_with_what_to_do(
+    pruning, difference, data, tmp_path
+):
+    mlp().fit(*data, callbacks=[kp.GradualPruning(0.75), kp.AtomicBackup(tmp_path)], **options())
+    with pytest.raises(ValueError, match=rf"{difference}.*kp\.GradualPruning\(0\.75\).*directory"):
+        mlp().fit(*data, callbacks=[pruning(), kp.AtomicBackup(tmp_path)], **options(epochs=4))
+
+
+def test_a_backup_of_the_same_pruning_goes_on_in_a_longer_training(data, tmp_path):
+    for epochs in (2, 4):
+        callbacks = [kp.GradualPruning(0.75), kp.AtomicBackup(tmp_path)]
+        history = mlp().fit(*data, callbacks=callbacks, **options(epochs=epochs))
+    assert history.epoch == [2, 3]
+    assert history.history["sparsity"] == pytest.approx([0.75, 0.75], abs=0.01)
+
+
 def test_a_dense_backup_is_an_error_in_a_pruned_run(data, tmp_path):
     mlp().fit(*data, callbacks=[kp.AtomicBackup(tmp_path)], **options())
     with pytest.raises(ValueError, match="holds no pruning state"):

@@ -1,5 +1,8 @@
 """`GradualPruning`, `KeepZeros` and `WhenSparse` in `fit`."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -290,6 +293,17 @@ def test_keep_zeros_keeps_what_is_zero_and_trains_the_rest(data):
     assert find(model) is None
 
 
+def test_keep_zeros_keeps_the_zeros_of_now_after_an_interruption(data):
+    model = mlp()
+    kp.prune(model, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, kp.KeepZeros(), Interrupt(KeyboardInterrupt()))
+    kp.prune(model, 0.9)
+    fit(model, data, kp.KeepZeros())
+    assert sparsity(kernels(model)) == pytest.approx(lawful(0.9))
+    assert find(model) is None
+
+
 def test_keep_zeros_does_not_freeze_a_weight_that_is_zero_altogether(data):
     model = mlp()
     model.layers[1].kernel.assign(np.zeros((10, 3)))
@@ -306,8 +320,43 @@ def test_when_sparse_a_best_epoch_is_one_with_zeros(data):
         fit(model, data, kp.GradualPruning(schedule), wrap(early))
         return sparsity(kernels(model))
 
-    assert run(lambda callback: callback) < 0.8
+    with pytest.warns(UserWarning, match=r"not zero any more.*kp\.WhenSparse"):
+        assert run(lambda callback: callback) < 0.8
     assert run(kp.WhenSparse) == pytest.approx(lawful(0.8))
+
+
+class Heard(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))],
+    ids=["copy", "pickle"],
+)
+def test_callbacks_can_be_copied_and_sent(again, data):
+    """By a search over settings, for one, to other processes."""
+    mine = [kp.GradualPruning(0.8, epochs=(0, 2)), kp.WhenSparse(Heard())]
+    model, (pruning, lazy) = mlp(), again(mine)
+    fit(model, data, pruning, lazy)
+    assert lazy.callback.epochs == [1, 2, 3]
+    assert mine[1].callback.epochs == []
+    assert sparsity(kernels(model)) == pytest.approx(lawful(0.8))
+    other = mlp()
+    assert fit(other, data, again(pruning))["sparsity"][0] < 0.8  # from the beginning
+    assert sparsity(kernels(other)) == pytest.approx(lawful(0.8))
+
+
+def test_when_sparse_passes_the_logs_on(data):
+    epochs = []
+    begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    fit(mlp(), data, kp.GradualPruning(0.8, epochs=(0, 1)), kp.WhenSparse(begin))
+    assert epochs == [1, 2, 3]
 
 
 def test_when_sparse_in_the_midst_of_an_epoch_begins_with_that_epoch(data, tmp_path):
@@ -406,7 +455,8 @@ def test_what_fails_in_a_step_is_what_is_heard(data):
         fit(model, data, kp.GradualPruning(0.8))
 
 
-def test_weights_denser_than_their_masks_are_told(data):
+@pytest.mark.parametrize("order", [1, -1])
+def test_weights_denser_than_their_masks_are_told(order, data):
     model = mlp()
 
     class Restore(keras.callbacks.Callback):
@@ -416,8 +466,40 @@ def test_weights_denser_than_their_masks_are_told(data):
         def on_train_end(self, logs=None):
             self.model.set_weights(self.first)
 
-    with pytest.warns(UserWarning, match=r"not zero any more.*kp\.WhenSparse"):
-        fit(model, data, Restore(), kp.GradualPruning(0.8))
+    with pytest.warns(UserWarning, match=r"not zero any more.*kp\.WhenSparse") as told:
+        fit(model, data, *[Restore(), kp.GradualPruning(0.8)][::order])
+    assert sum("not zero any more" in str(each.message) for each in told) == 1
+    assert "on_train_end" not in vars(model.history)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_fails_before_the_first_step_is_what_is_heard(first, data):
+    class Broken(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise KeyError("a callback with a mistake in it")
+
+    with pytest.raises(KeyError, match="a mistake in it"):
+        fit(mlp(), data, *[Broken(), kp.GradualPruning(0.8)][:: 1 if first else -1])
+
+
+def test_the_same_callback_in_another_fold_says_that_it_has_ended(data):
+    model, callback = mlp(), kp.GradualPruning(0.8)
+    fresh = model.get_weights()
+    fit(model, data, callback)
+    model.set_weights(fresh)
+    compile_(model)
+    with pytest.warns(UserWarning, match=r"has ended.*'mlp' now has 0: it is.*new callback"):
+        fit(model, data, callback)
+    model.set_weights(fresh)
+    fit(model, data, kp.GradualPruning(0.8))
+
+
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_many_batches_for_one_step_are_no_idleness(data):
+    model = mlp(keras.optimizers.Adam(gradient_accumulation_steps=120))
+    schedule = kp.PolynomialDecay(0.8, end_step=2, frequency=1)
+    fit(model, data, kp.GradualPruning(schedule), batch_size=1)
+    assert sparsity(kernels(model)) == pytest.approx(lawful(0.8))
 
 
 def test_when_sparse_without_pruning_is_refused(data):
@@ -521,33 +603,76 @@ class OwnOptimizer(keras.Model):
         return self.network(x)
 
     def train_on(self, x, y):
+        variables = self.trained_by_own
         if keras.backend.backend() == "torch":
             loss = LOSS(y, self(x))
+            self.zero_grad()
             loss.backward()
-            variables = self.trainable_variables
             self.own.apply([v.value.grad for v in variables], variables)
         else:
             import tensorflow as tf
 
             with tf.GradientTape() as tape:
                 loss = LOSS(y, self(x))
-            variables = self.trainable_variables
             self.own.apply(tape.gradient(loss, variables), variables)
         return {"loss": loss}
+
+    @property
+    def trained_by_own(self):
+        return self.trainable_variables
 
     def train_step(self, data):
         return self.train_on(*data)
 
 
+class TwoOptimizers(OwnOptimizer):
+    """The compiled optimizer moves the first layer, its own the rest."""
+
+    @property
+    def trained_by_own(self):
+        return self.trainable_variables[2:]
+
+    def train_on(self, x, y):
+        mine = self.trainable_variables[:2]
+        self.optimizer.apply([keras.ops.zeros_like(v) for v in mine], mine)
+        return super().train_on(x, y)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step there returns its state")
-def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(data):
+def test_a_second_optimizer_that_revives_weights_is_told(data):
+    def network():
+        model = TwoOptimizers(mlp())
+        model.build((None, 8))
+        return compile_(model)
+
+    with pytest.warns(UserWarning, match=r"end of an epoch in \['mlp/head/kernel'\].*second one"):
+        fit(network(), data, kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=16)))
+    fit(network(), data, kp.GradualPruning(0.8, filters="hidden"))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step there returns its state")
+@pytest.mark.parametrize("scales", [False, True])
+def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(scales, data):
     """It would stay dense without a word."""
     model = OwnOptimizer(mlp())
     model.build((None, 8))
-    compile_(model)
+    adam = keras.optimizers.Adam()
+    compile_(model, keras.optimizers.LossScaleOptimizer(adam) if scales else adam)
     with pytest.raises(RuntimeError, match=r"does not train with the optimizer.*kp\.Pruner"):
         fit(model, data, kp.GradualPruning(0.8))
     assert find(model) is None
+
+
+def test_an_epoch_whose_steps_a_loss_scale_skips_is_no_error(data):
+    """The scale is halved from 2^30 in each step until gradients are finite."""
+    keras.config.set_dtype_policy("mixed_float16")
+    sgd = keras.optimizers.SGD(0.01)
+    model = mlp(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=2.0**30))
+    fit(model, data, kp.GradualPruning(kp.ConstantSparsity(0.8)), epochs=1)
+    assert int(sgd.iterations) == 0
+    fit(model, data, kp.GradualPruning(kp.ConstantSparsity(0.8)), epochs=5)
+    assert int(sgd.iterations) > 0
+    assert sparsity(kernels(model)) == pytest.approx(0.8, abs=0.01)
 
 
 def test_a_refused_fit_leaves_the_model_as_it_was(data):

@@ -47,6 +47,9 @@ def test_tf_train_checkpoint_carries_masks_and_count(data, tmp_path):
     assert pruner.wrapped.progress.updated_at == 6
     steps(pruner, resumed, 7)
     assert_same(state(whole), state(resumed))
+    checkpoint.restore(path)  # and once more, in the same process
+    steps(pruner, resumed, 7)
+    assert_same(state(whole), state(resumed))
 
 
 @pytest.mark.filterwarnings("ignore:The training is too short")

@@ -12,6 +12,7 @@ from keras_pruner import comparison as module
 from keras_pruner import files
 from keras_pruner.deploy.latency import Latency, Timing
 from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
+from keras_pruner.values import one_line
 
 
 def network(sparsity=0.0, name="net", seed=0):
@@ -210,6 +211,40 @@ def test_a_metric_of_many_numbers_is_taken_apart(pruned_is_compiled):
     assert set(found.pruned.scores) == {"loss", "f1_score[0]", "f1_score[1]", "f1_score[2]"}
     assert found.dense.scores == pytest.approx(found.pruned.scores)
     assert "f1_score[2]" in str(found)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="which does not look at labels")
+@pytest.mark.parametrize("pruned_is_compiled", [True, False])
+def test_labels_that_the_loss_does_not_know_are_an_error_of_the_data(pruned_is_compiled):
+    dense, pruned = compiled(network(), loss="sparse_categorical_crossentropy"), network()
+    if pruned_is_compiled:
+        compiled(pruned, loss="sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"cannot be measured on `data`.*Keras said: .*7"):
+        kp.compare(dense, pruned, data=(np.ones((6, 32)), np.full(6, 7)))
+
+
+def test_what_keras_said_is_one_line():
+    error = ValueError('It failed:\n\n  File "a.py", line 1\n\nat a label of 7.' + "x" * 999)
+    assert one_line(error).startswith("It failed: at a label of 7.xxx")
+    assert len(one_line(error)) == 500
+
+
+def test_no_samples_are_refused():
+    model = compiled(network(), loss="mse")
+    with pytest.raises(ValueError, match="`data` holds no samples"):
+        kp.compare(model, model, data=(np.ones((0, 32)), np.ones((0, 3))))
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_quantized_weights_are_said_not_to_be_counted():
+    pruned = network(0.5)
+    pruned.quantize("int8")
+    found = kp.compare(network(), pruned)
+    shares = next(row for row in found.overall() if row[0] == "sparsity, prunable weights")
+    assert shares[1:3] == ("0.0000", "-")
+    assert "Prunable weights: 2,240 and 0" in str(found)
+    assert "kp.zeros_of(model)" in str(found)
+    assert "kp.zeros_of" not in str(kp.compare(network(), network(0.5)))
 
 
 def two_heads(names=("a", "b")):

@@ -48,6 +48,25 @@ def test_a_sound_file_is_read(tmp_path, content, compression):
     assert model.layers[0].kernel.shape == (6, 4)
 
 
+def test_a_file_of_weights_alone_says_what_to_do(tmp_path):
+    path = tmp_path / "m.weights.h5"
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)]).save_weights(path)
+    with pytest.raises(files.FileError, match=r"holds weights without a model.*load_weights\("):
+        files.load(path)
+
+
+def test_a_missing_loss_is_loaded_in_python(tmp_path):
+    def mine(y, predicted):
+        return keras.ops.mean(keras.ops.abs(y - predicted))
+
+    path = tmp_path / "m.keras"
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+    model.compile(loss=mine)
+    model.save(path)
+    with pytest.raises(files.FileError, match=r"needs the function 'mine'.*in place of the file"):
+        files.load(path, compile=True)
+
+
 def test_an_lzma_dictionary_of_gigabytes(tmp_path, content):
     path = packed(tmp_path / "m.keras", content)
     data = bytearray(path.read_bytes())

@@ -90,3 +90,9 @@ def test_a_model_without_norms_says_so():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="must have BatchNormalization layers"):
         kp.reestimate_batch_norm(model, images()[:, 0, 0])
+
+
+def test_too_few_samples_are_no_samples():
+    model = keras.Sequential([keras.Input((6, 6, 4)), layers.BatchNormalization()])
+    with pytest.raises(ValueError, match="`samples` must be"):
+        kp.reestimate_batch_norm(model, images(), samples=8)

@@ -172,6 +172,29 @@ def test_weights_that_an_override_admits_stay_zero():
     assert np.mean(kernel == 0) == 0.5
 
 
+class Plain(keras.Model):
+    """Two layers, whose paths begin with the name of the model."""
+
+    def __init__(self):
+        super().__init__(name="plain")
+        self.a, self.b = layers.Dense(16, "relu", name="a"), layers.Dense(3, name="b")
+
+    def call(self, x):
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{"filters": "^a$"}, {"overrides": {"^b/": None}}, {"overrides": {"^b/": 0}}]
+)
+def test_names_are_those_in_the_model(options):
+    model = Plain()
+    model(samples()[:1])
+    report = pruned(model, 2, **options)
+    assert [row.path for row in report.weights] == ["a/kernel"]
+    assert np.mean(model.a.get_weights()[0] == 0) == pytest.approx(0.8, abs=0.01)
+    assert not np.any(model.b.get_weights()[0] == 0)
+
+
 def test_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -213,4 +236,20 @@ def test_arguments_that_do_not_go_together():
         pruned(model, -1)
     model.trainable = False
     with pytest.raises(ValueError, match="all that are pruned are frozen"):
-        pruned(model, 1)
+        pruned(model, 1, calibration=iter([]))  # which nobody has read by then
+
+
+@pytest.mark.parametrize("mask", [-1e9, -np.inf])
+def test_masked_logits_are_not_learnt(mask):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,))
+    logits = layers.Dense(12, name="logits")(layers.Dense(24, "relu", name="hidden")(inputs))
+
+    def kept(pair):
+        x, logits = pair
+        return keras.ops.where(x > 0, logits, logits + mask)
+
+    model = keras.Model(inputs, layers.Lambda(kept)([inputs, logits]))
+    told = pruned(model, 20).distillation
+    assert told.kept
+    assert 0.01 < told.after < 0.9 * told.before

@@ -415,6 +415,18 @@ def test_several_inputs(form):
 # ---------------------------------------------------------------------- errors
 
 
+class Sparse:
+    """What SciPy's sparse matrices look like."""
+
+    shape, dtype = (64, 8), np.dtype("float32")
+
+    def __getitem__(self, index):
+        return self
+
+    def toarray(self):
+        return np.zeros(self.shape, self.dtype)
+
+
 BAD = {
     "at least 16 samples": samples(8, (8,)),
     "must be finite": np.where(np.arange(64)[:, None] == 5, np.nan, samples(64, (8,))),
@@ -426,6 +438,11 @@ BAD = {
     "Batch it": list(samples(64, (8,))).__iter__(),
     r"shape \[\(8,\)\] in one, \[\(9,\)\] in another. Pad": (samples(16, (n,)) for n in (8, 9)),
     "as many samples in each": [samples(64, (8,)), samples(32, (8,))],
+    r"samples. If these are batches, pass `np.concatenate": [samples(n, (8,)) for n in (32, 9)],
+    r"\(32, 8\)\]. If these are batches, pass `np.concatenate": [samples(32, (8,))] * 4,
+    r"batches, pass `iter\(calibration\)`": [(samples(32, (8,)), samples(32, (3,)))] * 2,
+    "not lists of numbers. .* length 64>. Pass `np.asarray": samples(64, (8,)).tolist(),
+    "of type Sparse. Call `.toarray": Sparse(),
 }
 
 
@@ -456,6 +473,15 @@ def test_stateful_models_take_batches_of_one_size_only():
         ({"sparsity": 0.8, "stages": 2}, "`calibration` is needed for stages"),
         ({"sparsity": 0.8, "samples": 1024}, "`calibration` is needed for samples"),
         ({"sparsity": 0.8, "stages": 0}, "`stages` must be an integer"),
+        (
+            {"pattern": kp.NM(2, 4), "calibration": samples(64, (8,)), "allocation": "auto"},
+            "nothing to split.* Received: allocation='auto'. Leave it out",
+        ),
+        ({"sparsity": 0.8, "allocation": lambda *_: None}, r"Received: None, .*Return `\{share:"),
+        (
+            {"sparsity": 0.8, "allocation": lambda shares, s: {q.path: s for q in shares}},
+            r"which has none for \['.*kernel.*Return `\{share:",
+        ),
     ],
 )
 def test_arguments_that_do_not_go_together(options, message):
@@ -485,3 +511,128 @@ def test_a_model_in_the_midst_of_a_schedule_is_not_pruned_at_once():
     kp.prune(model, 0.9, copy=True)
     kp.Pruner(model).release()
     kp.prune(model, 0.9)
+
+
+class Sampling(layers.Layer):
+    """Adds noise, also in inference, as a variational autoencoder does."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+def test_what_a_layer_draws_is_the_same_in_every_run():
+    keras.utils.set_random_seed(0)
+    parts = [layers.Dense(16), Sampling(), layers.Dense(32, "relu"), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((8,)), *parts])
+    before, x = weights(model), samples(128, (8,))
+    assert kp.prune(model, 0.0, calibration=x).divergence < 1e-10
+    for a, b in zip(weights(model), before, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    alone = kp.prune(model, 0.5, calibration=x, refit=False).divergence
+    model.set_weights(before)
+    assert kp.prune(model, 0.5, calibration=x).divergence < 0.8 * alone
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [layers.LSTM, layers.BatchNormalization],
+        [layers.SimpleRNN, layers.BatchNormalization],
+        [lambda n: layers.Dense(n, "relu"), layers.BatchNormalization],
+        [layers.Dense, lambda: layers.BatchNormalization(axis=1)],
+    ],
+    ids=["LSTM", "SimpleRNN", "activation", "other axis"],
+)
+def test_a_norm_gets_the_moments_of_what_it_is_given(parts):
+    keras.utils.set_random_seed(0)
+    product, norm = parts[0](8), parts[1]()
+    inputs = keras.Input((8, 4))
+    if isinstance(product, layers.RNN):
+        product.return_sequences = True
+    outputs = product(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(norm(outputs))))
+    x = samples(128, (8, 4))
+    kp.reestimate_batch_norm(model, x)
+    kp.prune(model, 0.6, calibration=x, criterion=kp.magnitude, allocation="uniform")
+    fit = x[np.arange(128) % 8 != 4]
+    seen = keras.ops.convert_to_numpy(keras.Model(inputs, outputs)(x, training=False))
+    axes = tuple({0, 1, 2} - {norm.axis % 3})
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(norm.moving_mean.value), seen.mean(axes), atol=0.02
+    )
+    assert len(fit) == 112
+
+
+def test_a_kernel_that_does_not_train_keeps_its_zeros():
+    class Projection(layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(name="kernel", shape=(shape[-1], 64), trainable=False)
+
+        def call(self, x):
+            return keras.ops.cos(keras.ops.matmul(x, self.kernel))
+
+    projection = Projection(name="projection")
+    model = keras.Sequential([keras.Input((8,)), projection, layers.Dense(3)])
+    report = kp.prune(model, 0.75, calibration=samples(64, (8,)))
+    assert report.sparsity == pytest.approx(0.75, abs=0.01)
+    zeros = float(np.mean(keras.ops.convert_to_numpy(projection.kernel.value) == 0))
+    assert zeros == report.weights[0].sparsity > 0.5
+
+
+def test_a_refit_keeps_to_the_constraints_of_a_layer():
+    keras.utils.set_random_seed(0)
+    bounds = {"kernel_constraint": "non_neg", "bias_constraint": "non_neg"}
+    parts = [layers.Dense(32, "relu", **bounds), layers.Dense(3, **bounds)]
+    model = keras.Sequential([keras.Input((8,)), *parts])
+    for layer in model.layers:
+        layer.kernel.assign(np.abs(keras.ops.convert_to_numpy(layer.kernel.value)))
+    kp.prune(model, 0.6, calibration=samples(128, (8,)))
+    assert all(w.min() >= 0 for w in weights(model))
+    assert any(w.ndim == 1 and w.any() for w in weights(model))
+
+
+def test_a_layer_whose_kernel_another_one_uses_keeps_its_mask_alone():
+    class Transposed(layers.Layer):
+        def __init__(self, tied):
+            super().__init__()
+            self.tied = tied
+
+        def call(self, x):
+            return keras.ops.matmul(x, keras.ops.transpose(self.tied.kernel))
+
+    encoder = layers.Dense(6)
+    model = keras.Sequential([keras.Input((8,)), encoder, Transposed(encoder)])
+    report = kp.prune(model, 0.5, calibration=samples(64, (8,)))
+    assert [w.note for w in report.weights] == ["another layer holds its layer, and may use it"]
+
+
+@pytest.mark.parametrize("mask", [-1e9, -np.inf])
+def test_masked_logits_say_nothing(mask):
+    def masked(x, logits):
+        return keras.ops.where(x > 0, logits, logits + mask)
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    logits = layers.Dense(8)(layers.Dense(16, "relu")(inputs))
+    outputs = layers.Lambda(lambda pair: masked(*pair))([inputs, logits])
+    model = keras.Model(inputs, outputs)
+    assert 0.01 < kp.prune(model, 0.5, calibration=samples(128, (8,))).divergence < 1
+
+
+def test_outputs_that_are_no_numbers_are_refused():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(3)(keras.ops.log(inputs)))
+    with pytest.raises(ValueError, match="are NaN"):
+        kp.prune(model, 0.5, calibration=samples(64, (8,)))
+
+
+def test_a_recurrent_layer_in_a_loop_keeps_its_mask_alone():
+    parts = [layers.TimeDistributed(layers.LSTM(4)), layers.Flatten(), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((5, 6, 4)), *parts])
+    report = kp.prune(model, 0.5, calibration=samples(64, (5, 6, 4)))
+    notes = {w.path.split("/")[-1]: w.note for w in report.weights}
+    assert "mask alone" in notes["recurrent_kernel"]

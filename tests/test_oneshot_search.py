@@ -5,6 +5,7 @@ from keras import layers
 
 import keras_pruner as kp
 from keras_pruner import oneshot
+from keras_pruner.oneshot import search
 
 
 def network(outputs=3):
@@ -126,6 +127,42 @@ def test_every_measurement_begins_with_the_same_states(metric):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "Received: None.$"),
+        ([0.5, 0.9], r"Received: \[0.5, 0.9\]. .*`lambda model: metric\(model\)\[-1\]`"),
+        ({"loss": 0.5}, r"Received: \{'loss': 0.5\}. .*`lambda model: metric\(model\)\['loss'\]`"),
+        (np.ones(2), r"`lambda model: metric\(model\)\[-1\]`"),
+    ],
+)
+def test_a_metric_gives_one_number(given, message):
+    with pytest.raises(ValueError, match="`metric` must give a finite number. .*" + message):
+        kp.find_sparsity(network(), samples(), metric=lambda _: given)
+
+
+def test_a_metric_may_give_a_tensor():
+    def metric(model):
+        return keras.ops.mean(model(samples()))
+
+    assert isinstance(kp.sensitivity(network(), metric=metric, sparsities=[0.5]).dense, float)
+
+
+def test_as_many_samples_as_are_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(search, "prune", lambda _, __, calibration, **___: seen.append(calibration))
+    kp.find_sparsity(network(), samples(2048), samples=2000, metric=lambda _: 1.0)
+    assert [len(each) for each in seen] == [2000]
+
+
+def test_progress_is_shown_if_it_is_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(search, "prune", lambda _, __, **options: seen.append(options["progress"]))
+    for options in ({}, {"progress": True}):
+        kp.find_sparsity(network(), samples(), metric=lambda _: 1.0, **options)
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: kp.find_sparsity(m, samples(), max_drop=-1), "`max_drop` must be"),
@@ -139,6 +176,17 @@ def test_every_measurement_begins_with_the_same_states(metric):
         (lambda m: kp.sensitivity(m), "either calibration samples or a metric"),
         (lambda m: kp.sensitivity(m, samples(), sparsities=(50,)), "sparsities=0.5"),
         (lambda m: kp.sensitivity(m, samples(), sparsities=()), "at least one to try"),
+        (lambda m: kp.sensitivity(m, samples(), sparsities=0.5), r"pass sparsities=\(0.5,\)"),
+        (lambda m: kp.find_sparsity(m, samples(), sparsity=0.5), r"sparsity=0.5\. .* `highest`"),
+        (lambda m: kp.find_sparsity(m, samples(), samples=8), "least 16. Received: samples=8"),
+        (
+            lambda m: kp.find_sparsity(m, samples(), pattern=kp.NM(2, 4)),
+            r"pattern=NM\(n=2, m=4\)\. Prune with it",
+        ),
+        (
+            lambda m: kp.find_sparsity(m, samples(), allocation={"": 0.5}),
+            r"a mapping gives .* Received: allocation=\{'': 0.5\}\. Leave it out",
+        ),
     ],
 )
 def test_wrong_arguments(call, message):

@@ -204,6 +204,25 @@ def test_wrapped_twice_by_hand_is_refused():
         pruner.wrap(optimizer)
 
 
+def test_weights_are_excluded_from_decay_before_the_wrapping(data):
+    def bias(decay):
+        model = mlp()
+        model.layers[0].bias.assign(np.ones(10))
+        pruner = kp.Pruner(model, HALF)
+        compile_(model, pruner.wrap(decay))
+        pruner.update()
+        model.train_on_batch(*data)
+        return values([model.layers[0].bias])[0].mean()
+
+    decay = keras.optimizers.AdamW(0.01, weight_decay=50.0)
+    decay.exclude_from_weight_decay(var_names=["bias"])
+    assert bias(decay) > 0.9
+    assert bias(keras.optimizers.AdamW(0.01, weight_decay=50.0)) < 0.6
+    wrapped = kp.Pruner(mlp(), HALF).wrap(keras.optimizers.AdamW())
+    with pytest.raises(ValueError, match=r"before the optimizer is wrapped.*pruner\.wrap"):
+        wrapped.exclude_from_weight_decay(var_names=["bias"])
+
+
 def test_learning_rate_schedulers_and_ema_swaps_find_what_they_need(data):
     model = mlp(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9))
     watch = EveryStep(lambda model: sparsity(kernels(model)))

@@ -21,10 +21,11 @@ LAYERS = [
     {"plan", "progress", "reach"},
     {"masks", "report", "given"},
     {"backends"},
-    {"cuts", "optimizer"},
+    {"cuts", "state"},
+    {"optimizer"},
     {"agreement"},
     {"pruner"},
-    {"callbacks", "backup", "deploy", "testing", "summaries"},
+    {"callbacks", "when_sparse", "backup", "deploy", "testing", "summaries"},
     {"oneshot"},
     {"comparison", "benchmarking"},
     {"demo"},
@@ -59,7 +60,7 @@ def test_imports_go_one_way(path):
     part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
     level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     for imported in set(imports_of(path)) - {part}:
-        if part == "backends" and imported == "optimizer":
+        if part == "backends" and imported in ("optimizer", "state"):
             continue  # torch_optimizer plays PrunedOptimizer's part, and is imported lazily
         assert level[imported] < level[part], f"{part} imports {imported}"
 
@@ -115,6 +116,6 @@ def test_docstring_examples_run():
     import importlib
 
     failed = 0
-    for name in ("schedules", "selection", "patterns", "pruner", "callbacks"):
+    for name in ("schedules", "selection", "patterns", "pruner", "callbacks", "when_sparse"):
         failed += doctest.testmod(importlib.import_module(f"keras_pruner.{name}")).failed
     assert not failed

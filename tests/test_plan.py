@@ -451,9 +451,58 @@ def test_a_filter_of_several_that_matches_nothing_is_named(model):
         Rules(filters=["conv_1", "haed"]).plan(model)
 
 
-def test_a_class_as_filters_is_refused_with_what_to_pass():
-    with pytest.raises(ValueError, match=r"Pass `lambda layer: isinstance\(layer, .*Dense\)`"):
-        Rules(filters=layers.Dense)
+class Own(layers.Dense):
+    """A class that is none of Keras'."""
+
+
+@pytest.mark.parametrize("given", [layers.Dense, Own])
+def test_a_class_as_filters_is_refused_with_what_to_pass(given):
+    name = "keras.layers.Dense" if given is layers.Dense else "Own"
+    with pytest.raises(ValueError, match=rf"Pass `lambda layer: isinstance\(layer, {name}\)`"):
+        Rules(filters=given)
+
+
+@pytest.fixture
+def parted():
+    """Layers that consist of others."""
+    x = inputs = keras.Input((6, 8))
+    x = layers.Bidirectional(layers.GRU(4, return_sequences=True), name="both")(x)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = layers.TimeDistributed(layers.Dense(8, name="within"), name="wrapper")(x)
+    x = layers.RNN([layers.LSTMCell(4, name="low"), layers.LSTMCell(3, name="high")], name="rnn")(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(x))
+
+
+DIRECTIONS = {"both/forward_gru/gru_cell", "both/backward_gru/gru_cell"}
+PROJECTIONS = {f"attention/{part}" for part in ("query", "key", "value", "attention_output")}
+CELLS = {"rnn/stacked_rnn_cells/low", "rnn/stacked_rnn_cells/high"}
+DENSE = {"wrapper/within", "head"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (lambda layer: isinstance(layer, layers.Bidirectional), DIRECTIONS),
+        (lambda layer: isinstance(layer, layers.GRU), DIRECTIONS),
+        (lambda layer: layer.name == "forward_gru", {"both/forward_gru/gru_cell"}),
+        (lambda layer: isinstance(layer, layers.RNN | layers.Dense), DIRECTIONS | CELLS | DENSE),
+        (lambda layer: isinstance(layer, layers.LSTMCell), CELLS),
+        (lambda layer: layer.name in ("attention", "within"), {*PROJECTIONS, "wrapper/within"}),
+        (lambda layer: layer.name in ("query", "rnn"), {"attention/query", *CELLS}),
+        # What leaves a part out looks at parts.
+        (
+            lambda layer: layer.name not in ("query", "within", "backward_gru"),
+            {*PROJECTIONS, *DIRECTIONS, *CELLS, "head"} - {"attention/query"},
+        ),
+    ],
+)
+def test_a_function_may_mean_a_part_or_the_whole(parted, filters, expected):
+    assert {path.rsplit("/", 1)[0] for path in planned(parted, filters=filters)} == expected
+
+
+def test_a_function_does_not_see_what_is_around_a_layer_of_the_users(parted):
+    with pytest.raises(ValueError, match="matches no layer"):
+        planned(parted, filters=lambda layer: isinstance(layer, layers.TimeDistributed))
 
 
 def test_overrides(model):
@@ -575,7 +624,7 @@ def test_what_shares_the_budget():
         (lambda: Rules(overrides={"a": (50, Channel())}), "For 50% zeros"),
         (lambda: Rules(overrides={"a": (0.8, NM(2, 4))}), r"NM\(n=2, m=4\) a sparsity .*not its"),
         (lambda: Rules(NM(2, 4), overrides={"a": 0.8}), "not its own, 0.5. Received: 0.8"),
-        (lambda: Rules(NM(2, 4), allocation="lamp"), "`allocation` has nothing to split"),
+        (lambda: Rules(NM(2, 4), allocation="lamp"), "to split: .* Received: allocation='lamp'."),
         (
             lambda: Rules(NM(2, 4), allocation="erk", overrides={"a": None, "b": NM(1, 4)}),
             "`allocation` has nothing to split",

@@ -87,6 +87,53 @@ def test_law_5_and_6_in_a_loop_of_ones_own(data):
     assert pruner.release() is inner
 
 
+def test_a_state_that_is_set_back_is_noticed(data):
+    """Not by loading, which the optimizer hears of."""
+    model = mlp()
+    pruner = kp.Pruner(model, kp.ConstantSparsity(0.8, begin_step=2, end_step=6))
+    model.compile(pruner.wrap(keras.optimizers.Adam(0.01)), loss=LOSS)
+    variables = [*model.variables, *model.optimizer.variables]
+    first, ends = values(variables), []
+    for _ in range(2):
+        for variable, value in zip(variables, first, strict=True):
+            variable.assign(value)
+        noted = []
+        for _ in range(8):
+            pruner.update()
+            model.train_on_batch(*data)
+            noted.append(sparsity(kernels(model)))
+        assert noted == pytest.approx([0.0] * 2 + [0.8] * 6)
+        assert (pruner.finished, pruner.step) == (True, 8)
+        ends.append(values(variables))
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="stateless loops")
+def test_a_stateless_loop_is_reported_and_can_be_begun_again(data):
+    import jax
+
+    model = mlp()
+    pruner = kp.Pruner(model, kp.PolynomialDecay(0.8, end_step=6, frequency=2))
+    optimizer = pruner.wrap(keras.optimizers.Adam(0.01))
+    step = jax.jit(lambda t, o: optimizer.stateless_apply(o, [v + 1 for v in t], t))
+    state = tuple([v.value for v in vs] for vs in (model.trainable_variables, optimizer.variables))
+    with pytest.raises(ValueError, match=r"masks among them.*4 and 10 values, for 4 and 13"):
+        pruner.stateless_update(state[0], [v.value for v in optimizer.inner_optimizer.variables])
+    for _ in range(2):
+        trainable, opt_vars = state
+        for i in range(9):
+            trainable, opt_vars = pruner.stateless_update(trainable, opt_vars)
+            assert pruner.step == i
+            assert pruner.finished == (i >= 6)
+            trainable, opt_vars = step(trainable, opt_vars)
+        zeros = sum(int((v == 0).sum()) for v in trainable if v.ndim > 1)
+        assert zeros / UNITS == pruner.sparsity == pytest.approx(0.8)
+    pruner.release()
+    assert (pruner.finished, pruner.step) == (True, 8)
+    assert pruner.sparsity == pytest.approx(0.8)
+
+
 def test_train_on_batch_with_a_pruner(data):
     model = mlp()
     pruner = kp.Pruner(model, STAIRS)
@@ -213,6 +260,34 @@ def test_torch_optim(name, data, tmp_path):
         np.testing.assert_array_equal(a, b)
     assert pruner.release() is optimizer
     assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
+def test_torch_optim_is_wrapped_once():
+    import torch
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = kp.Pruner(model, STAIRS)
+    first.wrap(optimizer)
+    with pytest.raises(ValueError, match=r"once is enough.*SGD.*release"):
+        kp.Pruner(model, STAIRS).wrap(optimizer)
+    first.release()
+    kp.Pruner(model, STAIRS).wrap(optimizer)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")
+def test_the_torch_optim_state_of_another_pruning_is_refused():
+    import torch
+
+    def wrapped(schedule):
+        model = mlp()
+        return kp.Pruner(model, schedule).wrap(torch.optim.SGD(model.parameters(), lr=0.1))
+
+    state = wrapped(STAIRS).state_dict()
+    wrapped(STAIRS).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"final sparsity was 0\.8 and is 0\.5"):
+        wrapped(kp.ConstantSparsity(0.5)).load_state_dict(state)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="optimizers of torch.optim")

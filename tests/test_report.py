@@ -8,7 +8,8 @@ import pytest
 
 import keras_pruner as kp
 from keras_pruner import page
-from keras_pruner.report import Row, SparsityReport
+from keras_pruner.report import Row, SparsityReport, curves
+from keras_pruner.values import as_json
 
 
 def half_zero(name="net", layer="dense"):
@@ -115,6 +116,33 @@ def test_without_matplotlib_the_page_names_the_extra(monkeypatch):
     text = report.to_html(plots=False)
     assert "keras-pruner[report]" in text
     assert "<svg" not in text
+
+
+def test_curves_of_fewer_values_are_not_drawn_at_the_wrong_epochs():
+    """As `fit(validation_freq=3)` leaves them."""
+    history = {"sparsity": [0.1, 0.2, 0.3, 0.4, 0.5, 0.5], "val_accuracy": [0.25, 0.5]}
+    text = kp.summarize(half_zero()).to_html(history=history)
+    assert "accuracy, 2 values over 6 epochs" in text
+    assert "values over" not in kp.summarize(half_zero()).to_html(
+        history={name: values[:2] for name, values in history.items()}
+    )
+
+
+def test_metrics_of_many_numbers_are_plotted_one_by_one():
+    history = {"val_f1": [np.array([0.25, 0.5]), np.array([0.5, 0.75])], "sparsity": [0.5, 0.5]}
+    assert curves(history) == {"sparsity": [0.5, 0.5], "f1[0]": [0.25, 0.5], "f1[1]": [0.5, 0.75]}
+    assert "f1[1]" in kp.summarize(half_zero()).to_html(history=history)
+
+
+def test_json_has_null_for_what_is_not_finite():
+    text = as_json({"loss": float("nan"), "more": [float("inf"), 0.5, (1,)], "name": "NaN"})
+    assert json.loads(text) == {"loss": None, "more": [None, 0.5, [1]], "name": "NaN"}
+
+
+def test_the_sparsity_of_nothing_is_no_number():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.LayerNormalization()])
+    total = next(line for line in str(kp.summarize(model)).splitlines() if "prunable" in line)
+    assert total.split()[-3:] == ["0", "0", "-"]
 
 
 def test_metrics_of_training_are_plotted_where_there_was_no_validation():

@@ -133,7 +133,47 @@ def test_the_masks_are_saved_as_bits(data, tmp_path):
     with h5py.File(tmp_path / "masks.weights.h5") as file:
         stored = file["optimizer/vars"]
         sizes = {name: array.nbytes for name, array in stored.items()}
+    assert sizes.pop("plan") < 300
     assert sizes == {"progress": 24, "0": 10, "1": 4}
+
+
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_state_without_a_plan_is_loaded_too(data, tmp_path):
+    """Early files have none."""
+    model = fit(mlp(), data, kp.GradualPruning(SCHEDULE), last=1)
+    before = model.optimizer.progress
+    model.save_weights(tmp_path / "early.weights.h5")
+    with h5py.File(tmp_path / "early.weights.h5", "a") as file:
+        del file["optimizer/vars/plan"]
+    fit(model, data, kp.GradualPruning(SCHEDULE), last=1)
+    model.load_weights(tmp_path / "early.weights.h5")
+    assert model.optimizer.progress == before
+
+
+@pytest.mark.parametrize("allocation", ["lamp", {"hidden": 0.9, "head": 0.5}, kp.lamp], ids=label)
+@pytest.mark.filterwarnings("ignore:The training is too short")
+def test_the_plan_of_a_loaded_model_is_the_one_that_was_saved(allocation, data, tmp_path):
+    schedule = kp.PolynomialDecay(0.7909, end_step=12)
+    model = fit(mlp(), data, kp.GradualPruning(schedule, allocation=allocation), last=1)
+    model.save(tmp_path / "part.keras")
+    keras.saving.load_model(tmp_path / "part.keras").save(tmp_path / "again.keras")
+    assert keras.saving.load_model(tmp_path / "again.keras").optimizer.progress.origin == 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.filterwarnings("ignore:The training is too short")
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
+def test_weights_saved_in_mid_schedule_load_into_the_model_as_it_is_afterwards(
+    momentum, data, tmp_path
+):
+    """Keras' SGD has as many variables there as the pruning has entries; it looks no further."""
+    layers = [keras.Input((8,)), keras.layers.Dense(3, use_bias=False)]
+    model = compile_(keras.Sequential(layers), keras.optimizers.SGD(0.1, momentum))
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    fit(model, data, kp.GradualPruning(0.5), saved)
+    dense = values(model.weights)
+    model.load_weights(tmp_path / "1.weights.h5")
+    assert not np.array_equal(dense[0], values(model.weights)[0])
 
 
 @pytest.mark.filterwarnings("ignore:The training is too short")

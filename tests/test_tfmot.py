@@ -303,6 +303,16 @@ def test_a_real_tensorboard_reads_the_summaries(data, tmp_path):
         np.testing.assert_allclose(told, history[name], rtol=1e-6)
 
 
+def test_summaries_take_a_metric_of_many_numbers_apart(data, tmp_path):
+    model = S.prune_low_magnitude(mlp(), HALF)
+    summaries = S.PruningSummaries(str(tmp_path))
+    summaries.set_model(model)
+    summaries.on_epoch_end(0, {"f1": np.array([0.25, 0.5])})
+    summaries.on_train_end()
+    seen = event_files.read(tmp_path / "train")
+    assert seen == {"epoch_f1[0]": [(0, 0.25)], "epoch_f1[1]": [(0, 0.5)]}
+
+
 @pytest.mark.backend_free
 def test_steps_computed_with_numpy_can_be_saved():
     schedule = S.PolynomialDecay(0.5, 0.8, 0, np.ceil(1000 / 3).astype(np.int32))

@@ -2,7 +2,7 @@
 
 from keras_pruner.allocation import Global, erk, lamp, uniform
 from keras_pruner.backup import AtomicBackup
-from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
+from keras_pruner.callbacks import GradualPruning, KeepZeros
 from keras_pruner.comparison import Comparison, compare
 from keras_pruner.criteria import magnitude
 from keras_pruner.deploy.advise import advise
@@ -30,6 +30,7 @@ from keras_pruner.plan import Plan
 from keras_pruner.pruner import Pruner
 from keras_pruner.report import SparsityReport, summarize
 from keras_pruner.schedules import ConstantSparsity, FunctionSchedule, PolynomialDecay, Schedule
+from keras_pruner.when_sparse import WhenSparse
 
 __version__ = "0.1.0"
 

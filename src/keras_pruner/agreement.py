@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.optimizer import Masked
+from keras_pruner.state import Masked
 
 _SIZE = 16
 

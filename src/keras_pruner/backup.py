@@ -37,7 +37,8 @@ class AtomicBackup(keras.callbacks.Callback):
 
     Raises:
         ValueError: when the training begins, if the model is not built, several processes train
-            it, or the backup is of another model or another pruning.
+            it, or the backup is of another model or another pruning: other weights, another
+            final sparsity, pattern, allocation or criterion.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """Callbacks for `fit`: thin, over the `Pruner`."""
 
 import abc
+import functools
 import numbers
 import warnings
 import weakref
@@ -10,16 +11,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import cuts
+from keras_pruner import cuts, reach
 from keras_pruner.allocation import Share, Sparsities
 from keras_pruner.criteria import magnitude
 from keras_pruner.given import rules_of_training, schedule_for
 from keras_pruner.optimizer import find, install
 from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
-from keras_pruner.progress import Progress
+from keras_pruner.progress import Ended
 from keras_pruner.pruner import Pruner
 from keras_pruner.schedules import ConstantSparsity, Schedule
+from keras_pruner.state import Masked
 from keras_pruner.values import serializable
 
 Logs = dict[str, Any] | None
@@ -32,6 +34,8 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
     checkpoint restored there finds the variables it was saved from. `evaluate` and `predict`
     call `set_model` too; the first hook that shows there is no training undoes it.
 
+    A copy, and what comes out of a pickle, has the settings alone and begins anew.
+
     Args:
         schedule: when to prune, and how much.
         rules: what to prune, and how.
@@ -41,11 +45,27 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         super().__init__()
         self.schedule = schedule
         self.rules = rules
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._model = None
         self._pruner: Pruner | None = None
-        self._undo: Callable[[], None] = lambda: None
-        self._training = False
-        self._first_epoch_seen = False
-        self._ended: tuple[weakref.ref[keras.Model], Plan, Progress] | None = None
+        self._undo: Callable[[], None] = _nothing
+        self._training = self._first_epoch_seen = self._density_seen = False
+        self._ended: tuple[weakref.ref[keras.Model], Plan, Ended] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_anew()
+
+    def __getstate__(self) -> dict[str, Any]:
+        work = ("_model", "_pruner", "_undo", "_ended")
+        return {name: value for name, value in vars(self).items() if name not in work}
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether it takes up masks that an earlier training with it has left."""
+        return True
 
     @property
     def pruner(self) -> Pruner:
@@ -64,16 +84,16 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
     def set_model(self, model: keras.Model) -> None:
         """Take up the pruning that the model's optimizer carries, or wrap it."""
         super().set_model(model)
-        self._training = self._first_epoch_seen = False
+        self._training = self._first_epoch_seen = self._density_seen = False
         if model.optimizer is None:
             return  # not compiled: `fit` refuses it, and the others need none
         pruner = Pruner.for_fit(model, self.schedule, self.rules, self._steps_done_on(model))
         previous, compiled_step = find(model), model.train_function
-        if previous is not None and pruner.can_adopt(previous):
+        if previous is not None and self._goes_on and pruner.can_adopt(previous):
             pruner.adopt(previous)
-            self._undo = lambda: None
+            self._undo = _nothing
         else:
-            if previous is not None and previous.has_begun:
+            if previous is not None and previous.has_begun and not pruner.can_adopt(previous):
                 warnings.warn(
                     f"{model.name!r} was being pruned by another plan, which ends here; its "
                     "zeros count as the smallest weights of the new one.",
@@ -107,7 +127,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         if self._first_epoch_seen:
             return
         self._first_epoch_seen = True
-        accumulated = self.pruner.wrapped.inner_optimizer.gradient_accumulation_steps or 1
+        accumulated = self.pruner.wrapped.gradient_accumulation_steps or 1
         batches = self.params["steps"]
         per_epoch = None if batches is None else batches / accumulated
         self.pruner.updates_per_call = self.model.steps_per_execution
@@ -141,7 +161,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Update the masks if due, and log the sparsity."""
-        if not self.pruner.wrapped.applied:
+        if not (self.pruner.wrapped.applied or reach.skips_steps(self.model)):
             self._undo()
             raise RuntimeError(
                 f"Nothing prunes {self.model.name!r}: its `train_step` does not train with the "
@@ -149,6 +169,8 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
                 "`pruner = kp.Pruner(network, schedule); optimizer = pruner.wrap(optimizer)`, and "
                 "call `pruner.update()` before every step."
             )
+        if not self._density_seen:
+            self._warn_of_another_optimizer()  # an update would zero what is not zero
         self.pruner.update()
         if logs is not None:
             logs["sparsity"] = self.pruner.sparsity
@@ -158,7 +180,9 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._training = False
         pruner = self.pruner
         pruner.update()
-        self._warn_if_denser()
+        masked = pruner.wrapped.masked
+        if not _warn_if_denser(masked):
+            _when_all_have_ended(self.model, functools.partial(_warn_if_denser, masked))
         finished, step = pruner.finished, pruner.step
         if self.params.get("verbose"):
             end = "" if finished else f" at step {step} of {pruner.schedule.end_step}"
@@ -176,30 +200,71 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         if finished:
             # What remains to be known: with the same callback, the next `fit` goes on from here.
             progress = pruner.wrapped.progress._replace(origin=step, updated_at=-1)
-            self._ended = (weakref.ref(self._model), pruner.plan, progress)
+            ended = Ended(progress, pruner.sparsity)
+            self._ended = (weakref.ref(self._model), pruner.plan, ended)
             pruner.release()
 
-    def _steps_done_on(self, model: keras.Model) -> Progress | None:
-        if self._ended is None:
+    def _steps_done_on(self, model: keras.Model) -> Ended | None:
+        if self._ended is None or not self._goes_on:
             return None
-        trained, plan, progress = self._ended
+        trained, plan, ended = self._ended
         is_same = trained() is model and plan.same_as(self.rules.plan(model))
-        return progress if is_same else None  # layers may have been unfrozen
+        return ended if is_same else None  # layers may have been unfrozen
 
-    def _warn_if_denser(self) -> None:
-        denser = [
-            masked.target.path
-            for masked in self.pruner.wrapped.masked
-            if cuts.count(lambda weight, mask: (weight != 0) & ~mask, masked.variable, masked.mask)
-        ]
+    def _warn_of_another_optimizer(self) -> None:
+        name = self.model.name  # on JAX this brings the variables up to date
+        self._density_seen = self.pruner.sparsity > 0  # once, for it looks at all weights
+        denser = _denser(self.pruner.wrapped.masked) if self._density_seen else []
         if denser:
             warnings.warn(
-                f"Weights that were pruned are not zero any more in {denser}: something set them "
-                "after the last step, most often a callback that restores the best epoch from "
-                "before the zeros. Wrap that one: "
-                "kp.WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True)).",
+                f"Weights that are pruned are not zero at the end of an epoch in {denser}: "
+                f"something changes them beside the optimizer that {name!r} is compiled with, "
+                "most often a second one in its `train_step`, and they do not end sparse. Leave "
+                "their layers out with `filters`, or prune in a loop of your own with a "
+                "kp.Pruner(network, schedule) for each optimizer.",
                 stacklevel=2,
             )
+
+
+def _nothing() -> None:
+    """What is to be undone where nothing was done."""
+
+
+def _denser(masked: Sequence[Masked]) -> list[str]:
+    """The weights that are not zero where their masks say so."""
+    return [
+        each.target.path
+        for each in masked
+        if cuts.count(lambda weight, mask: (weight != 0) & ~mask, each.variable, each.mask)
+    ]
+
+
+def _warn_if_denser(masked: Sequence[Masked]) -> bool:
+    denser = _denser(masked)
+    if denser:
+        warnings.warn(
+            f"Weights that were pruned are not zero any more in {denser}: something set them "
+            "after the last step, most often a callback that restores the best epoch from "
+            "before the zeros. Wrap that one: "
+            "kp.WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True)).",
+            stacklevel=2,
+        )
+    return bool(denser)
+
+
+def _when_all_have_ended(model: keras.Model, check: Callable[[], Any]) -> None:
+    """Call `check` when the callbacks behind this one have ended, too.
+
+    The last of all is the `History` that `fit` adds by itself.
+    """
+    history = getattr(model, "history", None)
+    if isinstance(history, keras.callbacks.History):
+
+        def on_train_end(logs: Logs = None) -> None:
+            del logs, history.on_train_end
+            check()
+
+        history.on_train_end = on_train_end
 
 
 class GradualPruning(PruningCallback):
@@ -212,7 +277,9 @@ class GradualPruning(PruningCallback):
 
     Weights are exactly zero after every step. When the schedule has ended the optimizer is your
     own again; further training needs `KeepZeros`. If `fit` ends earlier, the next one with the
-    same callback goes on.
+    same callback goes on; for a training from the beginning make a new one. A model that ends
+    denser than its masks, as an `EarlyStopping` that restores an early epoch leaves it, is warned
+    of: see `WhenSparse`.
 
     Args:
         schedule: the final sparsity, a schedule, or a function step -> sparsity. Not needed for
@@ -302,6 +369,11 @@ class KeepZeros(PruningCallback):
             the weight.
     """
 
+    @property
+    def _goes_on(self) -> bool:
+        """No: more may be zero by now."""
+        return False
+
     def __init__(
         self, *, filters: Filters = None, overrides: Mapping[str, Override] | None = None
     ) -> None:
@@ -320,99 +392,3 @@ def as_they_are(shares: Sequence[Share], sparsity: float) -> Sparsities:
     del sparsity
     nonzero = {share: share.scores.count(np.asarray) for share in shares}
     return {share: 1 - n / share.units if n else 0.0 for share, n in nonzero.items()}
-
-
-_LATER_HOOKS = [
-    "on_epoch_end",
-    *(f"on{kind}_batch_{edge}" for kind in ("", "_train", "_test") for edge in ("begin", "end")),
-    *("on_test_begin", "on_test_end"),
-]
-"""What `WhenSparse` passes on from the final sparsity on."""
-
-
-class WhenSparse(keras.callbacks.Callback):
-    """Run another callback only from the final sparsity on.
-
-    Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
-    would else choose one from before the zeros, when the model was denser and better.
-
-    While `fit` goes on a model is saved with its masks, so that training can be taken up again:
-    a file that `ModelCheckpoint` writes there needs this package to be loaded, or
-    `load_model(path, compile=False)`. `kp.Pruner(model).release()` and `model.save` make it plain.
-
-    Args:
-        callback: any Keras callback. Its `on_train_begin` and `on_train_end` always run.
-
-    Raises:
-        ValueError: if nothing prunes the model.
-
-    Example:
-        >>> callback = WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True))
-    """
-
-    def __init__(self, callback: keras.callbacks.Callback) -> None:
-        super().__init__()
-        if not isinstance(callback, keras.callbacks.Callback):
-            raise ValueError(
-                f"`callback` must be a Keras callback. Received: callback={callback!r}."
-            )
-        self.callback = callback
-        self._epoch: int | None = None
-        self._awake = False
-        for name in _LATER_HOOKS:
-            hook = getattr(callback, name)
-            if getattr(hook, "__func__", hook) is not getattr(keras.callbacks.Callback, name):
-                setattr(self, name, self._later(hook))  # those it has: Keras waits for some of them
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether the schedule on the model has reached its end."""
-        wrapped = find(self.model)
-        return wrapped is not None and wrapped.finished
-
-    def set_params(self, params: dict[str, Any]) -> None:
-        """Pass on."""
-        super().set_params(params)
-        self.callback.set_params(params)
-
-    def set_model(self, model: keras.Model) -> None:
-        """Pass on, and wait anew."""
-        super().set_model(model)
-        self._epoch, self._awake = None, False
-        self.callback.set_model(model)
-
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Pass on."""
-        if find(self.model) is None:
-            raise ValueError(
-                f"`WhenSparse` waits for a final sparsity, and nothing prunes {self.model.name!r}. "
-                "Add kp.GradualPruning(...) to the callbacks."
-            )
-        self.callback.on_train_begin(logs)
-
-    def on_train_end(self, logs: Logs = None) -> None:
-        """Pass on."""
-        self.callback.on_train_end(logs)
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
-        self._epoch = epoch
-        if self._awake:
-            self.callback.on_epoch_begin(epoch, logs)
-        else:
-            self._wake()
-
-    def _wake(self) -> bool:
-        """Whether the model is sparse; the first time, begin with the epoch that goes on."""
-        if not self._awake and self.is_sparse:
-            self._awake = True
-            if self._epoch is not None:
-                self.callback.on_epoch_begin(self._epoch)
-        return self._awake
-
-    def _later(self, hook: Callable[..., None]) -> Callable[..., None]:
-        def when_sparse(*args: Any, **kwargs: Any) -> None:
-            if self._wake():
-                hook(*args, **kwargs)
-
-        return when_sparse

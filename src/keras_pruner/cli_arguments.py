@@ -1,12 +1,11 @@
 """What the commands have in common: their form, and the types of their arguments."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
-from keras_pruner.values import check_sparsity
+from keras_pruner.values import as_json, check_sparsity
 
 _AXES = {"outputs": -1, "inputs": -2}
 
@@ -69,7 +68,7 @@ def pattern_of(arguments: argparse.Namespace) -> Pattern:
 
 def show(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
     """Print what a command found, as JSON if that was asked for."""
-    print(json.dumps(data, indent=2) if arguments.json else text)
+    print(as_json(data) if arguments.json else text)
 
 
 def sparsity(text: str) -> float:

@@ -16,8 +16,8 @@ from keras_pruner.deploy.latency import Latency, benchmark_litert
 from keras_pruner.deploy.litert import export_litert
 from keras_pruner.deploy.sizes import entropy_bytes, stored_sizes
 from keras_pruner.deploy.stages import stages
-from keras_pruner.report import Row, SparsityReport, curves, summarize
-from keras_pruner.values import shown
+from keras_pruner.report import Row, SparsityReport, curves, numbers, share, summarize
+from keras_pruner.values import one_line, shown
 from keras_pruner.weights import check_model, weights_of
 
 COLUMNS = ["", ">dense", ">pruned", ">dense / pruned"]
@@ -124,6 +124,10 @@ class Comparison:
         title = f"{self.dense.name} and {self.pruned.name}"
         if not self.same_architecture:
             title += "\nThey are not of the same architecture."
+        prunable = [f"{side.report.prunable.size:,}" for side in (self.dense, self.pruned)]
+        if prunable[0] != prunable[1]:
+            title += f"\nPrunable weights: {' and '.join(prunable)}. Quantized ones are not among "
+            title += "them: kp.zeros_of(model) counts their zeros."
         overall = tables.render(title, COLUMNS, self.overall())
         return f"{overall}\n{tables.render('', LAYER_COLUMNS, self.by_layer(), width=130)}"
 
@@ -243,6 +247,8 @@ def compare(
             "`data` is read twice, once for each model, and this can be read only once. Received: "
             f"data={shown(data)}. Pass arrays, data=(x, y), or a dataset."
         )
+    if isinstance(data, tuple | list) and any(map(_is_empty, keras.tree.flatten(data[0]))):
+        raise ValueError("`data` holds no samples to measure on. Received: data=(x, y), x empty.")
     if names is not None and len(names) != 2:
         raise ValueError(
             f"`names` must be two, for the dense and the pruned model. Received: names={names!r}."
@@ -277,6 +283,10 @@ def _is_array_or_dict(data: Any) -> bool:
     return isinstance(data, dict) or hasattr(data, "shape")
 
 
+def _is_empty(inputs: Any) -> bool:
+    return 0 in tuple(getattr(inputs, "shape", ()))[:1]
+
+
 def _name(model: Any) -> str:
     return str(model) if isinstance(model, str | os.PathLike) else model.name
 
@@ -299,27 +309,18 @@ def _scores(models: Sequence[keras.Model], data: Any) -> list[dict[str, float]]:
     arguments = tuple(data) if isinstance(data, tuple | list) else (data,)
     found = []
     for model in models:
-        if model.compiled:
-            scores = model.evaluate(*arguments, verbose=0, return_dict=True)
-        else:
-            try:
-                judged = _Judged(model, judge)
-                scores = judged.evaluate(*arguments, verbose=0, return_dict=True)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{model.name!r} is not compiled, and loss and metrics of {judge.name!r} do "
-                    f"not do for it. Compile both. Keras said: {error}"
-                ) from error
-        found.append({key: x for name in scores for key, x in _numbers(name, scores[name])})
+        try:
+            judged = model if model.compiled else _Judged(model, judge)
+            scores = judged.evaluate(*arguments, verbose=0, return_dict=True)
+        except Exception as error:  # a backend raises classes of its own
+            problem = f"Loss and metrics of {model.name!r} cannot be measured on `data`. Pass what"
+            problem += " its own `evaluate` takes, and labels that its loss knows."
+            if not model.compiled:
+                problem = f"{model.name!r} is not compiled, and loss and metrics of {judge.name!r}"
+                problem += " do not do for it. Compile both."
+            raise ValueError(f"{problem} Keras said: {one_line(error)}") from error
+        found.append({key: x for name in scores for key, x in numbers(name, scores[name])})
     return found
-
-
-def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
-    """A metric as numbers: itself, or each of its entries."""
-    array = np.asarray(keras.ops.convert_to_numpy(value))
-    if not array.ndim:
-        return [(name, float(array))]
-    return [(f"{name}{list(at)}", float(array[at])) for at in np.ndindex(array.shape)]
 
 
 class _Judged(keras.Model):
@@ -415,4 +416,4 @@ def _sizes(what: str, dense: int, pruned: int) -> tuple[str, str, str, str]:
 
 
 def _shares(what: str, dense: Any, pruned: Any) -> tuple[str, str, str, str]:
-    return what, f"{dense.sparsity:.4f}", f"{pruned.sparsity:.4f}", ""
+    return what, share(dense), share(pruned), ""

@@ -207,7 +207,12 @@ def _why_not(path: Path, error: Exception) -> str:
     if missing:
         return (
             f"{path} needs the {missing[1]}, which is not here. In Python, import or register it, "
-            "load the model, and call kp.prune or kp.summarize."
+            "load the model with keras.saving.load_model(path), and pass that in place of the file."
+        )
+    if "No model config found" in message:
+        return (
+            f"{path} holds weights without a model. In Python, make the model they are of, then "
+            f"model.load_weights({str(path)!r}) and model.save('model.keras')."
         )
     first = message.strip().split("\n")[0][:300]
     return f"{path} cannot be loaded; it may be damaged: {type(error).__name__}: {first}"

@@ -1,5 +1,6 @@
 """What a user gives to a training, read and checked: rules, and a schedule."""
 
+from collections.abc import Sized
 from typing import Any
 
 from keras_pruner.criteria import needs_inputs
@@ -21,6 +22,27 @@ def rules_of_training(
             "kp.KeepZeros()."
         )
     return Rules(pattern, allocation, criterion, filters, overrides)
+
+
+def refuse_other_plan(name: str, rules: Rules) -> None:
+    """Raise: without a schedule the model's own pruning goes on, and these rules are others."""
+    raise ValueError(
+        f"`schedule` is missing, and {name!r} is being pruned by another plan than that of these "
+        f"arguments. Received: {rules!r}. Leave them out to go on with the pruning that the model "
+        "carries, or give a schedule to begin anew."
+    )
+
+
+def check_values(trainable: Sized, optimizers: Sized, variables: tuple[Sized, Sized]) -> None:
+    """Raise unless there is a value for each trainable variable, and each of the optimizer's."""
+    given, expected = (len(trainable), len(optimizers)), tuple(map(len, variables))
+    if given != expected:
+        raise ValueError(
+            "`stateless_update` takes the values of `model.trainable_variables` and of the wrapped "
+            "optimizer's `variables`, the masks among them. Received: {} and {} values, for {} and "
+            "{} variables. Pass [v.value for v in optimizer.variables] of "
+            "`optimizer = pruner.wrap(...)`.".format(*given, *expected)
+        )
 
 
 def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Plan, Target
 from keras_pruner.ranking import Scores
 from keras_pruner.selection import Cut, kept_count
+from keras_pruner.values import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +163,19 @@ def _counts(
             sharing.setdefault(target.pattern, {})[share] = weight
     for shares in sharing.values():
         sparsities = plan.allocation(list(shares), sparsity)
+        known = sparsities if isinstance(sparsities, Mapping) else {}
+        missing = [share.path for share in shares if share not in known]
+        if missing:
+            raise ValueError(
+                "`allocation` must give a mapping from each share to its sparsity. Received: "
+                f"{shown(sparsities)}, which has none for {missing}. Return "
+                "`{share: sparsity for share in shares}`."
+            )
         for share, weight in shares.items():
-            if share not in sparsities or not 0 <= sparsities[share] <= 1:
+            if not 0 <= sparsities[share] <= 1:
                 raise ValueError(
                     "`allocation` must give each weight a sparsity in [0, 1]. Received for "
-                    f"{share.path}: {sparsities.get(share)!r}."
+                    f"{share.path}: {sparsities[share]!r}."
                 )
             counts[weight] = kept_count(share.units, sparsities[share])
     return counts

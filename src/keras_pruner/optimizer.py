@@ -1,7 +1,5 @@
 """The wrapped optimizer: the user's own, and after each of its steps the masks."""
 
-import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +12,8 @@ from keras_pruner.plan import Plan, Target
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
 from keras_pruner.slots import entries_are_apart, slots_of
-from keras_pruner.values import PACKAGE
+from keras_pruner.state import Masked, load_state, save_state
+from keras_pruner.values import PACKAGE, shown
 
 UNATTENDED = (
     "This optimizer was wrapped for pruning, but nobody updates its masks: the training would "
@@ -33,22 +32,6 @@ def warn_of_untrained(paths: Sequence[str]) -> None:
             "weights, or leave these out with `filters` or `overrides`.",
             stacklevel=4,
         )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Masked:
-    """A target, its variable, its mask, and what must be zero where the weight is.
-
-    Attributes:
-        averages: the variable's moving average, if the optimizer keeps one.
-        slots: everything else the optimizer keeps for each of the variable's entries.
-    """
-
-    target: Target
-    variable: keras.Variable
-    mask: keras.Variable
-    averages: tuple[keras.Variable, ...]
-    slots: tuple[keras.Variable, ...]
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -80,6 +63,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.use_ema = inner_optimizer.use_ema
+        self.gradient_accumulation_steps = inner_optimizer.gradient_accumulation_steps
         self.schedule = schedule
         self.masked: tuple[Masked, ...] = ()
         self.before_first_step: Callable[[], Any] | None = None
@@ -96,6 +80,12 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         if self._plan is None:
             self._plan = self._find_plan()
         return self._plan
+
+    @property
+    def own_optimizer(self) -> keras.optimizers.Optimizer:
+        """The user's own, however many wrappers there are around it."""
+        inner = self.inner_optimizer
+        return inner.own_optimizer if isinstance(inner, PrunedOptimizer) else inner
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -216,7 +206,8 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             return
         self.inner_optimizer.finalize_variable_values(var_list)
         self.zero_pruned()
-        self._check_attended()  # a compiled step does not do it again
+        if self.applied:  # else what failed before the first step would be hidden
+            self._check_attended()  # a compiled step does not do it again
 
     def _check_attended(self) -> None:
         """Refuse to train on, dense and in silence, when nobody updates the masks."""
@@ -258,6 +249,21 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As the user's optimizer does it.
+
+        Raises:
+            ValueError: if the optimizer has its variables already, as it has after `wrap`.
+        """
+        if self.inner_optimizer.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be called before the optimizer is wrapped, which "
+                "makes its variables. Received: var_list="
+                f"{shown(var_list)}, var_names={var_names!r}. First "
+                "`optimizer.exclude_from_weight_decay(...)`, then `pruner.wrap(optimizer)`."
+            )
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
     def scale_loss(self, loss: Any) -> Any:
         """As the user's optimizer scales it."""
         return self.inner_optimizer.scale_loss(loss)
@@ -289,6 +295,11 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         """Whether the progress can be looked at now."""
         return backends.current().is_readable(self._progress.value)
 
+    def peek(self) -> Progress | None:
+        """The progress, if it can be had without waiting for a step."""
+        found = backends.current().peek(self._progress)
+        return None if found is None else Progress(*found)
+
     @property
     def completed_updates(self) -> int:
         """Updates of the weights in the lifetime of the user's optimizer."""
@@ -298,15 +309,18 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         """Save the masks, one bit a weight; the user's optimizer saves its own variables."""
         if not self.built:
             return
-        save_masks(self.masked, self.progress, store)
+        save_state(self, store)
+        # Keras' optimizers tell a state of theirs by the number of its entries alone.
+        if len(store.keys()) == len(self.own_optimizer.variables):
+            store["filler"] = np.zeros(1, np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` saved.
 
         Raises:
-            ValueError: if the file has no pruning state, or that of other targets.
+            ValueError: if the file has no pruning state, or that of another plan.
         """
-        self.progress = load_masks(self.masked, store)
+        self.progress = load_state(self, store)
         self.loads += 1
 
     def get_config(self) -> dict[str, Any]:
@@ -339,42 +353,27 @@ def _function(function: Any) -> Any:
     return keras.saving.get_registered_object(f"{PACKAGE}>{function.split('>')[-1]}")
 
 
-def save_masks(masked: Sequence[Masked], progress: Progress, store: Any) -> None:
-    """Write masks, one bit a weight, and progress into a mapping from names to arrays."""
-    store["progress"] = np.array(progress, np.int32)
-    for i, each in enumerate(masked):
-        store[str(i)] = np.packbits(backends.current().to_numpy(each.mask))
-
-
-def load_masks(masked: Sequence[Masked], store: Any) -> Progress:
-    """Read what `save_masks` wrote: assign the masks, return the progress.
-
-    Raises:
-        ValueError: if there is no pruning state, or that of other targets; nothing is assigned.
-    """
-    names = set(store.keys()) - {"progress"}
-    if "progress" not in store.keys():  # noqa: SIM118 - Keras' stores have no `in`
+def check_wrappable(optimizer: Any, *, used: bool) -> None:
+    """Raise unless a pruner, which may have been used already, can wrap `optimizer`."""
+    if isinstance(optimizer, PrunedOptimizer):
         raise ValueError(
-            "The file holds no pruning state: it was saved by a training without pruning. Load "
-            "it before the pruning begins, with the optimizer it was saved with."
+            "`optimizer` is wrapped for pruning already, and once is enough. Received: "
+            f"optimizer={optimizer.name!r} around {optimizer.inner_optimizer.name!r}. "
+            "Pass the inner one, or use the wrapped one as it is."
         )
-    expected = {str(i): (-(-_size(each.variable) // 8),) for i, each in enumerate(masked)}
-    found = {name: tuple(store[name].shape) for name in names}
-    if found != expected:
-        differing = [
-            each.target.path
-            for i, each in enumerate(masked)
-            if found.get(str(i)) != expected[str(i)]
-        ]
+    if used:
         raise ValueError(
-            f"The file holds the pruning state of another plan: {len(found)} masks, where this "
-            f"one has {len(expected)}; these differ: {differing}. Prune with the arguments it "
-            "was saved with."
+            "This pruner has wrapped an optimizer already, and its masks are there. Received: "
+            f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
+            "call `release()` first."
         )
-    for i, each in enumerate(masked):
-        bits = np.unpackbits(np.asarray(store[str(i)]), count=_size(each.variable))
-        each.mask.assign(bits.reshape(each.variable.shape).astype(bool))
-    return Progress(*map(int, np.asarray(store["progress"])))
+    is_own = backends.current().is_own_optimizer(optimizer)
+    if not (is_own or isinstance(optimizer, keras.optimizers.Optimizer)):
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
+            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
+            "From a name Keras makes one: `keras.optimizers.get('adam')`."
+        )
 
 
 # -------------------------------------------------------------------- in a model
@@ -411,7 +410,3 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     model._compile_config.config["optimizer"] = model.optimizer
     model.train_function = None
     backends.current().forget_step(model)
-
-
-def _size(variable: keras.Variable) -> int:
-    return math.prod(variable.shape)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from keras_pruner.patterns import Pattern
 from keras_pruner.values import check_regex, check_sparsity, shown
 
@@ -10,10 +12,12 @@ from keras_pruner.values import check_regex, check_sparsity, shown
 def check_filters(filters: object) -> None:
     """Raise unless these are filters: regexes, or a function layer -> bool."""
     if isinstance(filters, type):
+        name = filters.__name__
+        if getattr(keras.layers, name, None) is filters:
+            name = f"keras.layers.{name}"
         raise ValueError(
             "`filters` must be a regex, a list of them, or a function layer -> bool, not a class. "
-            f"Received: filters={filters!r}. Pass `lambda layer: isinstance(layer, "
-            f"keras.layers.{filters.__name__})`."
+            f"Received: filters={filters!r}. Pass `lambda layer: isinstance(layer, {name})`."
         )
     if filters is None or callable(filters):
         return

@@ -130,14 +130,22 @@ def pairs(label: str, sides: tuple[str, str], values: Sequence[tuple[str, float,
 
 
 def lines(label: str, curves: Mapping[str, Sequence[float]]) -> str:
-    """Curves over the same steps, each with a panel of its own, as SVG."""
+    """Curves over steps, each with a panel of its own, as SVG.
+
+    A shorter one has no value for every step. For which is not known (`validation_freq` is not in
+    a history), so that its panel counts the values themselves, and says so.
+    """
     drawing = _figure(0.5 + 2.0 * len(curves))
-    panels = drawing.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    longest = max(map(len, curves.values()))
+    alike = all(len(values) == longest for values in curves.values())
+    panels = drawing.subplots(len(curves), 1, sharex=alike, squeeze=False)[:, 0]
     for panel, (name, values) in zip(panels, curves.items(), strict=True):
+        is_short = len(values) < longest
         steps = range(1, len(values) + 1)
         color = _FIRST if name == "sparsity" else _SECOND
         panel.plot(steps, values, color=color, marker="o", markersize=4, linewidth=1.8)
-        panel.set_title(name, loc="left", fontsize=10, color=_INK, pad=10, parse_math=False)
+        title = f"{name}, {len(values)} values over {longest} {label}s" if is_short else name
+        panel.set_title(title, loc="left", fontsize=10, color=_INK, pad=10, parse_math=False)
         panel.grid(axis="y")
         panel.annotate(
             f"{values[-1]:.4g}",
@@ -150,7 +158,8 @@ def lines(label: str, curves: Mapping[str, Sequence[float]]) -> str:
         panel.margins(y=0.15)
         panel.set_xlim(0.7, len(values) + 0.7)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    panels[-1].set_xlabel(label)
+        if not alike or panel is panels[-1]:
+            panel.set_xlabel("value" if is_short else label)
     return _svg(drawing, " and ".join(curves))
 
 

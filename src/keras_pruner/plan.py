@@ -144,7 +144,11 @@ class Rules:
             pattern is neither unstructured nor of blocks.
         criterion: weights -> scores of the same shape, higher is better.
         filters: layers to prune, as in Keras' `quantize`: a regex or a list of them, searched
-            in the layer's path, or a function layer -> bool. None: all.
+            in the layer's path, or a function layer -> bool. None: all. A function sees the
+            layer that owns the weight: the cell of an LSTM, the projections of an attention
+            layer. If it accepts no part of a recurrent, Bidirectional or attention layer, it is
+            asked for the whole. Of wrappers such as TimeDistributed, nested models and layers
+            of your own it sees what is within.
         overrides: regex searched in a weight's path -> None (leave alone), a sparsity, a
             pattern, or both as a tuple. The first that fits counts. It goes before the filters,
             and also admits what the default rule leaves alone, such as depthwise kernels.
@@ -165,7 +169,7 @@ class Rules:
                 "`pattern` must be a pattern, like kp.Unstructured(), kp.Block((4, 1)), "
                 f"kp.NM(2, 4) or kp.Channel(). Received: pattern={shown(self.pattern)}."
             )
-        allocation = self.allocation
+        allocation = given = self.allocation
         if allocation is None:
             allocation = lamp if isinstance(self.pattern, Unstructured | Block) else uniform
         allocation = as_allocation(allocation)
@@ -183,12 +187,16 @@ class Rules:
         if self.overrides is not None:
             pairs = {r: tuple(o) if isinstance(o, list) else o for r, o in self.overrides.items()}
             object.__setattr__(self, "overrides", pairs)
+        if allocation is not uniform:
+            self.check_split(given)
+
+    def check_split(self, allocation: object) -> None:
+        """Raise for an allocation that the user gave where no weight has a share in a budget."""
         patterns = [self.pattern, *self._patterns_of_overrides()]
-        fixed = all(pattern.own_sparsity is not None for pattern in patterns)
-        if fixed and allocation is not uniform:
+        if all(pattern.own_sparsity is not None for pattern in patterns):
             raise ValueError(
                 f"`allocation` has nothing to split: {self.pattern!r} has a sparsity of its own, "
-                f"{self.pattern.own_sparsity:g}. Received: allocation={self.allocation!r}. Leave "
+                f"{self.pattern.own_sparsity:g}. Received: allocation={shown(allocation)}. Leave "
                 "it out."
             )
 
@@ -266,8 +274,13 @@ class Rules:
         if self.filters is None:
             return True
         if callable(self.filters):
-            return bool(self.filters(owned.layer))
+            return bool(self.filters(owned.layer)) or any(map(self._admits_whole, owned.wholes))
         return any(re.search(regex, owned.layer_path) for regex in self._regexes())
+
+    def _admits_whole(self, layer: keras.layers.Layer) -> bool:
+        """Whether the function means the layer as a whole, and does not look at its parts."""
+        parts = [part for part in layer._flatten_layers(include_self=False) if part.weights]
+        return not any(map(self.filters, parts)) and bool(self.filters(layer))
 
     def _regexes(self) -> Sequence[str]:
         """The filters, where they are regexes."""

@@ -55,6 +55,18 @@ class Progress(NamedTuple):
         return cls._fields[2:]
 
 
+class Ended(NamedTuple):
+    """Where a schedule ended in an earlier training: after how many steps, at what sparsity.
+
+    Attributes:
+        progress: its origin is the steps.
+        sparsity: of the masks.
+    """
+
+    progress: Progress
+    sparsity: float
+
+
 class Reached(NamedTuple):
     """What a pruning had come to when it was released."""
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from keras_pruner import agreement, backends, cuts, reach
 from keras_pruner.criteria import magnitude
-from keras_pruner.given import rules_of_training, schedule_for
+from keras_pruner.given import check_values, refuse_other_plan, rules_of_training, schedule_for
 from keras_pruner.masks import choose
-from keras_pruner.optimizer import PrunedOptimizer, find, install
+from keras_pruner.optimizer import PrunedOptimizer, check_wrappable, find, install
 from keras_pruner.patterns import Pattern, Unstructured
 from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
-from keras_pruner.progress import Progress, Reached
+from keras_pruner.progress import Ended, Progress, Reached
 from keras_pruner.schedules import Schedule
 from keras_pruner.values import check_integer
 
@@ -70,11 +70,7 @@ class Pruner:
         rules = rules_of_training(pattern, allocation, criterion, filters, overrides)
         if present is not None and present.built:
             if rules != Rules() and not present.plan.same_as(rules.plan(model)):
-                raise ValueError(
-                    f"`schedule` is missing, and {model.name!r} is being pruned by another plan "
-                    f"than that of these arguments. Received: {rules!r}. Leave them out to go on "
-                    "with the pruning that the model carries, or give a schedule to begin anew."
-                )
+                refuse_other_plan(model.name, rules)
             self._set_up(model, present.schedule, lambda: present.plan, updates)
             self.adopt(present)
             return
@@ -88,7 +84,7 @@ class Pruner:
 
     @classmethod
     def for_fit(
-        cls, model: keras.Model, schedule: Schedule, rules: Rules, ended: Progress | None
+        cls, model: keras.Model, schedule: Schedule, rules: Rules, ended: Ended | None
     ) -> "Pruner":
         """A pruner for a compiled model that may not have its weights yet.
 
@@ -96,11 +92,11 @@ class Pruner:
             model: the model.
             schedule: when to prune; `fit` settles what it leaves open.
             rules: how to find the plan.
-            ended: where the same schedule ended in an earlier `fit`; its origin is the steps.
+            ended: where the same schedule ended in an earlier `fit`.
         """
         self = cls.__new__(cls)
         self._set_up(model, schedule, functools.cache(lambda: rules.plan(model)), None)
-        self._ended = ended
+        self._ended, self._own_loop = ended, False
         return self
 
     def _set_up(
@@ -113,9 +109,10 @@ class Pruner:
         self.model = model
         self.updates = updates
         self.updates_per_call = 1
+        self._own_loop = True  # which may set the state back
         self._given = schedule
         self._find_plan = find_plan
-        self._ended: Progress | None = None
+        self._ended: Ended | None = None
         self._settled: dict[str, int] = {}
         self._wrapped: Any = None
         self._outer: Any = None
@@ -126,7 +123,8 @@ class Pruner:
         self._scanned = -1  # no update is due up to this step
         self._at: float | None = None  # the sparsity the masks were last updated to
         self._loads = 0  # of the optimizer's state, that all of this is of
-        self._left: Reached | None = None  # when the pruning was released
+        self._known: Progress | None = None  # as it was last read, or written here
+        self._noted: Reached | None = None  # of what no variable says: released, or stateless
 
     # ------------------------------------------------------------------ use
 
@@ -153,26 +151,30 @@ class Pruner:
     @property
     def step(self) -> int:
         """Updates of the weights completed since the schedule began."""
-        if self._left is not None:
-            return self._left.step
-        wrapped = self.wrapped
-        origin = wrapped.progress.origin
-        return 0 if origin < 0 else wrapped.completed_updates - origin
+        if (noted := self._of_no_variable()) is not None:
+            return noted.step
+        origin = self.wrapped.progress.origin
+        return 0 if origin < 0 else self.wrapped.completed_updates - origin
 
     @property
     def finished(self) -> bool:
         """Whether the schedule has reached its end."""
-        if self._left is not None:
-            return self._left.finished
+        if (noted := self._of_no_variable()) is not None:
+            return noted.finished
         return self._wrapped is not None and self._wrapped.finished
 
     @property
     def sparsity(self) -> float:
         """The fraction of zeros that the masks hold at present, over all targets."""
-        if self._left is not None:
-            return self._left.sparsity
-        kept = sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked)
-        return 1 - kept / self._entries
+        if (noted := self._of_no_variable()) is not None:
+            return noted.sparsity
+        return 1 - sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked) / self._entries
+
+    def _of_no_variable(self) -> Reached | None:
+        """What was noted where the optimizer's variables do not say it, or not any more."""
+        if self._noted is None or self._wrapped is None:
+            return self._noted
+        return None if self._wrapped.progress == self._known else self._noted
 
     def wrap(self, optimizer: Any) -> Any:
         """Wrap the optimizer that trains the model.
@@ -190,38 +192,21 @@ class Pruner:
             optimizer.inner_optimizer = self.wrap(optimizer.inner_optimizer)
             self._outer = optimizer
             return optimizer
-        if isinstance(optimizer, PrunedOptimizer):
-            raise ValueError(
-                "`optimizer` is wrapped for pruning already, and once is enough. Received: "
-                f"optimizer={optimizer.name!r} around {optimizer.inner_optimizer.name!r}. "
-                "Pass the inner one, or use the wrapped one as it is."
-            )
-        if self._wrapped is not None:
-            raise ValueError(
-                "This pruner has wrapped an optimizer already, and its masks are there. Received: "
-                f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
-                "call `release()` first."
-            )
-        self._left = None
-        if isinstance(optimizer, keras.optimizers.Optimizer):
-            with backends.current().variable_scope(self.model):
-                wrapped = PrunedOptimizer(optimizer, self._given, self._find_plan)
-                if self.model.built:
-                    wrapped.build(self.model.trainable_variables)
-                else:
-                    wrapped.before_first_step = self.update_before_first_step
-            self._wrapped = self._outer = wrapped
-            return wrapped
-        if backends.current().is_own_optimizer(optimizer):
+        check_wrappable(optimizer, used=self._wrapped is not None)
+        self._noted = None
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
             from keras_pruner.backends.torch_optimizer import TorchOptimizerMasks
 
             self._wrapped = TorchOptimizerMasks(optimizer, self._given, self.plan)
             return optimizer
-        raise ValueError(
-            "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
-            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
-            "From a name Keras makes one: `keras.optimizers.get('adam')`."
-        )
+        with backends.current().variable_scope(self.model):
+            wrapped = PrunedOptimizer(optimizer, self._given, self._find_plan)
+            if self.model.built:
+                wrapped.build(self.model.trainable_variables)
+            else:
+                wrapped.before_first_step = self.update_before_first_step
+        self._wrapped = self._outer = wrapped
+        return wrapped
 
     def check_agreement(self) -> int:
         """Check that the weights and masks of the targets are the same wherever they are copied.
@@ -252,15 +237,12 @@ class Pruner:
             RuntimeError: if a step is being traced, or steps are made that do not prune.
         """
         if backends.current().is_tracing():
-            raise RuntimeError(
-                "`update` chooses which weights to prune by looking at them, and here a step is "
-                "being traced. Call it outside of the compiled step, before it."
-            )
+            reach.refuse_to_be_traced()
         return self.update_before_first_step()
 
     def update_before_first_step(self) -> bool:
         """`update`, which may also be called where the optimizer makes its variables in a trace."""
-        wrapped = self.wrapped
+        wrapped, self._noted = self.wrapped, None
         wrapped.attended = True
         if not wrapped.built or not self._may_be_due():
             return False
@@ -278,17 +260,22 @@ class Pruner:
             optimizer_variables: values of the wrapped optimizer's `variables`.
 
         Returns:
-            Both, with the masks, the weights and the optimizer's slots brought up to date.
+            Both, with the masks, the weights and the optimizer's slots brought up to date. What
+            the pruner says of itself is of then; between masks, `step` counts calls.
         """
-        variables = [*self.model.trainable_variables, *(self._outer or self.wrapped).variables]
+        mine = self.model.trainable_variables, (self._outer or self.wrapped).variables
+        check_values(trainable_variables, optimizer_variables, mine)
+        variables = [*mine[0], *mine[1]]
         values = [*trainable_variables, *optimizer_variables]
         if not all(map(backends.current().is_readable, values)):
-            raise ValueError(
-                "`stateless_update` chooses which weights to prune by looking at them, and these "
-                "are being traced. Call it outside of the jitted step, before it."
-            )
+            reach.refuse_traced_values()
+        before = self._noted
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
             changed = self.update()
+            if before is None or not self._ahead:  # it has looked at the state
+                self._noted = Reached(self.finished, self.step, self.sparsity)
+            else:
+                self._noted = before._replace(step=self._seen + self._ahead)
         if not changed:
             return trainable_variables, optimizer_variables
         values = [scope.get_current_value(variable) for variable in variables]
@@ -301,7 +288,7 @@ class Pruner:
             The user's own optimizer, which the model is compiled with again if it was.
         """
         wrapped, outer = self.wrapped, self._outer
-        self._left = Reached(self.finished, self.step, self.sparsity)
+        self._noted = Reached(self.finished, self.step, self.sparsity)
         self._wrapped = self._outer = None
         if not isinstance(wrapped, PrunedOptimizer):
             wrapped.release()
@@ -316,8 +303,7 @@ class Pruner:
 
     def can_adopt(self, wrapped: PrunedOptimizer) -> bool:
         """Whether `wrapped` carries this very pruning, begun before."""
-        same_schedule = wrapped.built and wrapped.schedule == self._given
-        return same_schedule and wrapped.plan.same_as(self.plan)
+        return wrapped.built and wrapped.schedule == self._given and wrapped.plan.same_as(self.plan)
 
     def adopt(self, wrapped: PrunedOptimizer) -> None:
         """Go on with the pruning that `wrapped` carries."""
@@ -346,15 +332,22 @@ class Pruner:
 
     def _may_be_due(self) -> bool:
         """Whether an update may be due by now, from the number of calls alone."""
-        if self.wrapped.loads != self._loads:  # the state is another one
-            self._loads, self._resolved = self.wrapped.loads, None
+        wrapped = self.wrapped
+        set_back = self._own_loop and wrapped.peek() not in (None, self._known)
+        if wrapped.loads != self._loads or set_back:
+            self._forget()
         if self._resolved is None:
-            return self.wrapped.is_readable
+            return wrapped.is_readable
         self._ahead += self.updates_per_call
         until = self._seen + self._ahead
         due = any(map(self._is_due, range(self._scanned + 1, until + 1)))
         self._scanned = until
-        return due
+        return due or self._ahead >= reach.PATIENCE
+
+    def _forget(self) -> None:
+        """Look anew: the optimizer's state is another one, loaded or set from without."""
+        self._loads, self._resolved, self._at = self.wrapped.loads, None, None
+        self._seen, self._scanned, self._ahead = -1, -1, 0
 
     def _is_due(self, step: int) -> bool:
         """At the last update, and at one that asks for another sparsity than the one before."""
@@ -364,6 +357,8 @@ class Pruner:
 
     def _update_if_due(self, wrapped: Any) -> bool:
         progress = wrapped.progress
+        if progress != self._known:
+            self._forget()
         if progress.origin < 0:
             progress = self._begin(wrapped)
         if self._resolved is None:
@@ -375,15 +370,17 @@ class Pruner:
         if 0 <= self._seen < step and not wrapped.applied:
             reach.refuse_steps_that_do_not_prune()
         self._idle = 0 if step > self._seen else self._idle + self._ahead
-        if self._idle >= reach.PATIENCE:
+        patience = reach.PATIENCE * (wrapped.gradient_accumulation_steps or 1)
+        if self._idle >= patience and not progress.has_ended(self._given):
             self._idle = -math.inf  # once is enough
-            reach.warn_of_no_steps()
+            reach.warn_of_no_steps(patience)
         due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
         self._seen = self._scanned = step
         self._ahead = 0
         if due:
             self._prune(wrapped, self._resolved.sparsity_at(step))
-            wrapped.progress = progress._replace(updated_at=step)
+            wrapped.progress = progress = progress._replace(updated_at=step)
+        self._known = progress
         return due
 
     def _begin(self, wrapped: Any) -> Progress:
@@ -391,7 +388,9 @@ class Pruner:
         sparsity = 1 - nonzero / self._entries if wrapped.masked else 0.0
         completed = wrapped.completed_updates
         if self._ended is not None:
-            progress = self._ended._replace(origin=completed - self._ended.origin)
+            reach.check_goes_on(self.model.name, self._ended.sparsity, sparsity)
+            ended = self._ended.progress
+            progress = ended._replace(origin=completed - ended.origin)
         else:
             schedule = self._schedule_to_begin(round(sparsity, 9))
             wrapped.plan.check_final(schedule.sparsity_at_end)

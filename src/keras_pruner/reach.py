@@ -2,6 +2,8 @@
 
 import warnings
 
+import keras
+
 from keras_pruner.schedules import Schedule
 
 PATIENCE = 100
@@ -50,6 +52,28 @@ def check_begin(schedule: Schedule, given: Schedule, name: str, sparsity: float)
         )
 
 
+def skips_steps(model: keras.Model) -> bool:
+    """Whether a loss scale may have skipped all steps that a model has made.
+
+    One that is not what it was at first is one that the model trains with.
+    """
+    optimizer = model.optimizer
+    if not (isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and optimizer.built):
+        return False
+    return float(keras.ops.convert_to_numpy(optimizer.dynamic_scale)) != optimizer.initial_scale
+
+
+def check_goes_on(name: str, reached: float, sparsity: float) -> None:
+    """Say it if a pruning goes on from its end on a model that has lost the zeros of it."""
+    if sparsity < reached / 2:
+        warnings.warn(
+            f"The schedule of this callback has ended, at a sparsity of {reached:.4g}, and "
+            f"{name!r} now has {sparsity:.4g}: it is pruned at once. If it begins anew, as in the "
+            "next fold of a cross-validation, make a new callback: kp.GradualPruning(...).",
+            stacklevel=3,
+        )
+
+
 def refuse_steps_that_do_not_prune() -> None:
     """Raise: steps are counted, and the wrapped optimizer has made none of them."""
     raise RuntimeError(
@@ -59,10 +83,26 @@ def refuse_steps_that_do_not_prune() -> None:
     )
 
 
-def warn_of_no_steps() -> None:
+def refuse_to_be_traced() -> None:
+    """Raise: `update` is called in a compiled step."""
+    raise RuntimeError(
+        "`update` chooses which weights to prune by looking at them, and here a step is being "
+        "traced. Call it outside of the compiled step, before it."
+    )
+
+
+def refuse_traced_values() -> None:
+    """Raise: `stateless_update` is called in a compiled step."""
+    raise ValueError(
+        "`stateless_update` chooses which weights to prune by looking at them, and these are "
+        "being traced. Call it outside of the jitted step, before it."
+    )
+
+
+def warn_of_no_steps(calls: int) -> None:
     """Say that `update` is called again and again, and no step is counted."""
     warnings.warn(
-        f"`update` was called more than {PATIENCE} times, and the wrapped optimizer has counted "
+        f"`update` was called more than {calls} times, and the wrapped optimizer has counted "
         "no step, so that nothing is pruned. In a stateless loop on JAX call `stateless_update`; "
         "if the model is trained by another optimizer, wrap that one.",
         stacklevel=3,

@@ -1,7 +1,6 @@
 """What a model's weights look like: data first, then text, JSON and one HTML page."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_pruner import page, tables
+from keras_pruner.values import as_json
 from keras_pruner.weights import check_model, weights_of
 
 
@@ -104,8 +104,8 @@ class SparsityReport:
         }
 
     def to_json(self) -> str:
-        """`as_dict` as JSON text."""
-        return json.dumps(self.as_dict(), indent=2)
+        """`as_dict` as JSON text; null for what is not finite."""
+        return as_json(self.as_dict())
 
     def to_html(
         self,
@@ -194,7 +194,20 @@ def _total_as_dict(total: Total) -> dict[str, Any]:
 
 
 def _cells(name: str, shape: str, counted: Row | Total) -> tuple[str, ...]:
-    return name, shape, f"{counted.size:,}", f"{counted.zeros:,}", f"{counted.sparsity:.4f}"
+    return name, shape, f"{counted.size:,}", f"{counted.zeros:,}", share(counted)
+
+
+def share(counted: Row | Total) -> str:
+    """The sparsity as a cell; of nothing there is none."""
+    return f"{counted.sparsity:.4f}" if counted.size else "-"
+
+
+def numbers(name: str, value: Any) -> list[tuple[str, float]]:
+    """A metric as numbers: itself, or each of its entries, `name[0]` and so on."""
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    if not array.ndim:
+        return [(name, float(array))]
+    return [(f"{name}{list(at)}", float(array[at])) for at in np.ndindex(array.shape)]
 
 
 def curves(
@@ -202,9 +215,13 @@ def curves(
 ) -> dict[str, Sequence[float]]:
     """What to plot of a history: sparsity, and the metrics of the validation data, or any."""
     given = history.history if isinstance(history, keras.callbacks.History) else history
-    history = {name: values for name, values in (given or {}).items() if len(values)}
-    validated = [name for name in history if name.startswith("val_")]
-    measured = validated or [name for name in history if name != "sparsity"]
+    found: dict[str, list[float]] = {}
+    for name, values in (given or {}).items():
+        for each in values:
+            for entry, number in numbers(name, each):
+                found.setdefault(entry, []).append(number)
+    validated = [name for name in found if name.startswith("val_")]
+    measured = validated or [name for name in found if name != "sparsity"]
     chosen = [name for name in measured if "loss" not in name] or measured
-    order = [name for name in ("sparsity",) if name in history] + chosen
-    return {name.removeprefix("val_"): history[name] for name in order}
+    order = [name for name in ("sparsity",) if name in found] + chosen
+    return {name.removeprefix("val_"): found[name] for name in order}

@@ -8,7 +8,9 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.events import EventFile
-from keras_pruner.optimizer import Masked, wrappers
+from keras_pruner.optimizer import wrappers
+from keras_pruner.report import numbers
+from keras_pruner.state import Masked
 
 Logs = dict[str, Any] | None
 
@@ -55,9 +57,9 @@ class PruningSummaries(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int = 0, logs: Logs = None) -> None:
         """Note where it stands, and the metrics."""
         self._log_pruning()
-        for name, number in (logs or {}).items():
+        for name, value in (logs or {}).items():
             folder = "validation" if name.startswith("val_") else "train"
-            self._write(folder, {f"epoch_{name.removeprefix('val_')}": number}, epoch)
+            self._write(folder, dict(numbers(f"epoch_{name.removeprefix('val_')}", value)), epoch)
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Close the files."""

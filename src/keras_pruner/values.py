@@ -1,6 +1,8 @@
 """What makes a class a value: frozen, equal by its fields, checked, known to Keras' saving."""
 
 import dataclasses
+import json
+import math
 import numbers
 import re
 from collections.abc import Callable, Sized
@@ -44,6 +46,25 @@ def shown(received: object) -> str:
     elif isinstance(received, Sized):
         size = f" of length {len(received)}"
     return f"<{type(received).__name__}{size}>"
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, without the lines of its stack, and not for ever."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith('File "'))[:500]
+
+
+def as_json(data: Any) -> str:
+    """Plain data as JSON text: null for NaN and infinities, which JSON has not."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def check_sparsity(name: str, sparsity: object) -> None:

@@ -43,12 +43,23 @@ def check_model(model: object) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class OwnedWeight:
-    """A variable and the layer that owns it."""
+    """A variable and the layer that owns it.
+
+    Attributes:
+        variable: the weight.
+        layer: its owner.
+        layer_path: where that is in the model.
+        path: where the weight is.
+        wholes: the layers that its owner is a part of: of the cells of a recurrent layer that
+            one, of the two directions of a Bidirectional layer and the projections of an
+            attention layer likewise.
+    """
 
     variable: keras.Variable
     layer: keras.layers.Layer
     layer_path: str
     path: str
+    wholes: tuple[keras.layers.Layer, ...]
 
     @property
     def is_kernel(self) -> bool:
@@ -90,6 +101,13 @@ class OwnedWeight:
         return ""
 
 
+_WHOLES = (
+    keras.layers.RNN,
+    keras.layers.StackedRNNCells,
+    keras.layers.Bidirectional,
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+)
 _KERNELS = {"kernel", "embeddings", "reverse_embeddings"}
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
@@ -118,7 +136,11 @@ def weights_of(model: keras.layers.Layer) -> Iterator[OwnedWeight]:
     """Every weight of the model, once, with the layer that owns it."""
     seen: set[int] = set()
     found = []
+    wholes: dict[int, list[keras.layers.Layer]] = {}
     for layer in model._flatten_layers():
+        if isinstance(layer, _WHOLES):
+            for part in layer._flatten_layers(include_self=False):
+                wholes.setdefault(id(part), []).append(layer)
         inner = {id(v) for child in layer._flatten_layers(False) for v in child.variables}
         for variable in layer.weights:
             if id(variable) in seen or id(variable) in inner:
@@ -127,7 +149,8 @@ def weights_of(model: keras.layers.Layer) -> Iterator[OwnedWeight]:
             found.append((variable, layer))
     paths = unique_paths(model, [variable for variable, _ in found])
     for (variable, layer), path in zip(found, paths, strict=True):
-        yield OwnedWeight(variable, layer, layer_path(model, layer), path)
+        around = tuple(wholes.get(id(layer), ()))
+        yield OwnedWeight(variable, layer, layer_path(model, layer), path, around)
 
 
 def layer_path(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:

@@ -35,6 +35,8 @@ Every module here has the same functions:
 - `forget_step(model)`: drop what was compiled of the model's `train_step`, for another optimizer.
 - `jit_of_short_training()`: the `jit_compile` for a training of a minute.
 - `is_readable(value)`: whether a variable's value can be looked at now.
+- `peek(variable)`: the numbers of a short vector, where that takes no waiting for a step and no
+  word with another process; else None.
 - `is_tracing()`: whether a step is being traced, so that nothing can be looked at.
 - `without_gradients()`: a context in which nothing is recorded for a backward pass.
 """

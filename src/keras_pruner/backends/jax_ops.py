@@ -222,6 +222,19 @@ def is_readable(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def peek(variable: keras.Variable) -> list[int] | None:
+    """The numbers of a vector, unless they are what a dispatched step has yet to give.
+
+    Nor in several processes, which have to do the same.
+    """
+    if not has_value(variable) and not in_stateless_scope():
+        return None  # `fit` keeps it
+    value = variable.value
+    if not is_readable(value) or value.is_deleted() or not value.is_fully_addressable:
+        return None
+    return np.asarray(value).tolist() if value.is_ready() else None
+
+
 def forget_step(model: keras.Model) -> None:
     """Drop its traces, which JAX keeps by the method and by the shapes of what it is given.
 

@@ -183,6 +183,11 @@ def is_readable(value: torch.Tensor) -> bool:
     return True
 
 
+def peek(variable: keras.Variable) -> list[int] | None:
+    """The numbers of a vector on the CPU; another device may be behind."""
+    return variable.value.tolist() if is_in_memory(variable) else None
+
+
 def eagerly() -> contextlib.AbstractContextManager[Any]:
     """Nothing to leave."""
     return contextlib.nullcontext()

@@ -8,16 +8,11 @@ import numpy as np
 import torch
 
 from keras_pruner.backends import torch_ops
-from keras_pruner.optimizer import (
-    UNATTENDED,
-    Masked,
-    load_masks,
-    save_masks,
-    warn_of_untrained,
-)
+from keras_pruner.optimizer import UNATTENDED, warn_of_untrained
 from keras_pruner.plan import Plan
 from keras_pruner.progress import Progress
 from keras_pruner.schedules import Schedule
+from keras_pruner.state import Masked, load_state, save_state
 
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
@@ -49,8 +44,16 @@ class TorchOptimizerMasks:
 
     built = True
     is_readable = True
+    gradient_accumulation_steps = None  # the loop's own matter
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, plan: Plan) -> None:
+        hooks = optimizer._optimizer_step_post_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), TorchOptimizerMasks) for hook in hooks):
+            raise ValueError(
+                "`optimizer` is wrapped for pruning already, and once is enough. Received: "
+                f"{type(optimizer).__name__} with the hooks of another `kp.Pruner`. Go on with "
+                "that pruner, or call its `release()` first."
+            )
         self.inner_optimizer = optimizer
         self.schedule = schedule
         self.plan = plan
@@ -81,6 +84,10 @@ class TorchOptimizerMasks:
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._load),
         ]
+
+    def peek(self) -> Progress:
+        """The progress."""
+        return self.progress
 
     @property
     def finished(self) -> bool:
@@ -118,14 +125,14 @@ class TorchOptimizerMasks:
 
     def _save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
         arrays: dict[str, np.ndarray] = {}
-        save_masks(self.masked, self.progress, arrays)
+        save_state(self, arrays)
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return {**state, KEY: {**tensors, "completed_updates": self.completed_updates}}
 
     def _load(self, _: Any, state: Mapping[str, Any]) -> dict[str, Any]:
         mine = dict(state.get(KEY, {}))
         completed = mine.pop("completed_updates", 0)
-        self.progress = load_masks(self.masked, {k: v.cpu().numpy() for k, v in mine.items()})
+        self.progress = load_state(self, {k: v.cpu().numpy() for k, v in mine.items()})
         self.completed_updates = completed
         self.loads += 1
         return {key: value for key, value in state.items() if key != KEY}

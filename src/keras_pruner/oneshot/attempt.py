@@ -12,7 +12,7 @@ from keras_pruner import backends
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Values, run, undisturbed
+from keras_pruner.oneshot.capture import Values, run
 from keras_pruner.oneshot.inputs import scores_as_given
 from keras_pruner.oneshot.progress import Announce
 from keras_pruner.oneshot.removal import Removal
@@ -25,6 +25,9 @@ from keras_pruner.plan import Plan, Target
 
 _NO_PRODUCT = "no product of inputs with this weight is known: mask alone"
 _EMBEDDING = "an embedding looks rows up; each stands alone, so that nothing can make up for it"
+
+_HUGE = 1e6
+"""Masks add numbers like -1e9 to what is not to count."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +57,13 @@ class Calibrated:
         """Survey the model and note its outputs."""
         fit, held = samples.split()
         heard = survey(model, fit.batches()[0])
-        return cls(fit, held, heard, outputs_of(model, held), refit, batch_norm)
+        outputs = outputs_of(model, held)
+        if any(np.isnan(output).any() for output in outputs):
+            raise ValueError(
+                f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
+                "samples for which some of its outputs are NaN."
+            )
+        return cls(fit, held, heard, outputs, refit, batch_norm)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -258,8 +267,7 @@ def _apply(plan: Plan, masks: dict[int, np.ndarray]) -> None:
 
 def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
     """Every output of the model for all samples, in float32."""
-    with undisturbed(model):
-        batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
+    batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
     return [
         np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float32)
         for parts in zip(*batches, strict=True)
@@ -267,6 +275,19 @@ def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
 
 
 def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean squared difference of `a` from `b`, relative to the variance of `b`."""
-    spread = float(np.square(b - b.mean(axis=0)).sum())
-    return float(np.square(a - b).sum()) / max(spread, 1e-30)
+    """Mean squared difference of `a` from `b`, relative to the variance of `b`.
+
+    Masked logits are left out. Infinite where one has a number and the other has none.
+    """
+    wanted = np.ma.array(b, mask=masked_logits(a, b))
+    with np.errstate(invalid="ignore"):
+        missing, spread = (
+            float(np.ma.filled(np.square(difference).sum(), 0.0))
+            for difference in (a - wanted, wanted - wanted.mean(axis=0))
+        )
+    return missing / max(spread, 1e-30) if np.isfinite(missing) else float("inf")
+
+
+def masked_logits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two outputs are masked logits, which say nothing: the same huge number in both."""
+    return (a == b) & ~(np.abs(b) < _HUGE)

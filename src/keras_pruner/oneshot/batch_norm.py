@@ -13,10 +13,11 @@ from keras_pruner.oneshot.capture import (
     Call,
     Enough,
     Values,
+    is_seen,
     listening,
     run,
-    undisturbed,
 )
+from keras_pruner.values import check_integer
 from keras_pruner.weights import check_model
 
 
@@ -49,15 +50,17 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
 
     Raises:
         ValueError: if the calibration cannot be used, or the model has no batch norm that is
-            called.
+            called and whose inputs can be looked at.
     """
     check_model(model)
+    check_integer("samples", samples, least=samples_of.LEAST)
     inputs = samples_of.read(calibration, model, samples)
     norms = in_order(model, inputs.batches()[0])
     if not norms:
         raise ValueError(
-            f"`model` must have BatchNormalization layers that it calls. Received: {model.name!r} "
-            "without any; there is nothing to re-estimate."
+            "`model` must have BatchNormalization layers that it calls, and not in a loop or a "
+            f"function that is traced. Received: {model.name!r} without any; there is nothing to "
+            "re-estimate."
         )
     reestimate(model, norms, inputs)
 
@@ -70,8 +73,7 @@ def reestimate(
     before = Values.of(variables)
     try:
         for norm, calls in norms.items():
-            with undisturbed(model):
-                found = _heard(model, norm, calls, inputs)
+            found = _heard(model, norm, calls, inputs)
             norm.moving_mean.assign(found.mean)
             norm.moving_variance.assign(found.variance)
     except BaseException:
@@ -80,12 +82,16 @@ def reestimate(
 
 
 def in_order(model: keras.Model, batch: Any) -> dict[keras.layers.BatchNormalization, int]:
-    """The batch norms by their first call, and how often each is called."""
+    """The batch norms by their first call, and how often each is called.
+
+    Without those that are called where a backend traces: nobody sees their inputs.
+    """
     calls: dict[keras.layers.BatchNormalization, int] = {}
 
     def listener(norm: keras.layers.BatchNormalization) -> Any:
-        def hear(_: Call) -> None:
-            calls[norm] = calls.get(norm, 0) + 1
+        def hear(call: Call) -> None:
+            if is_seen(call):
+                calls[norm] = calls.get(norm, 0) + 1
 
         return hear
 
@@ -94,7 +100,7 @@ def in_order(model: keras.Model, batch: Any) -> dict[keras.layers.BatchNormaliza
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
-    with undisturbed(model), listening({norm: listener(norm) for norm in found}):
+    with listening({norm: listener(norm) for norm in found}):
         run(model, batch)
     return calls
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_pruner.values import shown
 
 LEAST = 16
 """Fewer samples than this say nothing; 512 real ones are a good number."""
@@ -66,13 +69,14 @@ def read(calibration: Any, model: keras.Model, limit: int = MOST) -> Samples:
     """
     if isinstance(calibration, list | tuple) and len(calibration) == 1:
         calibration = calibration[0]
+    _check_no_numbers(calibration)
     if _is_array(calibration) or _holds_arrays(calibration):
         inputs = keras.tree.map_structure(_to_numpy, calibration)
         lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(inputs)}
         if len(lengths) > 1:
             raise ValueError(
                 "`calibration` must have as many samples in each of its arrays. "
-                f"Received: arrays of {sorted(lengths)} samples."
+                f"Received: arrays of {sorted(lengths)} samples.{_if_batches(inputs)}"
             )
         samples = Samples(inputs)
         if len(samples) > limit:
@@ -92,7 +96,35 @@ def _holds_arrays(value: Any) -> bool:
     return bool(leaves) and all(map(_is_array, leaves))
 
 
+def _check_no_numbers(calibration: Any) -> None:
+    """Refuse lists of Python's numbers, of which nobody knows where the arrays begin."""
+    leaves = keras.tree.flatten(calibration) if isinstance(calibration, list | tuple | dict) else []
+    if leaves and isinstance(leaves[0], numbers.Number) and not _is_array(leaves[0]):
+        raise ValueError(
+            "`calibration` must be arrays, not lists of numbers. Received: "
+            f"{shown(calibration)}. Pass `np.asarray(calibration)`, or a list of such if the model "
+            "has several inputs."
+        )
+
+
+def _if_batches(inputs: Any) -> str:
+    """What to type if a list, which reads as one array for each input, holds batches."""
+    if not isinstance(inputs, list | tuple):
+        return ""
+    shapes = {leaf.shape[1:] for leaf in keras.tree.flatten(inputs)}
+    if len(shapes) == 1:
+        return " If these are batches, pass `np.concatenate(calibration)`."
+    if all(isinstance(part, list | tuple) for part in inputs):
+        return " If these are batches, pass `iter(calibration)`."
+    return ""
+
+
 def _to_numpy(leaf: Any) -> np.ndarray:
+    if hasattr(leaf, "toarray"):
+        raise ValueError(
+            "`calibration` must hold its zeros, too. Received: a sparse matrix of type "
+            f"{type(leaf).__name__}. Call `.toarray()` on it."
+        )
     return keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
 
 
@@ -180,11 +212,12 @@ def _check(samples: Samples, model: keras.Model) -> None:
             "`calibration` must be real samples. Received: "
             f"{len(samples)} samples that are all the same. Pass inputs the model will meet."
         )
-    _check_shapes(leaves, model)
+    _check_shapes(samples, model)
 
 
-def _check_shapes(leaves: list[np.ndarray], model: keras.Model) -> None:
+def _check_shapes(samples: Samples, model: keras.Model) -> None:
     """For models that know their inputs; the others say it themselves when they run."""
+    leaves = keras.tree.flatten(samples.inputs)
     inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
     if not inputs:
         return
@@ -192,6 +225,7 @@ def _check_shapes(leaves: list[np.ndarray], model: keras.Model) -> None:
         raise ValueError(
             f"`calibration` must hold the {len(inputs)} inputs of {model.name!r}, and inputs "
             f"only. Received: {len(leaves)} arrays, of shapes {[leaf.shape for leaf in leaves]}."
+            f"{_if_batches(samples.inputs)}"
         )
     if len(inputs) > 1:
         return  # a dict may be in another order than the inputs; the model says it when it runs

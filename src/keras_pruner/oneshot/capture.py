@@ -70,9 +70,22 @@ def _heard(function: Callable[..., Any], listener: Listener) -> Callable[..., An
     return call
 
 
+def is_seen(call: Call) -> bool:
+    """Whether the input of a call has numbers; it has none where a layer around it traces."""
+    try:
+        keras.ops.convert_to_numpy(call.input)
+    except Exception:  # each backend has errors of its own for this
+        return False
+    return True
+
+
 def run(model: keras.Model, batch: Any) -> Any:
-    """The model's outputs for a batch, eagerly, in inference mode; None after `Enough`."""
-    with backends.current().without_gradients():
+    """The model's outputs for a batch, eagerly, in inference mode; None after `Enough`.
+
+    Each run begins with the states that the model has, and gives them back: what a layer draws
+    at random is the same in every run, so that the dense and the pruned network can be compared.
+    """
+    with undisturbed(model), backends.current().without_gradients():
         try:
             inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
             return model(inputs, training=False)
@@ -82,13 +95,15 @@ def run(model: keras.Model, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def undisturbed(model: keras.Model) -> Iterator[None]:
-    """Give states that a run changes (of stateful RNNs, of seeds) their values back.
+    """Give states that a run changes (seeds, counters) their values back.
 
     Not those of batch norms: in inference they do not change, and pruning changes them.
     """
     kept = keras.layers.BatchNormalization
     layers = [layer for layer in model._flatten_layers() if not isinstance(layer, kept)]
-    states = Values.of([v for layer in layers for v in layer._non_trainable_variables])
+    variables = [v for layer in layers for v in layer._non_trainable_variables]
+    variables += [seeds.state for layer in layers for seeds in layer._seed_generators]
+    states = Values.of(variables)
     try:
         yield
     finally:

@@ -11,10 +11,13 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.callbacks import KeepZeros
+from keras_pruner.oneshot.attempt import masked_logits, outputs_of
 from keras_pruner.oneshot.batch_norm import in_order, reestimate
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.progress import Announce
+from keras_pruner.optimizer import PrunedOptimizer
+from keras_pruner.plan import Plan
+from keras_pruner.schedules import ConstantSparsity
 
 _BATCH = 64
 _RATE = 3e-3
@@ -29,13 +32,13 @@ class Teacher:
         samples: inputs.
         outputs: the dense model's, all of them in order, shape (samples, ...) each.
         epochs: over the samples.
-        zeros: keeps them.
+        plan: the dense model's, whose targets keep their zeros.
     """
 
     samples: Samples
     outputs: list[np.ndarray]
     epochs: int
-    zeros: KeepZeros
+    plan: Plan
 
     def teach(self, model: keras.Model, announce: Announce) -> None:
         """Train the model in place, beside whatever it is compiled with; announce each epoch.
@@ -43,22 +46,42 @@ class Teacher:
         Batch norms that are trained get the statistics of the samples at the end: a short
         training leaves their moving averages behind.
         """
-        batches = _Batches(self.samples, self.outputs)
+        present = outputs_of(model, self.samples)
+        pairs = list(zip(present, self.outputs, strict=True))
+        wanted = [np.where(masked_logits(found, output), np.nan, output) for found, output in pairs]
+        batches = _Batches(self.samples, wanted)
         rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
         backend = backends.current()
         with backend.variable_scope(model):
-            student = _Student(model, [float(np.var(output)) for output in self.outputs])
-            student.compile(
-                keras.optimizers.Adam(rate), jit_compile=backend.jit_of_short_training()
-            )
+            student = _Student(model, [_variance(output) for output in wanted])
+            optimizer = _keeping_zeros(keras.optimizers.Adam(rate), self.plan, student)
+            student.compile(optimizer, jit_compile=backend.jit_of_short_training())
         told = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
         )
-        callbacks = [self.zeros, told]
-        student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
         few = self.samples.take(slice(_FOR_BATCH_NORM))
         norms = in_order(model, few.batches()[0])
         reestimate(model, {norm: n for norm, n in norms.items() if norm.trainable}, few)
+
+
+def _keeping_zeros(
+    optimizer: keras.optimizers.Optimizer, plan: Plan, student: keras.Model
+) -> PrunedOptimizer:
+    """The optimizer, made to keep what is zero now in the targets of the plan that are trained.
+
+    It has the variables themselves: filters and overrides are written for the paths of the model,
+    which are not those of the student around it.
+    """
+    pairs = zip(plan.targets, plan.variables, strict=True)
+    targets, variables = zip(*[pair for pair in pairs if pair[0].index is not None], strict=True)
+    trained = dataclasses.replace(plan, targets=targets, variables=variables)
+    wrapped = PrunedOptimizer(optimizer, ConstantSparsity(0.0), lambda: trained)
+    wrapped.build(student.trainable_variables)
+    for masked in wrapped.masked:
+        masked.mask.assign(backends.current().to_numpy(masked.variable) != 0)
+    wrapped.attended = True  # the masks are as they shall be
+    return wrapped
 
 
 class _Student(keras.Model):
@@ -85,10 +108,23 @@ class _Student(keras.Model):
         del x, sample_weight, training
         pairs = zip(keras.tree.flatten(y_pred), keras.tree.flatten(y), self._scales, strict=True)
         losses = [
-            scale * keras.ops.mean(keras.ops.square(keras.ops.cast(found, "float32") - wanted))
+            scale * keras.ops.mean(keras.ops.square(_missing(found, wanted)))
             for found, wanted, scale in pairs
         ]
         return sum(losses) / len(losses)
+
+
+def _variance(wanted: np.ndarray) -> float:
+    """Of what there is."""
+    seen = wanted[~np.isnan(wanted)]
+    return float(np.var(seen)) if seen.size else 0.0
+
+
+def _missing(found: Any, wanted: Any) -> Any:
+    """What the outputs lack, where anything is wanted."""
+    nothing = keras.ops.isnan(wanted)
+    found = keras.ops.cast(found, "float32")
+    return keras.ops.where(nothing, 0.0, found) - keras.ops.where(nothing, 0.0, wanted)
 
 
 class _Batches(keras.utils.PyDataset):

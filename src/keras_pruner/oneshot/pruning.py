@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.callbacks import KeepZeros
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, Calibrated, outputs_of
@@ -121,30 +120,31 @@ def prune(
         )
     if chosen_by:
         criterion = magnitude  # for the allocation
+    if auto:
+        Rules(pattern, overrides=overrides).check_split("auto")
     ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
     rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
     plan = rules[0].plan(model, frozen=True)
     plan.check_final(sparsity)
     if chosen_by == "sparsegpt":
         _check_patterns(plan)
+    if distillation_epochs:
+        _check_trainable(plan)
     if copy:
         model = _copy_of(model)
     else:
         _check_nobody_else_prunes(model)
     plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
+    plan = next(iter(plans.values()))  # of the copy, if it is one
     calibrated = teacher = None
-    with undisturbed(model):
-        if calibration is not None:
-            inputs = samples_of.read(calibration, model, samples or samples_of.MOST)
-            calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
-            if distillation_epochs:
-                _check_trainable(plan)
-                outputs = outputs_of(model, calibrated.fit)
-                kept = KeepZeros(filters=filters, overrides=overrides)
-                teacher = Teacher(calibrated.fit, outputs, distillation_epochs, kept)
-        attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
-        found = _best(attempt, plans, teacher, progress)
-    plan = next(iter(plans.values()))
+    if calibration is not None:
+        inputs = samples_of.read(calibration, model, samples or samples_of.MOST)
+        calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
+        if distillation_epochs:
+            outputs = outputs_of(model, calibrated.fit)
+            teacher = Teacher(calibrated.fit, outputs, distillation_epochs, plan)
+    attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
+    found = _best(attempt, plans, teacher, progress)
     return _report(model, plan, found, time.perf_counter() - began)
 
 
@@ -216,7 +216,8 @@ def _distilled(
 ) -> Distillation:
     """Train the model by the outputs it had, unless that makes them worse where it was not."""
     refitted = Values.of(attempt.model.variables)
-    teacher.teach(attempt.model, announce)
+    with undisturbed(attempt.model):
+        teacher.teach(attempt.model, announce)
     told = Distillation(teacher.epochs, before, attempt.divergence() or 0.0)
     if not told.kept:
         refitted.restore()
@@ -282,7 +283,7 @@ def _check_without_calibration(
 
 
 def _check_trainable(plan: Plan) -> None:
-    if not any(variable.trainable for variable in plan.variables):
+    if all(target.index is None for target in plan.targets):
         raise ValueError(
             "`distillation_epochs` trains the weights that are left, and all that are pruned are "
             "frozen. Set their layers' `trainable` to True, or leave it out."

@@ -88,7 +88,7 @@ def linears(model: keras.layers.Layer) -> Iterator[Linear]:
     layers = list(model._flatten_layers())
     wrapped = {id(layer.layer) for layer in layers if _is_per_step(layer)}
     for layer in layers:
-        if _is_per_step(layer):
+        if _is_per_step(layer) and not isinstance(layer.layer, keras.layers.RNN):
             yield from map(functools.partial(_per_step, layer), of_layer(layer.layer))
         elif id(layer) not in wrapped:
             yield from of_layer(layer)

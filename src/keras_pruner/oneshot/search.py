@@ -3,20 +3,22 @@
 import dataclasses
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pruner import tables
+from keras_pruner.allocation import Fixed
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, outputs_of, relative_difference
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.capture import Values, undisturbed
 from keras_pruner.oneshot.pruning import prune
+from keras_pruner.patterns import Pattern
 from keras_pruner.plan import Rules
-from keras_pruner.values import check_sparsity
+from keras_pruner.values import check_integer, check_sparsity, shown
 from keras_pruner.weights import check_model
 
 Metric = Callable[[keras.Model], float]
@@ -108,7 +110,7 @@ def find_sparsity(
             single outputs, 1 - the squared difference relative to their variance.
         tolerance: how exactly to find the sparsity.
         highest: the largest sparsity to try, in [0, 1).
-        options: of `prune`, such as `allocation` or `filters`.
+        options: of `prune`, such as `allocation`, `filters` or `samples`.
 
     Raises:
         ValueError: for arguments that are wrong or do not go together.
@@ -122,20 +124,17 @@ def find_sparsity(
         raise ValueError(
             f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
         )
-    if options.get("copy"):
-        raise ValueError(
-            "`copy` has nothing to do: the model is left as it was. Received: copy=True. "
-            "Leave it out."
-        )
+    _check_options(options)
     check_model(model)
-    samples = samples_of.read(calibration, model)
+    samples = samples_of.read(calibration, model, options.get("samples") or samples_of.MOST)
+    options = {"progress": False} | options
     metric = _alone(metric or _agreement(model, samples))
     dense, weights = metric(model), Values.of(model.variables)
     points: dict[float, float] = {}
 
     def holds(sparsity: float) -> bool:
         try:
-            prune(model, sparsity, calibration=samples.inputs, progress=False, **options)
+            prune(model, sparsity, calibration=samples.inputs, **options)
             points[sparsity] = metric(model)
         finally:
             weights.restore()
@@ -148,6 +147,35 @@ def find_sparsity(
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return SparsityCurve(low, max_drop, dense, tuple(sorted(points.items())))
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse those with which there is nothing to look for."""
+    if options.get("copy"):
+        raise ValueError(
+            "`copy` has nothing to do: the model is left as it was. Received: copy=True. "
+            "Leave it out."
+        )
+    if "sparsity" in options:
+        raise ValueError(
+            "`sparsity` is what is looked for. Received: "
+            f"sparsity={shown(options['sparsity'])}. For the largest to try pass `highest`."
+        )
+    pattern, allocation = options.get("pattern"), options.get("allocation")
+    if isinstance(pattern, Pattern) and pattern.own_sparsity is not None:
+        raise ValueError(
+            "`pattern` leaves no sparsity to look for: this one has its own, "
+            f"{pattern.own_sparsity:g}. Received: pattern={pattern!r}. Prune with it, and look at "
+            "the report: `kp.prune(model, pattern=pattern, calibration=calibration)`."
+        )
+    if isinstance(allocation, Mapping | Fixed):
+        raise ValueError(
+            "`allocation` leaves no sparsity to look for where a mapping gives each weight its "
+            f"own. Received: allocation={shown(allocation)}. Leave it out, or pass the name of "
+            'one, such as "erk".'
+        )
+    if options.get("samples") is not None:
+        check_integer("samples", options["samples"], least=samples_of.LEAST)
 
 
 def sensitivity(
@@ -174,6 +202,11 @@ def sensitivity(
         ValueError: if neither calibration nor a metric is given, or both are, or there are no
             sparsities.
     """
+    if not isinstance(sparsities, Iterable):
+        raise ValueError(
+            "`sparsities` must be a list of fractions to try. Received: "
+            f"sparsities={sparsities!r}. For one pass sparsities=({sparsities!r},)."
+        )
     if not len(sparsities):
         raise ValueError(
             f"`sparsities` must hold at least one to try. Received: sparsities={sparsities!r}."
@@ -215,12 +248,23 @@ def _alone(metric: Metric) -> Metric:
 
     def measure(model: keras.Model) -> float:
         with undisturbed(model):
-            found = metric(model)
-        if found is None or not np.isfinite(found):
-            raise ValueError(f"`metric` must give a finite number. Received: {found!r}.")
-        return float(found)
+            return _number(metric(model))
 
     return measure
+
+
+def _number(found: Any) -> float:
+    """What a metric has given, checked."""
+    try:
+        number = float(keras.ops.convert_to_numpy(found) if keras.ops.is_tensor(found) else found)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number):
+        key = repr(next(iter(found), None)) if isinstance(found, Mapping) else "-1"
+        several = isinstance(found, Mapping | list | tuple) or getattr(found, "ndim", 0) > 0
+        fix = f" Choose one of them: `lambda model: metric(model)[{key}]`." if several else ""
+        raise ValueError(f"`metric` must give a finite number. Received: {shown(found)}.{fix}")
+    return number
 
 
 def _agreement(model: keras.Model, samples: Samples) -> Metric:

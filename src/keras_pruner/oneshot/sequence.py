@@ -193,6 +193,7 @@ def _refit(walk: Walk, linear: Linear, targets: _Pair) -> Outcome:
                 fit = solver.rescale(rows.fit, targets.fit, masked)
             else:
                 fit = unfitted(keras.ops.convert_to_tensor(updated))
+            fit = _constrained(linear, fit, mask)
             error = _error(fit, rows.held, targets.held)
             if error < before:
                 best, after, note = fit, error, name
@@ -235,6 +236,22 @@ def _write(linear: Linear, fit: solver.Fit, mask: np.ndarray) -> None:
     if linear.bias is not None:
         shift = keras.ops.convert_to_numpy(fit.shift).reshape(linear.bias.shape)
         linear.bias.assign(backends.current().to_numpy(linear.bias) + shift)
+
+
+def _constrained(linear: Linear, fit: solver.Fit, mask: np.ndarray) -> solver.Fit:
+    """The weights as the layer's constraints would leave them after a step of training."""
+    matrix, shift = fit.matrix, fit.shift
+    bias, layout = linear.bias, linear.layout
+    if linear.kernel.constraint is not None:
+        kernel = layout.from_matrix(np.where(mask, keras.ops.convert_to_numpy(matrix), 0))
+        kernel = linear.kernel.constraint(keras.ops.convert_to_tensor(kernel))
+        kept = np.where(mask, layout.to_matrix(keras.ops.convert_to_numpy(kernel)), 0)
+        matrix = keras.ops.convert_to_tensor(kept)
+    if bias is not None and bias.constraint is not None:
+        present = keras.ops.convert_to_tensor(backends.current().to_numpy(bias), "float32")
+        wanted = bias.constraint(present + keras.ops.reshape(shift, bias.shape))
+        shift = keras.ops.reshape(wanted - present, shift.shape)
+    return solver.Fit(matrix, shift)
 
 
 def _error(fit: solver.Fit, rows: Any, targets: Any) -> float:

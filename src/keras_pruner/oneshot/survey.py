@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from keras_pruner.oneshot.capture import Call, listening, run
+from keras_pruner.oneshot.batch_norm import moments, moments_of
+from keras_pruner.oneshot.capture import Call, is_seen, listening, run
 from keras_pruner.oneshot.rows import Linear, linears
 
 Node: TypeAlias = Any  # a Linear, or a batch norm
@@ -18,9 +19,10 @@ class Survey:
     """What one run showed.
 
     Attributes:
-        order: everything heard, by its first call.
+        order: everything heard, by its first call; no batch norm whose inputs are traced.
         calls: how often each is called in a run.
-        followers: the batch norm that takes the output of a product as its input.
+        followers: the batch norm that takes the output of a product as its input, channel by
+            channel, with no activation in between.
         reasons: by the id of a kernel, why it cannot be refitted.
     """
 
@@ -37,7 +39,7 @@ class _Ears:
     calls: dict[Node, int] = dataclasses.field(default_factory=dict)
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     outputs: dict[int, tuple[Linear, Any]] = dataclasses.field(default_factory=dict)
-    inputs: dict[int, list[keras.layers.BatchNormalization]] = dataclasses.field(
+    inputs: dict[int, list[tuple[keras.layers.BatchNormalization, Call]]] = dataclasses.field(
         default_factory=dict
     )
 
@@ -50,15 +52,19 @@ class _Ears:
         self.outputs[id(call.output)] = linear, call.output
 
     def norm(self, norm: keras.layers.BatchNormalization, call: Call) -> None:
+        if not is_seen(call):
+            return
         self.calls[norm] = self.calls.get(norm, 0) + 1
-        self.inputs.setdefault(id(call.input), []).append(norm)
+        self.inputs.setdefault(id(call.input), []).append((norm, call))
 
     def followers(self) -> dict[Linear, keras.layers.BatchNormalization]:
         found = {}
-        for key, norms in self.inputs.items():
-            linear = self.outputs[key][0] if key in self.outputs else None
-            if linear is not None and self.calls[linear] == self.calls[norms[0]] == 1 == len(norms):
-                found[linear] = norms[0]
+        for key in self.inputs.keys() & self.outputs.keys():
+            linear, output = self.outputs[key]
+            norm, call = self.inputs[key][0]
+            once = self.calls[linear] == self.calls[norm] == len(self.inputs[key]) == 1
+            if once and _leads_into(linear, output, norm, call):
+                found[linear] = norm
         return found
 
 
@@ -95,18 +101,49 @@ def survey(model: keras.Model, batch: Any) -> Survey:
                 f"`calibration` must be inputs that {model.name!r} can be called on. Received: "
                 f"a batch of shapes {shapes}, on which it fails:\n{error}"
             ) from error
+    borrowed = _borrowed(model)
     for nodes in by_layer.values():
         for node in nodes:
             if isinstance(node, Linear) and node not in ears.calls:
                 ears.reasons[id(node.kernel)] = "its layer is not called in inference"
+            elif isinstance(node, Linear) and node.layer in borrowed:
+                ears.reasons[id(node.kernel)] = "another layer holds its layer, and may use it"
     return Survey(tuple(ears.calls), ears.calls, ears.followers(), ears.reasons)
+
+
+def _borrowed(model: keras.Model) -> set[keras.layers.Layer]:
+    """Layers that another one holds beside the model or layer that calls them, to tie weights."""
+    holders: dict[keras.layers.Layer, set[keras.layers.Layer]] = {}
+    for holder in model._flatten_layers():
+        for layer in holder._layers:
+            holders.setdefault(layer, set()).add(holder)
+    return {
+        layer
+        for layer, found in holders.items()
+        if len(found) > 1 and not all(isinstance(holder, keras.Model) for holder in found)
+    }
+
+
+def _leads_into(
+    linear: Linear, output: Any, norm: keras.layers.BatchNormalization, call: Call
+) -> bool:
+    """Whether the moments of the products are those that the norm sees, channel by channel."""
+    plain = linear.activation in (None, keras.activations.linear)
+    if linear.outputs is None or not plain:
+        return False
+    products = moments_of(keras.ops.cast(linear.outputs(output, np.arange), "float32"))
+    seen = moments(norm, call)
+    scale = 1e-3 * np.sqrt(seen.variance.max(initial=0.0))
+    return products.mean.shape == seen.mean.shape and np.allclose(
+        products.mean, seen.mean, atol=scale
+    )
 
 
 def _why_not(linear: Linear, call: Call) -> str:
     """Why the rows of a call do not explain what the layer does; empty if they do."""
     try:
         rows = keras.ops.convert_to_numpy(linear.rows(call, _some)).astype(np.float32)
-    except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError):
+    except Exception:  # each backend has errors of its own for a tracer
         return "its inputs are traced by a layer around it and cannot be looked at"
     if linear.outputs is None:
         return ""
