@@ -246,7 +246,7 @@ def is_readable(value: tf.Variable) -> bool:
 
 
 def peek(variable: keras.Variable) -> list[int] | None:
-    """The numbers of a vector on the CPU; three times as fast as `variable.numpy()`."""
+    """The numbers of a vector on the CPU, past the checks of `variable.numpy()`."""
     value = variable.value
     is_many = isinstance(value, tf.distribute.DistributedValues)
     if is_many or not tf.executing_eagerly() or not _is_on_cpu(value):
