@@ -94,3 +94,33 @@ class EveryStep(keras.callbacks.Callback):
 def label(value):
     """A test's name for a value: its repr without addresses, the same in every process."""
     return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(value))
+
+
+class Cell(keras.layers.Layer):
+    """A cell with a layer of its own."""
+
+    state_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(4)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, inputs, states):
+        state = keras.ops.tanh(self.inner(inputs) + states[0])
+        return state, [state]
+
+
+class NormCell(Cell):
+    """A cell with a batch norm, too."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.norm = keras.layers.BatchNormalization()
+        self.norm.build((None, 4))
+
+    def call(self, inputs, states):
+        state, _ = super().call(inputs, states)
+        return self.norm(state), [state]

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from models import NormCell
 
 import keras_pruner as kp
 from keras_pruner.oneshot import batch_norm
@@ -96,3 +97,16 @@ def test_too_few_samples_are_no_samples():
     model = keras.Sequential([keras.Input((6, 6, 4)), layers.BatchNormalization()])
     with pytest.raises(ValueError, match="`samples` must be"):
         kp.reestimate_batch_norm(model, images(), samples=8)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX traces the loop")
+def test_norms_in_a_traced_loop_keep_what_they_have_and_are_told():
+    model = keras.Sequential(
+        [keras.Input((6, 4)), layers.BatchNormalization(), layers.RNN(NormCell())]
+    )
+    before = [np.array(v) for v in model.layers[1].non_trainable_variables]
+    with pytest.warns(UserWarning, match="keep the statistics they have.*traced"):
+        kp.reestimate_batch_norm(model, images()[:, 0])
+    for a, b in zip(model.layers[1].non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(a), b)
+    assert keras.ops.convert_to_numpy(model.layers[0].moving_mean.value).any()

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from models import Cell, NormCell
 
 from keras_pruner.oneshot.capture import Enough, Values, listening, run
 from keras_pruner.oneshot.survey import survey
@@ -127,23 +128,6 @@ def test_a_layer_that_does_more_than_multiply_is_found_out():
     assert "more than multiply" in next(iter(survey(model, images()[:, 0, 0]).reasons.values()))
 
 
-class Cell(layers.Layer):
-    """A cell with a layer of its own."""
-
-    state_size = 4
-
-    def __init__(self):
-        super().__init__()
-        self.inner = layers.Dense(4)
-
-    def build(self, shape):
-        self.inner.build(shape)
-
-    def call(self, inputs, states):
-        state = keras.ops.tanh(self.inner(inputs) + states[0])
-        return state, [state]
-
-
 def test_layers_in_a_traced_loop_are_found_out():
     """Only JAX traces the loop of a recurrent layer outside of a compiled function."""
     model = keras.Sequential([keras.Input((5, 3)), layers.RNN(Cell())])
@@ -157,19 +141,6 @@ def test_a_model_that_fails_says_why():
     model(images())
     with pytest.raises(ValueError, match=r"`calibration` must be inputs .* can be called on"):
         survey(model, images()[..., :2])
-
-
-class NormCell(Cell):
-    """A cell with a batch norm, too."""
-
-    def build(self, shape):
-        super().build(shape)
-        self.norm = layers.BatchNormalization()
-        self.norm.build((None, 4))
-
-    def call(self, inputs, states):
-        state, _ = super().call(inputs, states)
-        return self.norm(state), [state]
 
 
 def test_a_norm_in_a_traced_loop_is_left_alone():

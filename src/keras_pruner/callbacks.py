@@ -41,6 +41,8 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         rules: what to prune, and how.
     """
 
+    _goes_on = True  # takes up masks that an earlier training with it has left
+
     def __init__(self, schedule: Schedule, rules: Rules) -> None:
         super().__init__()
         self.schedule = schedule
@@ -61,11 +63,6 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
     def __getstate__(self) -> dict[str, Any]:
         work = ("_model", "_pruner", "_undo", "_ended")
         return {name: value for name, value in vars(self).items() if name not in work}
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether it takes up masks that an earlier training with it has left."""
-        return True
 
     @property
     def pruner(self) -> Pruner:
@@ -261,7 +258,8 @@ def _when_all_have_ended(model: keras.Model, check: Callable[[], Any]) -> None:
     if isinstance(history, keras.callbacks.History):
 
         def on_train_end(logs: Logs = None) -> None:
-            del logs, history.on_train_end
+            del history.on_train_end
+            history.on_train_end(logs)
             check()
 
         history.on_train_end = on_train_end
@@ -369,10 +367,7 @@ class KeepZeros(PruningCallback):
             the weight.
     """
 
-    @property
-    def _goes_on(self) -> bool:
-        """No: more may be zero by now."""
-        return False
+    _goes_on = False  # more may be zero by now
 
     def __init__(
         self, *, filters: Filters = None, overrides: Mapping[str, Override] | None = None

@@ -342,7 +342,7 @@ class Pruner:
         until = self._seen + self._ahead
         due = any(map(self._is_due, range(self._scanned + 1, until + 1)))
         self._scanned = until
-        return due or self._ahead >= reach.PATIENCE
+        return due or (self._own_loop and self._ahead >= reach.PATIENCE)
 
     def _forget(self) -> None:
         """Look anew: the optimizer's state is another one, loaded or set from without."""

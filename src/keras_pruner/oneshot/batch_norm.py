@@ -1,6 +1,7 @@
 """Batch norms after their inputs have changed."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
@@ -44,7 +45,8 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
 
     Args:
         model: any built Keras model; only moving means and variances of trainable and frozen
-            `BatchNormalization` layers change.
+            `BatchNormalization` layers change. Those in a loop that a backend traces do not, and
+            are warned of.
         calibration: a few hundred of the model's inputs, as for `prune`; no labels.
         samples: the most of them to use.
 
@@ -55,12 +57,20 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
     check_model(model)
     check_integer("samples", samples, least=samples_of.LEAST)
     inputs = samples_of.read(calibration, model, samples)
-    norms = in_order(model, inputs.batches()[0])
+    calls = in_order(model, inputs.batches()[0])
+    norms = {norm: count for norm, count in calls.items() if count}
     if not norms:
         raise ValueError(
             "`model` must have BatchNormalization layers that it calls, and not in a loop or a "
             f"function that is traced. Received: {model.name!r} without any; there is nothing to "
             "re-estimate."
+        )
+    traced = [norm.path for norm in calls if norm not in norms]
+    if traced:
+        warnings.warn(
+            f"Batch norms keep the statistics they have: {traced}. They are called in a loop or a "
+            "function that is traced, where nobody sees their inputs.",
+            stacklevel=2,
         )
     reestimate(model, norms, inputs)
 
@@ -84,14 +94,13 @@ def reestimate(
 def in_order(model: keras.Model, batch: Any) -> dict[keras.layers.BatchNormalization, int]:
     """The batch norms by their first call, and how often each is called.
 
-    Without those that are called where a backend traces: nobody sees their inputs.
+    0 for those that are called where a backend traces: nobody sees their inputs.
     """
     calls: dict[keras.layers.BatchNormalization, int] = {}
 
     def listener(norm: keras.layers.BatchNormalization) -> Any:
         def hear(call: Call) -> None:
-            if is_seen(call):
-                calls[norm] = calls.get(norm, 0) + 1
+            calls[norm] = calls.get(norm, 0) + is_seen(call)
 
         return hear
 

@@ -62,7 +62,7 @@ class Teacher:
         student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
         few = self.samples.take(slice(_FOR_BATCH_NORM))
         norms = in_order(model, few.batches()[0])
-        reestimate(model, {norm: n for norm, n in norms.items() if norm.trainable}, few)
+        reestimate(model, {norm: n for norm, n in norms.items() if n and norm.trainable}, few)
 
 
 def _keeping_zeros(

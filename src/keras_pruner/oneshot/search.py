@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -202,7 +202,7 @@ def sensitivity(
         ValueError: if neither calibration nor a metric is given, or both are, or there are no
             sparsities.
     """
-    if not isinstance(sparsities, Iterable):
+    if not isinstance(sparsities, Collection):
         raise ValueError(
             "`sparsities` must be a list of fractions to try. Received: "
             f"sparsities={sparsities!r}. For one pass sparsities=({sparsities!r},)."
