@@ -206,6 +206,18 @@ def test_sensitivity(capsys, dense, samples):
     assert sorted(data["drops"]) == ["two/kernel"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ValueError("Called.\n\nNo 7."), "Called. No 7."), (ValueError(), "ValueError")],
+)
+def test_an_error_is_said_to_its_end_in_one_line(capsys, dense, monkeypatch, error, said):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(files, "load", load)
+    assert fails(capsys, "inspect", dense) == f"keras-pruner: {said}\n"
+
+
 def test_compare_shows_cost_and_gain(capsys, dense, tmp_path):
     out, samples = tmp_path / "out.keras", tmp_path / "samples.npz"
     succeeds(capsys, "prune", dense, "--sparsity", "0.75", "-o", out)

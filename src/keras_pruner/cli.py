@@ -23,6 +23,7 @@ from keras_pruner.cli_arguments import (
 from keras_pruner.criteria import magnitude
 from keras_pruner.oneshot import prune, sensitivity, wanda
 from keras_pruner.report import summarize
+from keras_pruner.values import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (files.FileError, ValueError, ImportError, OSError) as error:
-        print(f"keras-pruner: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"keras-pruner: {one_line(error, longest=2000)}", file=sys.stderr)
         return 1
     except RuntimeError as error:  # of a converter or a runtime, whose own words follow
         print(f"keras-pruner: {error}", file=sys.stderr)

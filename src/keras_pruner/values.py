@@ -48,10 +48,11 @@ def shown(received: object) -> str:
     return f"<{type(received).__name__}{size}>"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception, longest: int = 500) -> str:
     """What an error of another library says, without the lines of its stack, and not for ever."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith('File "'))[:500]
+    said = " ".join(line for line in lines if line and not line.startswith('File "'))
+    return said[:longest] or type(error).__name__
 
 
 def as_json(data: Any) -> str:
