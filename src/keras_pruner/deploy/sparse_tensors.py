@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,8 +77,10 @@ class _Site:
     batch_size: int
     model_bytes: int
 
-    def gain(self, form: str, sparsity: float) -> float:
-        return self.gains.dense_speedup(form, sparsity, self.model_bytes, self.batch_size)
+    def gain(self, form: str, sparsity: float, rows: int) -> float:
+        """How many times faster a weight runs sparse that takes so many rows at once."""
+        most = max(self.batch_size, rows)
+        return self.gains.dense_speedup(form, sparsity, self.model_bytes, most)
 
 
 def _users(model: Any, graph: Any, tensor: Any) -> list[Any] | None:
@@ -126,7 +129,8 @@ def _encode(model: Any, graph: Any, tensor: Any, users: list[Any], site: _Site) 
     if _is_dense_layer(model, tensor, users):
         block_sparsity = 1 - encoding.block_density(weight)
         found = {"block 1x4": block_sparsity, "csr": zeros}
-        gain, form = max((site.gain(form, sparsity), form) for form, sparsity in found.items())
+        rows = _rows(graph, users)
+        gain, form = max((site.gain(form, zero, rows), form) for form, zero in found.items())
         if gain > LEAST_GAIN:
             store_native(model, tensor, users, weight, form)
             return tell(form, "native sparse", f"about {gain:.1f}x faster")
@@ -147,6 +151,12 @@ def _is_dense_layer(model: Any, tensor: Any, users: list[Any]) -> bool:
         and all(flatbuffer.code_of(model, o) == _operators().FULLY_CONNECTED for o in users)
         and sum(t.buffer == tensor.buffer for t in every) == 1
     )
+
+
+def _rows(graph: Any, users: list[Any]) -> int:
+    """The most rows that a Dense layer takes at once: of a sequence each step is one."""
+    outputs = [graph.tensors[flatbuffer.listed(operator.outputs)[0]] for operator in users]
+    return max(math.prod(flatbuffer.listed(tensor.shape)[:-1]) for tensor in outputs)
 
 
 _ENCODERS = {"block 1x4": encoding.blocks, "csr": encoding.csr}
