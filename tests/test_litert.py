@@ -102,6 +102,19 @@ def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row(tmp_path, steps,
 
 
 @converts_here
+def test_a_table_of_an_embedding_is_in_the_report(tmp_path):
+    words = keras.Input((8,), dtype="int32")
+    model = keras.Model(words, keras.layers.Embedding(100, 16)(words))
+    table = np.ones((100, 16))
+    table[:90] = 0
+    model.layers[1].embeddings.assign(table)
+    (weight,) = export_litert(model, tmp_path / "m.tflite").weights
+    assert (weight.shape, weight.sparsity, weight.execution) == ((100, 16), 0.9, "dense")
+    assert "looked up" in weight.reason
+    assert verify_litert(tmp_path / "m.tflite").weights[0].sparsity == 0.9
+
+
+@converts_here
 def test_a_model_of_two_inputs_and_outputs(tmp_path):
     b, a = keras.Input((8,), name="b"), keras.Input((5,), name="a", dtype="int32")
     first = keras.layers.Dense(3)(b)

@@ -15,6 +15,7 @@ from keras_pruner.deploy.gains import LEAST_GAIN, Gains, gains_of
 
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
+_NONE = "no zeros"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ def encode(model: Any, runtime: str | Gains, batch_size: int) -> list[Encoded]:
     site = _Site(
         gains_of(runtime), batch_size, sum(len(model.buffers[t.buffer].data) for t in matrices)
     )
-    return [_encode(model, graph, tensor, users, site) for graph, tensor, users in found]
+    stored = [_encode(model, graph, tensor, users, site) for graph, tensor, users in found]
+    return [*stored, *_tables(model)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,24 @@ def _users(model: Any, graph: Any, tensor: Any) -> list[Any] | None:
     return users if users and all(_takes_weights(model, graph, o) for o in users) else None
 
 
+def _tables(model: Any) -> list[Encoded]:
+    """The tables that rows are looked up in, as those of embeddings; they stay dense."""
+    found = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators or []:
+            if flatbuffer.code_of(model, operator) != _operators().GATHER:
+                continue
+            tensor = graph.tensors[flatbuffer.listed(operator.inputs)[0]]
+            data, shape = model.buffers[tensor.buffer].data, flatbuffer.listed(tensor.shape)
+            known = flatbuffer.dtype_of(tensor) is not None
+            if known and data is not None and len(data) and len(shape) > 1:
+                zeros = float(np.mean(encoding.decode(tensor, data) == 0))
+                reason = "rows are looked up in it: LiteRT has no sparse form" if zeros else _NONE
+                name = flatbuffer.name_of(tensor)
+                found[id(tensor)] = Encoded(name, tuple(shape), zeros, "dense", "dense", reason)
+    return list(found.values())
+
+
 def _operators() -> Any:
     return flatbuffer.schema().BuiltinOperator
 
@@ -123,7 +143,7 @@ def _encode(model: Any, graph: Any, tensor: Any, users: list[Any], site: _Site) 
     zeros = float(np.mean(weight == 0))
     tell = functools.partial(Encoded, flatbuffer.name_of(tensor), weight.shape, zeros)
     if zeros == 0:
-        return tell("dense", "dense", "no zeros")
+        return tell("dense", "dense", _NONE)
     if weight.dtype == np.int8:
         return tell("dense", "dense", "int8: sparse int8 fails in LiteRT, or computes wrongly")
     if _is_dense_layer(model, tensor, users):
