@@ -33,6 +33,17 @@ def test_a_large_dense_stack(pattern, sparsity, expected):
     assert (advice.gain == 1) == (expected == 1.0)
 
 
+def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row():
+    def over(*shape):
+        layers = [keras.Input((*shape, 512)), keras.layers.Dense(512), keras.layers.Dense(512)]
+        return keras.Sequential(layers)
+
+    steps = advise(over(64), sparsity=0.8, pattern=Block((4, 1)))
+    assert steps.gain == 1
+    assert steps.layers[0].reason == advise(over(), sparsity=0.8, batch_size=64).layers[0].reason
+    assert advise(over(), sparsity=0.8).gain > 1.2
+
+
 def test_what_it_recommends_is_a_plan():
     model = stack(256, 512, 512, 256)
     advice = advise(model, sparsity=0.9)

@@ -171,8 +171,9 @@ def test_samples_that_cannot_be_read(capsys, dense, samples, tmp_path, damage):
         half = len(content) // 2
         made = {"text": b"x", "empty": b"", "cut": content[:half]}
         samples.write_bytes(made.get(damage, content[:half] + b"?" * 9 + content[half + 9 :]))
+    said = "does not exist" if damage == "missing" else "is no .npz file of arrays"
     for command in (["sensitivity", dense, "--calibration"], ["compare", dense, dense, "--data"]):
-        assert "is no .npz file of arrays" in fails(capsys, *command, samples)
+        assert f"{samples} {said}" in fails(capsys, *command, samples)
 
 
 def test_samples_that_cannot_be_used(capsys, dense, tmp_path):

@@ -223,6 +223,20 @@ def test_labels_that_the_loss_does_not_know_are_an_error_of_the_data(pruned_is_c
         kp.compare(dense, pruned, data=(np.ones((6, 32)), np.full(6, 7)))
 
 
+def test_scores_that_only_one_has_are_shown_beside_a_dash():
+    def classifier():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, "sigmoid")])
+        return compiled(model, loss="binary_crossentropy", metrics=[keras.metrics.AUC()])
+
+    # Keras calls the second one auc_1.
+    found = kp.compare(classifier(), classifier(), data=(np.ones((4, 4)), np.ones(4)))
+    (dense,), (pruned,) = (set(side.scores) - {"loss"} for side in (found.dense, found.pruned))
+    rows = {name: (before, after) for name, before, after, _ in found.overall()}
+    assert rows[dense] == (f"{found.dense.scores[dense]:.4f}", "-")
+    assert rows[pruned] == ("-", f"{found.pruned.scores[pruned]:.4f}")
+    assert "-" not in rows["loss"]
+
+
 def test_what_keras_said_is_one_line():
     error = ValueError('It failed:\n\n  File "a.py", line 1\n\nat a label of 7.' + "x" * 999)
     assert one_line(error).startswith("It failed: at a label of 7.xxx")

@@ -37,9 +37,10 @@ def small_cnn(
     x = layers.DepthwiseConv2D(depthwise, strides=2, padding=padding if stem == "same" else "same",
                                name="dw2")(x)  # fmt: skip
     x = layers.Conv2D(16, 1, name="pw3")(x)
-    if head == "conv":
+    if head in ("conv", "wide"):
         x = layers.GlobalAveragePooling2D(keepdims=True)(x)
-        x = layers.Conv2D(5, 1, name="head")(layers.Dropout(0.1)(x))
+        kernel = 3 if head == "wide" else 1
+        x = layers.Conv2D(5, kernel, padding="same", name="head")(layers.Dropout(0.1)(x))
         x = layers.Reshape((5,))(x)
     elif head == "average":
         x = layers.AveragePooling2D(x.shape[1], name="average")(x)
@@ -52,7 +53,7 @@ def small_cnn(
 @pytest.mark.parametrize(
     "options",
     [{}, {"stem": "end"}, {"channels": 1}, {"depthwise": (5, 5)}, {"head": "conv"},
-     {"head": "average"}, {"size": 33, "stem": "same"}],
+     {"head": "wide"}, {"head": "average"}, {"size": 33, "stem": "same"}],
     ids=str,
 )  # fmt: skip
 def test_it_computes_the_same_and_nothing_is_in_the_way(options):
@@ -104,6 +105,29 @@ def test_what_is_in_the_way_is_named(options, obstacle):
     done = make_eligible(small_cnn(**options))
     assert any(obstacle in line for line in done.obstacles), done.obstacles
     assert obstacle in str(done)
+
+
+def test_layers_behind_the_output_are_no_part_of_a_model_that_is_cut_off():
+    whole = small_cnn(head="conv")
+    (pool,) = (x for x in whole.layers if isinstance(x, layers.GlobalAveragePooling2D))
+    done = make_eligible(keras.Model(whole.input, pool.output))
+    assert done.model.output_shape == pool.output.shape
+    assert not any("Dense" in change for change in done.changes)
+
+
+def test_a_model_of_the_layers_of_another_is_rewritten_like_it():
+    first = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.ZeroPadding2D(((0, 1), (0, 1))),
+            layers.Conv2D(8, 3, strides=2),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(5),
+        ]
+    )
+    again = keras.Sequential([keras.Input((32, 32, 3)), *first.layers])
+    assert missing(again) == missing(first)
+    assert missing(first)[1] == ()
 
 
 @pytest.mark.slow

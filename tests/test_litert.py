@@ -91,6 +91,30 @@ def test_few_zeros_are_stored_dense_and_say_why(tmp_path):
 
 
 @converts_here
+@pytest.mark.parametrize(("steps", "execution"), [(1, "native sparse"), (64, "densified")])
+def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row(tmp_path, steps, execution):
+    model = keras.Sequential([keras.Input((steps, 512)), keras.layers.Dense(512)])
+    zero = np.random.default_rng(0).random((128, 512)) < 0.88  # 64 rows are slower sparse
+    kernel = np.where(np.repeat(zero, 4, axis=0), 0, 0.1)
+    model.layers[0].kernel.assign(kernel)
+    (weight,) = export_litert(model, tmp_path / "m.tflite").weights
+    assert weight.execution == execution
+
+
+@converts_here
+def test_a_table_of_an_embedding_is_in_the_report(tmp_path):
+    words = keras.Input((8,), dtype="int32")
+    model = keras.Model(words, keras.layers.Embedding(100, 16)(words))
+    table = np.ones((100, 16))
+    table[:90] = 0
+    model.layers[1].embeddings.assign(table)
+    (weight,) = export_litert(model, tmp_path / "m.tflite").weights
+    assert (weight.shape, weight.sparsity, weight.execution) == ((100, 16), 0.9, "dense")
+    assert "looked up" in weight.reason
+    assert verify_litert(tmp_path / "m.tflite").weights[0].sparsity == 0.9
+
+
+@converts_here
 def test_a_model_of_two_inputs_and_outputs(tmp_path):
     b, a = keras.Input((8,), name="b"), keras.Input((5,), name="a", dtype="int32")
     first = keras.layers.Dense(3)(b)

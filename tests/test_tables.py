@@ -1,5 +1,7 @@
 """Text tables."""
 
+import builtins
+
 import pytest
 
 from keras_pruner import tables
@@ -44,3 +46,10 @@ def test_no_trailing_spaces_no_colour():
 
 def test_no_rows():
     assert "weight" in tables.render("t", ["weight"], [])
+
+
+def test_a_table_is_text_in_a_notebook_too(monkeypatch):
+    expected = tables.render("t", ["a"], [(1,)])
+    shell = type("ZMQInteractiveShell", (), {})  # by which rich knows a notebook
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    assert tables.render("t", ["a"], [(1,)]) == expected != ""

@@ -258,8 +258,10 @@ def test_wrong_arguments_are_told_at_once(arguments, message):
         (lambda: S.PolynomialDecay(0.1, 0.5, 0, -1), "`end_step` must be"),
         (lambda: S.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
         (lambda: S.PruningSummaries(""), "non-empty string"),
+        (lambda: S.PruningSummaries("logs", update_freq="steps"), "`update_freq` must be"),
+        (lambda: S.PruningSummaries("logs", update_freq=0), "`update_freq` must be"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_wrong_schedules_are_told_at_once(make, message):
     with pytest.raises(ValueError, match=message):

@@ -182,7 +182,7 @@ def _add_advise(commands: Any) -> None:
     _add_gains(where)
     command.add_argument("--sparsity", type=sparsity, default=0.8, help="default: %(default)s")
     command.add_argument(
-        "--batch-size", type=positive, default=1, help="rows per inference; default: 1"
+        "--batch-size", type=positive, default=1, help="samples per inference; default: 1"
     )
     pattern = add_pattern(command)
     pattern.add_argument(

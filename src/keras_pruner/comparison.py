@@ -89,10 +89,12 @@ class Comparison:
     def overall(self) -> list[tuple[str, str, str, str]]:
         """What, dense, pruned, and how many times less; of the models as a whole."""
         a, b = self.dense, self.pruned
-        shared = [name for name in a.scores if name in b.scores]
         stored = [form for form in a.sizes if form in b.sizes]
         return [
-            *((name, f"{a.scores[name]:.4f}", f"{b.scores[name]:.4f}", "") for name in shared),
+            *(
+                (name, *(f"{s.scores[name]:.4f}" if name in s.scores else "-" for s in (a, b)), "")
+                for name in {**a.scores, **b.scores}
+            ),
             _sizes("weights", a.report.all.size, b.report.all.size),
             _sizes("weights that are not zero", _alive(a.report), _alive(b.report)),
             _shares("sparsity, prunable weights", a.report.prunable, b.report.prunable),
@@ -116,8 +118,7 @@ class Comparison:
         """Each prunable weight: its zeros, its bytes, and the entropy of both, in bytes."""
         sides = [_kernels(side) for side in (self.dense, self.pruned)]
         if self.same_architecture:  # names may differ then
-            both = zip(sides[0].values(), sides[1].values(), strict=True)
-            return [_layer(*pair) for pair in both]
+            return [_layer(*pair) for pair in zip(*(side.values() for side in sides), strict=True)]
         return [_layer(sides[0].get(p), sides[1].get(p)) for p in {**sides[0], **sides[1]}]
 
     def __str__(self) -> str:

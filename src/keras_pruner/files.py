@@ -100,8 +100,10 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Everything in an `.npz` file, by name.
 
     Raises:
-        FileError: if it is no such file, or a damaged one.
+        FileError: if there is no file, it is no such file, or a damaged one.
     """
+    if not Path(path).exists():
+        raise FileError(f"{path} does not exist.")
     try:
         # Opened here: NumPy leaves a damaged archive open. A .npy file is one array: TypeError.
         with Path(path).open("rb") as file, np.load(file) as found:

@@ -11,6 +11,7 @@ from keras_pruner.events import EventFile
 from keras_pruner.optimizer import wrappers
 from keras_pruner.report import numbers
 from keras_pruner.state import Masked
+from keras_pruner.values import check_integer
 
 Logs = dict[str, Any] | None
 
@@ -38,6 +39,8 @@ class PruningSummaries(keras.callbacks.Callback):
                 f"PruningSummaries does not know {sorted(kwargs)}. For more than metrics add "
                 "`keras.callbacks.TensorBoard(log_dir, ...)` to the callbacks."
             )
+        if update_freq not in ("epoch", "batch"):
+            check_integer("update_freq", update_freq, least=1)
         self.log_dir = str(log_dir)
         self.update_freq = 1 if update_freq == "batch" else update_freq
         self._files: dict[str, EventFile] = {}

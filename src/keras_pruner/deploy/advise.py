@@ -117,7 +117,8 @@ def advise(
             `measure_gains` found on this machine.
         sparsity: fraction of zeros, in [0, 1).
         pattern: the zeros to judge; None: the best for each layer.
-        batch_size: rows per inference.
+        batch_size: samples per inference. A Dense layer over a sequence takes each step of it as
+            a row of its own, of which sparse kernels gain less.
 
     Returns:
         The expected gain of each layer and of the whole, as data that prints as a table.
@@ -149,7 +150,10 @@ def advise(
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One weight with the work it stands for; `fixed` is the rest of its layer's."""
+    """One weight with the work it stands for; `fixed` is the rest of its layer's.
+
+    Of a Dense layer `rows` are those that it takes at once for one sample.
+    """
 
     path: str
     kind: str
@@ -159,6 +163,7 @@ class _Part:
     target: bool
     pointwise: bool = False
     fixed: float = 0.0
+    rows: int = 1
 
 
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
@@ -197,7 +202,7 @@ def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
     inputs = size // variable.shape[-1]
     kind = "dense" if isinstance(layer, keras.layers.Dense) else "other"
     work = float(size * positions * (steps or 1))
-    return _Part(path, kind, size, inputs, work, target is not None)
+    return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
 
 
 def _positions(layer: Any) -> int:
@@ -271,7 +276,7 @@ class _Site:
         form = self._form(pattern, part)
         if form is None:
             return None, 1.0, f"no sparse kernel for {pattern!r}"
-        place = self.model_bytes, self.batch_size
+        place = self.model_bytes, self.batch_size * part.rows
         gain = self.measured.dense_speedup(form, self.sparsity, *place)
         if gain > gains.LEAST_GAIN:
             return pattern, gain, f"LiteRT's sparse fully-connected, {form}"

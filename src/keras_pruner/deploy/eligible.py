@@ -127,6 +127,8 @@ class _Draft:
         self.changes: list[str] = []
         self.obstacles: list[str] = []
         self._layers = {op.name: op for op in model.operations}
+        # A layer may also be in other models, as those that are cut off or built again have it.
+        self._nodes = {id(node) for level in model._nodes_by_depth.values() for node in level}
         self._padding: dict[str, tuple[int, int]] = {}  # convolution -> symmetric padding
         self._dropped: set[str] = set()
         self._dense: set[str] = set()
@@ -143,7 +145,7 @@ class _Draft:
 
     def _plan_padding(self) -> None:
         strided = [layer for layer in self._layers.values() if _is_strided(layer)]
-        fronts = [_fronts(layer, _pad_before(layer)) for layer in strided]
+        fronts = [_fronts(layer, self._pad_before(layer)) for layer in strided]
         wanted = [tuple(k // 2 for k in layer.kernel_size) for layer in strided]
         as_is, flipped = (
             [side[i] == want for side, want in zip(fronts, wanted, strict=True)] for i in (0, 1)
@@ -154,7 +156,7 @@ class _Draft:
             return
         self._flip = not all(as_is)
         for layer, want in zip(strided, wanted, strict=True):
-            pad = _pad_before(layer)
+            pad = self._pad_before(layer)
             if pad is not None and _added(pad) == (want, want):
                 continue
             self._padding[layer.name] = want
@@ -182,11 +184,11 @@ class _Draft:
     def _head_after(self, layer: Any) -> list[str]:
         """The 1x1 convolutions between a pooling and the Reshape or Flatten after it."""
         found = [""]
-        while len(followers := _followers(layer)) == 1:
+        while len(followers := self._followers(layer)) == 1:
             layer = followers[0]
             if isinstance(layer, keras.layers.Reshape | keras.layers.Flatten):
                 return found if len(layer.output.shape) == 2 else []
-            if isinstance(layer, keras.layers.Conv2D) and layer.groups == 1:
+            if isinstance(layer, keras.layers.Conv2D) and _is_single(layer):
                 found.append(layer.name)
             elif not isinstance(layer, keras.layers.Dropout | keras.layers.Activation):
                 return []
@@ -194,9 +196,9 @@ class _Draft:
 
     def _plan_entry(self) -> None:
         stems = [x for x in self._layers.values() if isinstance(x, keras.layers.Conv2D)]
-        first = _inbound(stems[0])[0] if stems else None
+        first = self._inbound(stems[0])[0] if stems else None
         if isinstance(first, keras.layers.ZeroPadding2D):
-            first = _inbound(first)[0]
+            first = self._inbound(first)[0]
         self._tripled = (
             isinstance(first, keras.layers.InputLayer) and stems[0].kernel.shape[-2] == 1
         )
@@ -223,6 +225,23 @@ class _Draft:
             self.obstacles.append(f"{stem.name}: the first convolution is not 3x3 of stride 2")
         if stem.kernel.shape[-2] != 3 and not self._tripled:
             self.obstacles.append(f"{stem.name}: not 3 channels")
+
+    # ------------------------------------------------------------------ the graph
+
+    def _inbound(self, layer: Any) -> list[Any]:
+        """The operations whose outputs a layer takes."""
+        nodes = [node for node in layer._inbound_nodes if id(node) in self._nodes]
+        return [t._keras_history.operation for node in nodes for t in node.input_tensors]
+
+    def _followers(self, layer: Any) -> list[Any]:
+        return [node.operation for node in layer._outbound_nodes if id(node) in self._nodes]
+
+    def _pad_before(self, layer: Any) -> Any:
+        """The ZeroPadding2D that only this layer follows; None if there is none."""
+        before = self._inbound(layer)
+        if len(before) == 1 and isinstance(before[0], keras.layers.ZeroPadding2D):
+            return before[0] if len(self._followers(before[0])) == 1 else None
+        return None
 
     # ------------------------------------------------------------------ cloning
 
@@ -290,21 +309,8 @@ def _is_strided(layer: Any) -> bool:
     return isinstance(layer, _CONVOLUTIONS) and max(layer.strides) > 1
 
 
-def _inbound(layer: Any) -> list[Any]:
-    """The operations whose outputs a layer takes."""
-    return [t._keras_history.operation for node in layer._inbound_nodes for t in node.input_tensors]
-
-
-def _followers(layer: Any) -> list[Any]:
-    return [node.operation for node in layer._outbound_nodes]
-
-
-def _pad_before(layer: Any) -> Any:
-    """The ZeroPadding2D that only this layer follows; None if there is none."""
-    before = _inbound(layer)
-    if len(before) == 1 and isinstance(before[0], keras.layers.ZeroPadding2D):
-        return before[0] if len(_followers(before[0])) == 1 else None
-    return None
+def _is_single(layer: Any) -> bool:
+    return layer.kernel_size == (1, 1) and layer.groups == 1
 
 
 def _added(pad: Any) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from keras_pruner.deploy.gains import LEAST_GAIN, Gains, gains_of
 
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
+_NONE = "no zeros"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,8 @@ def encode(model: Any, runtime: str | Gains, batch_size: int) -> list[Encoded]:
     site = _Site(
         gains_of(runtime), batch_size, sum(len(model.buffers[t.buffer].data) for t in matrices)
     )
-    return [_encode(model, graph, tensor, users, site) for graph, tensor, users in found]
+    stored = [_encode(model, graph, tensor, users, site) for graph, tensor, users in found]
+    return [*stored, *_tables(model)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +79,10 @@ class _Site:
     batch_size: int
     model_bytes: int
 
-    def gain(self, form: str, sparsity: float) -> float:
-        return self.gains.dense_speedup(form, sparsity, self.model_bytes, self.batch_size)
+    def gain(self, form: str, sparsity: float, rows: int) -> float:
+        """How many times faster a weight runs sparse that takes so many rows at once."""
+        most = max(self.batch_size, rows)
+        return self.gains.dense_speedup(form, sparsity, self.model_bytes, most)
 
 
 def _users(model: Any, graph: Any, tensor: Any) -> list[Any] | None:
@@ -91,6 +96,24 @@ def _users(model: Any, graph: Any, tensor: Any) -> list[Any] | None:
     index = next(i for i, other in enumerate(graph.tensors) if other is tensor)
     users = [o for o in graph.operators if index in flatbuffer.listed(o.inputs)]
     return users if users and all(_takes_weights(model, graph, o) for o in users) else None
+
+
+def _tables(model: Any) -> list[Encoded]:
+    """The tables that rows are looked up in, as those of embeddings; they stay dense."""
+    found = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators or []:
+            if flatbuffer.code_of(model, operator) != _operators().GATHER:
+                continue
+            tensor = graph.tensors[flatbuffer.listed(operator.inputs)[0]]
+            data, shape = model.buffers[tensor.buffer].data, flatbuffer.listed(tensor.shape)
+            known = flatbuffer.dtype_of(tensor) is not None
+            if known and data is not None and len(data) and len(shape) > 1:
+                zeros = float(np.mean(encoding.decode(tensor, data) == 0))
+                reason = "rows are looked up in it: LiteRT has no sparse form" if zeros else _NONE
+                name = flatbuffer.name_of(tensor)
+                found[id(tensor)] = Encoded(name, tuple(shape), zeros, "dense", "dense", reason)
+    return list(found.values())
 
 
 def _operators() -> Any:
@@ -120,13 +143,14 @@ def _encode(model: Any, graph: Any, tensor: Any, users: list[Any], site: _Site) 
     zeros = float(np.mean(weight == 0))
     tell = functools.partial(Encoded, flatbuffer.name_of(tensor), weight.shape, zeros)
     if zeros == 0:
-        return tell("dense", "dense", "no zeros")
+        return tell("dense", "dense", _NONE)
     if weight.dtype == np.int8:
         return tell("dense", "dense", "int8: sparse int8 fails in LiteRT, or computes wrongly")
     if _is_dense_layer(model, tensor, users):
         block_sparsity = 1 - encoding.block_density(weight)
         found = {"block 1x4": block_sparsity, "csr": zeros}
-        gain, form = max((site.gain(form, sparsity), form) for form, sparsity in found.items())
+        rows = _rows(graph, users)
+        gain, form = max((site.gain(form, zero, rows), form) for form, zero in found.items())
         if gain > LEAST_GAIN:
             store_native(model, tensor, users, weight, form)
             return tell(form, "native sparse", f"about {gain:.1f}x faster")
@@ -147,6 +171,12 @@ def _is_dense_layer(model: Any, tensor: Any, users: list[Any]) -> bool:
         and all(flatbuffer.code_of(model, o) == _operators().FULLY_CONNECTED for o in users)
         and sum(t.buffer == tensor.buffer for t in every) == 1
     )
+
+
+def _rows(graph: Any, users: list[Any]) -> int:
+    """The most rows that a Dense layer takes at once: of a sequence each step is one."""
+    outputs = [graph.tensors[flatbuffer.listed(operator.outputs)[0]] for operator in users]
+    return max(math.prod(flatbuffer.listed(tensor.shape)[:-1]) for tensor in outputs)
 
 
 _ENCODERS = {"block 1x4": encoding.blocks, "csr": encoding.csr}
