@@ -274,9 +274,11 @@ def test_wrong_arguments_are_told_at_once(arguments, message):
         (lambda: S.PolynomialDecay(0.1, 0.5, 10, 5), "must not come before"),
         (lambda: S.PolynomialDecay(0.1, 0.5, 0, -1), "`end_step` must be"),
         (lambda: S.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
+        (lambda: S.ConstantSparsity(0.5, 0, None), "`end_step` must be a number"),
+        (lambda: S.PolynomialDecay(0.1, 0.5, 0, 9, frequency=None), "`frequency` must be a number"),
         (lambda: S.PruningSummaries(""), "non-empty string"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_wrong_schedules_are_told_at_once(make, message):
     with pytest.raises(ValueError, match=message):
