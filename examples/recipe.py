@@ -233,6 +233,16 @@ def check(options):
     if options.smoke:
         options.seeds = 1
         options.sparsity = options.sparsity[-1:]
+    if wrong := [s for s in options.sparsity if not 0 <= s < 1]:
+        raise SystemExit(
+            "--sparsity is a fraction, from 0 up to but not 1: 0.8 for 80 %. Received: "
+            f"{' '.join(f'{s:g}' for s in wrong)}."
+        )
+    if options.epochs and (options.epochs[0] < 0 or options.epochs[1] < 1):
+        raise SystemExit(
+            "--epochs: DENSE may be 0, PRUNING is at least 1, for every method trains on. "
+            f"Received: {options.epochs[0]} {options.epochs[1]}."
+        )
     if not 0 < options.prune_until <= 1:
         raise SystemExit(
             f"--prune-until is a share of the training, above 0 and at most 1. "

@@ -278,6 +278,20 @@ def test_gradual_pruning_ends_within_the_training(share):
         recipe.check(options)
 
 
+@backend_free
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--sparsity", "0.8", "80"], "--sparsity .* Received: 80"),
+        (["--sparsity", "1"], "--sparsity .* Received: 1"),
+        (["--epochs", "4", "0"], "--epochs.* Received: 4 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_first_epoch(given, message):
+    with pytest.raises(SystemExit, match=message):
+        recipe.check(recipe.parser("").parse_args(given))
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     options = recipe.parser("").parse_args(["--work", str(tmp_path)])
     training = pytest.importorskip("recipe_training")
