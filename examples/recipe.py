@@ -233,6 +233,16 @@ def check(options):
     if options.smoke:
         options.seeds = 1
         options.sparsity = options.sparsity[-1:]
+    if wrong := [s for s in options.sparsity if not 0 <= s < 1]:
+        raise SystemExit(
+            "--sparsity is a fraction, from 0 up to but not 1: 0.8 for 80 %. Received: "
+            f"{' '.join(f'{s:g}' for s in wrong)}."
+        )
+    if options.epochs and (options.epochs[0] < 0 or options.epochs[1] < 1):
+        raise SystemExit(
+            "--epochs: DENSE may be 0, PRUNING is at least 1, for every method trains on. "
+            f"Received: {options.epochs[0]} {options.epochs[1]}."
+        )
     if not 0 < options.prune_until <= 1:
         raise SystemExit(
             f"--prune-until is a share of the training, above 0 and at most 1. "
@@ -279,6 +289,7 @@ class Run:
         """Every seed and method that has no line yet."""
         import recipe_training as training
 
+        self.check_source(self.recipe.data(0).source)
         here = [method for method in self.options.methods if method != "tfmot"]
         for seed in range(self.options.seeds):
             todo = [
@@ -297,6 +308,18 @@ class Run:
                 self.note(side.pruned(method, target), seed, method, target)
         if "tfmot" in self.options.methods and self.recipe.tfmot:
             self.under_tfmot(training)
+
+    def check_source(self, source):
+        """Refuse runs on other data with the same budget, which would count as done."""
+        budget = dataclasses.asdict(self.recipe.budget)
+        for line in recorded.read(self.path):
+            theirs = line.get("source", source)
+            same = theirs.partition(";")[0] == source.partition(";")[0]  # figures come after it
+            if line["budget"] == budget and not same:
+                raise SystemExit(
+                    f"{self.path} holds runs on other data: {theirs!r}. Received: "
+                    f"{source!r}. Give this data directories of its own: --results and --work."
+                )
 
     def under_tfmot(self, training):
         """What TFMOT is to do, in one process of its own; its weights are scored on this side."""

@@ -509,6 +509,17 @@ def test_when_sparse_without_pruning_is_refused(data):
         kp.WhenSparse(3)
 
 
+def test_a_schedule_of_ones_own_that_speaks_in_per_cent_is_refused(data):
+    class PerCent(kp.Schedule):
+        begin_step, end_step, frequency = 0, 4, 1
+
+        def sparsity_at(self, step):
+            return 80.0
+
+    with pytest.raises(ValueError, match=r"Received: sparsity=80\.0\. For 80% zeros pass"):
+        fit(mlp(), data, kp.GradualPruning(PerCent()))
+
+
 def test_two_prunings_in_one_fit_are_refused(data):
     with pytest.raises(ValueError, match="Two callbacks prune the same model"):
         fit(mlp(), data, kp.GradualPruning(0.8), kp.KeepZeros())

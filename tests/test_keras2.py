@@ -78,10 +78,10 @@ def test_plain_keras_says_how_to_read_a_wrapped_file():
         keras.saving.load_model(FOLDER / "cnn_wrapped.h5", compile=False)
 
 
-def rewritten(folder, change):
+def rewritten(folder, change, name="text_wrapped.keras"):
     """A `.keras` file with another configuration."""
     path = folder / "changed.keras"
-    with zipfile.ZipFile(FOLDER / "text_wrapped.keras") as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(FOLDER / name) as old, zipfile.ZipFile(path, "w") as new:
         config = json.loads(old.read("config.json"))
         change(config)
         new.writestr("config.json", json.dumps(config))
@@ -98,6 +98,8 @@ def last(config):
     ("change", "message"),
     [
         (lambda c: last(c)["config"]["layer"].update(class_name="Lambda"), "holds Python code"),
+        (lambda c: last(c)["config"]["layer"].update(class_name="TFOpLambda"),
+         "its TFOpLambda layer 'dense.*' holds an operation of TensorFlow.* Replace it by a layer"),
         (lambda c: last(c)["config"]["layer"].update(class_name="Mine"), "needs the class Mine"),
         (lambda c: last(c)["config"]["layer"]["config"].update(
             kernel_initializer={"module": "os", "class_name": "system", "config": {}}),
@@ -108,11 +110,27 @@ def last(config):
         (lambda c: last(c)["config"]["layer"]["config"].update(shape=3),
          r"cannot be expressed in Keras 3: TypeError: Unrecognized .*'shape': 3"),
     ],
-    ids=["lambda", "unknown class", "module", "shapes", "no model", "no config", "argument"],
+    ids=["lambda", "operation", "unknown class", "module", "shapes", "no model", "no config",
+         "argument"],
 )  # fmt: skip
 def test_a_bad_configuration_is_refused(change, message, tmp_path):
     with pytest.raises(FileError, match=message):
         load_model(rewritten(tmp_path, change))
+
+
+def test_inputs_and_outputs_by_name_keep_their_names(tmp_path):
+    """Keras 2 writes {"found": ["attention", 0, 0]} for what it writes as a list without names."""
+
+    def name_ends(config):
+        for key, name in (("input_layers", "input_1"), ("output_layers", "found")):
+            config["config"][key] = {name: config["config"][key][0]}
+
+    model = load_model(rewritten(tmp_path, name_ends, "dot.keras"))
+    with np.load(FOLDER / "dot.npz") as told:
+        found = model({"input_1": told["x"]})
+        assert set(found) == {"found"}
+        predictions = keras.ops.convert_to_numpy(found["found"])
+        np.testing.assert_allclose(predictions, told["predictions"], rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("spelling", ["double", "mine>double"])
@@ -135,6 +153,8 @@ def test_frozen_layers_stay_frozen(tmp_path):
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(FileError, match="does not exist"):
         load_model(tmp_path / "none.h5")
+    with pytest.raises(FileError, match=r"SavedModel.*`model\.save\('model\.h5'\)"):
+        load_model(tmp_path)
     bad = tmp_path / "bad.h5"
     bad.write_bytes(b"no model")
     with pytest.raises(FileError, match="is no model file"):

@@ -557,6 +557,20 @@ def test_names_in_an_allocation_that_serve_no_weight_are_refused():
         Rules(allocation={"a/": 0.5}).plan(stack)
 
 
+def test_a_mapping_over_several_patterns_says_how_to_come_to_each_budget():
+    """To pass what the one came to, as was said before, is wrong for the other."""
+    stack = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(4, name="a"), layers.Dense(4, name="b")]
+    )
+    blocks = {"b/": Block((4, 1))}
+    plan = Rules(allocation={"a/": 0.75, "b/": 0.5}, overrides=blocks).plan(stack)
+    message = r"comes to 0.75 over the weights under Unstructured\(\), .*'a/kernel': \(0.75, Uns"
+    with pytest.raises(ValueError, match=message):
+        plan.check_final(0.5)
+    own = {"a/kernel": (0.75, Unstructured()), **blocks}
+    Rules(allocation={"b/": 0.5}, overrides=own).plan(stack).check_final(0.5)
+
+
 def test_an_override_goes_before_the_filters(model):
     found = planned(model, filters="conv", overrides={"head": 0.5, "conv_2": None})
     assert found == ["conv_1/kernel", "head/kernel"]

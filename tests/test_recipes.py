@@ -278,6 +278,33 @@ def test_gradual_pruning_ends_within_the_training(share):
         recipe.check(options)
 
 
+@backend_free
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--sparsity", "0.8", "80"], "--sparsity .* Received: 80"),
+        (["--sparsity", "1"], "--sparsity .* Received: 1"),
+        (["--epochs", "4", "0"], "--epochs.* Received: 4 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_first_epoch(given, message):
+    with pytest.raises(SystemExit, match=message):
+        recipe.check(recipe.parser("").parse_args(given))
+
+
+@backend_free
+def test_runs_on_other_data_do_not_count_as_done(tmp_path):
+    options = recipe.parser("").parse_args([])
+    run = recipe.Run(small(options), options, tmp_path / "runs.jsonl")
+    run.check_source("a line")  # there is no file yet
+    run.note({"source": "a line; 3 dB"}, 0, "dense")
+    run.check_source("a line; 4 dB")
+    with pytest.raises(SystemExit, match=r"other data: 'a line; 3 dB'\. Received: 'a curve'"):
+        run.check_source("a curve")
+    other = dataclasses.replace(run.recipe.budget, batch=16)
+    recipe.Run(dataclasses.replace(run.recipe, budget=other), options, run.path).check_source("b")
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     options = recipe.parser("").parse_args(["--work", str(tmp_path)])
     training = pytest.importorskip("recipe_training")

@@ -225,6 +225,8 @@ def test_unknown_length():
         (lambda: PolynomialDecay(0.8, power=0), "`power` must be a positive number"),
         (lambda: PolynomialDecay(0.8, power="3"), "Received: power='3'"),
         (lambda: PolynomialDecay(0.8, power=float("nan")), "Received: power=nan"),
+        (lambda: PolynomialDecay(0.8, end_step=2**31), "counted up to 2,147,483,647. Received"),
+        (lambda: FunctionSchedule(stairs, end_step=10**10), "Leave `end_step` out"),
         (lambda: FunctionSchedule(0.5), "`function` must take a step .* Received: function=0.5"),
     ],
 )

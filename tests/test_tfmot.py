@@ -16,7 +16,7 @@ from models import Subclassed, compile_, mlp, sparsity
 import keras_pruner as kp
 import keras_pruner.tfmot as tfmot
 from keras_pruner import cli
-from keras_pruner.optimizer import find
+from keras_pruner.optimizer import find, wrappers
 
 S = tfmot.sparsity.keras
 HALF = S.ConstantSparsity(0.5, 1, frequency=1)
@@ -123,6 +123,23 @@ def test_each_layer_has_its_own_schedule_and_goes_on_after_loading(data, tmp_pat
     assert [sparsity([v]) for v in kernels_of(loaded)] == [0.5, 0.8]
     S.strip_pruning(loaded)
     assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+
+
+@pytest.mark.parametrize("now_is_first", [True, False])
+def test_when_sparse_waits_for_the_last_of_several_schedules(now_is_first):
+    now, later = S.ConstantSparsity(0.5, 1), S.PolynomialDecay(0.1, 0.8, 1, 30)
+    first, second = (now, later) if now_is_first else (later, now)
+    layers = [keras.layers.Dense(10), keras.layers.Dense(3)]
+    S.prune_low_magnitude(layers[0], first)
+    S.prune_low_magnitude(layers[1], second)
+    model = compile_(keras.Sequential([keras.Input((8,)), *layers]))
+    pruning = S.UpdatePruningStep()
+    pruning.set_model(model)
+    pruning.on_train_batch_begin()
+    callback = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
+    callback.set_model(model)
+    assert {wrapped.finished for wrapped in wrappers(model)} == {True, False}
+    assert not callback.is_sparse
 
 
 def test_clone_function_and_nested_models(data):
@@ -257,6 +274,8 @@ def test_wrong_arguments_are_told_at_once(arguments, message):
         (lambda: S.PolynomialDecay(0.1, 0.5, 10, 5), "must not come before"),
         (lambda: S.PolynomialDecay(0.1, 0.5, 0, -1), "`end_step` must be"),
         (lambda: S.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
+        (lambda: S.ConstantSparsity(0.5, 0, None), "`end_step` must be a number"),
+        (lambda: S.PolynomialDecay(0.1, 0.5, 0, 9, frequency=None), "`frequency` must be a number"),
         (lambda: S.PruningSummaries(""), "non-empty string"),
         (lambda: S.PruningSummaries("logs", update_freq="steps"), "`update_freq` must be"),
         (lambda: S.PruningSummaries("logs", update_freq=0), "`update_freq` must be"),

@@ -174,15 +174,28 @@ class Fixed:
                     f"Received: {list(self.sparsities)}. Take it out, or correct it."
                 )
 
-    def check_final(self, units: Mapping[str, int], sparsity: float) -> None:
-        """Raise unless this mapping comes to `sparsity` over weights, path -> units."""
+    def check_final(
+        self, units: Mapping[str, int], sparsity: float, pattern: object = None
+    ) -> None:
+        """Raise unless this mapping comes to `sparsity` over weights, path -> units.
+
+        `pattern`: theirs, if there are weights with another, which share another budget.
+        """
         overall = self._overall(units)
-        if abs(sparsity - overall) > max(len(units) / sum(units.values()), FOUR_DIGITS):
-            raise ValueError(
-                f"The mapping given as `allocation` comes to {overall:.4g} over the whole model. "
-                f"Received: sparsity={sparsity:.4g}. Pass {overall:.4g} as the sparsity, or "
-                f"{'raise' if sparsity > overall else 'lower'} the mapping's values."
+        if abs(sparsity - overall) <= max(len(units) / sum(units.values()), FOUR_DIGITS):
+            return
+        where, fix = "the whole model", f"Pass {overall:.4g} as the sparsity"
+        if pattern is not None:
+            where = f"the weights under {pattern!r}, which have a budget of their own"
+            first = next(iter(units))
+            fix = (
+                f"Say theirs by overrides={{{first!r}: ({self._of(first):.4g}, {pattern!r}), ...}}"
             )
+        raise ValueError(
+            f"The mapping given as `allocation` comes to {overall:.4g} over {where}. "
+            f"Received: sparsity={sparsity:.4g}. {fix}, or "
+            f"{'raise' if sparsity > overall else 'lower'} the mapping's values."
+        )
 
     def _overall(self, units: Mapping[str, int]) -> float:
         return sum(n * self._of(path) for path, n in units.items()) / sum(units.values())

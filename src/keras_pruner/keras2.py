@@ -24,6 +24,9 @@ _WRAPPER = "PruneLowMagnitude"
 _PREFIX = "prune_low_magnitude_"
 _GRAPHS = ("Sequential", "Functional", "Model")
 _LARGEST_CONFIG = 1 << 26  # bytes of JSON
+_LAMBDAS = {"Lambda": "Python code, which is not run"} | dict.fromkeys(
+    ("TFOpLambda", "SlicingOpLambda"), "an operation of TensorFlow, as Keras 2 makes of `x * 2`"
+)
 _UNUSED = {  # what Keras 2 wrote and no layer of its used, or what Keras 3 decides by itself
     "groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint", "time_major",
     "implementation", "input_length", "ragged", "sparse", "dynamic", "batch_input_shape",
@@ -52,6 +55,9 @@ def load_model(
             or a class that is not given.
     """
     path = Path(path)
+    if path.is_dir():
+        fix = "Load a SavedModel in Keras 2 and `model.save('model.h5')`."
+        raise FileError(f"{path} is a directory, and needs to be an .h5 or .keras file. {fix}")
     if not path.is_file():
         raise FileError(f"{path} does not exist, or is no file.")
     try:
@@ -165,7 +171,7 @@ def _plain(entry: dict[str, Any], custom: Mapping[str, Any], renamed: dict[str, 
         for key in ("input_layers", "output_layers"):
             if key in config:
                 ends = _renamed(config[key], names, models)
-                config[key] = ends[0] if len(ends) == 1 else ends
+                config[key] = ends[0] if isinstance(ends, list) and len(ends) == 1 else ends
         for layer in config["layers"]:
             if "inbound_nodes" in layer:
                 nodes = _renamed(layer["inbound_nodes"], names, models)
@@ -217,10 +223,10 @@ def _is_used(kind: str, key: str) -> bool:
 
 
 def _check_class(kind: str, config: dict[str, Any], custom: Mapping[str, Any]) -> None:
-    if kind == "Lambda":
+    if kind in _LAMBDAS and (kind == "Lambda" or kind not in custom):
         raise FileError(
-            f"its Lambda layer {config.get('name')!r} holds Python code, which is not run. Replace "
-            "it by a layer class in Keras 2, and save again."
+            f"its {kind} layer {config.get('name')!r} holds {_LAMBDAS[kind]}. Replace it by a "
+            "layer class in Keras 2, and save again."
         )
     if kind not in custom and not hasattr(keras.layers, kind):
         raise FileError(f"it needs the class {kind}; pass custom_objects={{{kind!r}: {kind}}}.")
@@ -374,14 +380,7 @@ def _in_order(group: h5py.Group) -> list[np.ndarray]:
 
 
 def _holds_arrays(group: h5py.Group) -> bool:
-    found: list[str] = []
-
-    def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.append(name)
-
-    group.visititems(note)
-    return bool(found)
+    return bool(group.visititems(lambda _, item: isinstance(item, h5py.Dataset) or None))
 
 
 def _member(group: h5py.Group, name: str) -> h5py.Group:

@@ -13,7 +13,7 @@ from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Plan, Target
 from keras_pruner.ranking import Scores
 from keras_pruner.selection import Cut, kept_count
-from keras_pruner.values import shown
+from keras_pruner.values import check_sparsity, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +162,7 @@ def _counts(
             share = Share(target.path, target.shape, target.units, scores, in_parts)
             sharing.setdefault(target.pattern, {})[share] = weight
     for shares in sharing.values():
+        check_sparsity("sparsity", sparsity)  # of a schedule of the user's own
         sparsities = plan.allocation(list(shares), sparsity)
         known = sparsities if isinstance(sparsities, Mapping) else {}
         missing = [share.path for share in shares if share not in known]

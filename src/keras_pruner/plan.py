@@ -122,8 +122,8 @@ class Plan:
         for target in self.targets:
             if target.sparsity is None:
                 shared.setdefault(target.pattern, {})[target.path] = target.units
-        for units in shared.values():
-            self.allocation.check_final(units, sparsity)
+        for pattern, units in shared.items():
+            self.allocation.check_final(units, sparsity, pattern if len(shared) > 1 else None)
 
     def same_as(self, other: "Plan") -> bool:
         """Whether masks made for the one serve the other; names may differ after loading."""

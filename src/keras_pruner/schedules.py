@@ -18,6 +18,9 @@ SHARE_OF_TRAINING = 0.75
 UPDATES_PER_SPAN = 100
 """How many mask updates a schedule without a frequency makes between its two ends."""
 
+LAST_STEP = 2**31 - 1
+"""As far as a checkpoint counts, in 32 bits."""
+
 
 class Schedule(abc.ABC):
     """When masks are updated, and to which sparsity. Subclass it for a schedule of your own.
@@ -107,6 +110,12 @@ class Schedule(abc.ABC):
                 )
         if self.frequency is not None:
             check_integer("frequency", self.frequency, least=1)
+        if max(self.begin_step, self.end_step or 0, self.frequency or 0) > LAST_STEP:
+            raise ValueError(
+                f"Steps are counted up to {LAST_STEP:,}. Received: begin_step={self.begin_step}, "
+                f"end_step={self.end_step}, frequency={self.frequency}. Leave `end_step` out to "
+                "end with the training."
+            )
 
 
 @value

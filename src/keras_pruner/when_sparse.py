@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_pruner.optimizer import find
+from keras_pruner.optimizer import find, wrappers
 
 Logs = dict[str, Any] | None
 
@@ -54,9 +54,9 @@ class WhenSparse(keras.callbacks.Callback):
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the schedule on the model has reached its end."""
-        wrapped = find(self.model)
-        return wrapped is not None and wrapped.finished
+        """Whether the schedule on the model has reached its end; of several, as TFMOT's, all."""
+        wrapped = wrappers(self.model)
+        return bool(wrapped) and all(each.finished for each in wrapped)
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Pass on."""

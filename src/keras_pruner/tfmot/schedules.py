@@ -61,6 +61,11 @@ class _OverNative(PruningSchedule):
 
     def __post_init__(self) -> None:
         for name, given in vars(self).items():
+            if given is None:
+                raise ValueError(
+                    f"`{name}` must be a number: these schedules leave nothing open. Received: "
+                    f"{name}=None. For what is settled by the training use those of kp."
+                )
             # The guides compute steps with NumPy, whose numbers no JSON takes.
             if isinstance(given, SupportsFloat) and not isinstance(given, bool):
                 number = float(given)
