@@ -86,12 +86,15 @@ class Comparison:
         shapes = [[row.shape for row in side.report.rows] for side in (self.dense, self.pruned)]
         return self.dense.layers == self.pruned.layers and shapes[0] == shapes[1]
 
-    def overall(self) -> list[tuple[str, str, str, str]]:
+    def overall(self) -> list[tuple[str, ...]]:
         """What, dense, pruned, and how many times less; of the models as a whole."""
         a, b = self.dense, self.pruned
         stored = [form for form in a.sizes if form in b.sizes]
         return [
-            *(_scores(name, a.scores, b.scores) for name in {**a.scores, **b.scores}),
+            *(
+                (name, *(f"{s.scores[name]:.4f}" if name in s.scores else "-" for s in (a, b)), "")
+                for name in {**a.scores, **b.scores}
+            ),
             _sizes("weights", a.report.all.size, b.report.all.size),
             _sizes("weights that are not zero", _alive(a.report), _alive(b.report)),
             _shares("sparsity, prunable weights", a.report.prunable, b.report.prunable),
@@ -406,11 +409,6 @@ def _layer(dense: _Kernel | None, pruned: _Kernel | None) -> tuple[str, ...]:
 
 def _alive(report: SparsityReport) -> int:
     return report.all.size - report.all.zeros
-
-
-def _scores(name: str, *sides: dict[str, float]) -> tuple[str, str, str, str]:
-    dense, pruned = (f"{side[name]:.4f}" if name in side else "-" for side in sides)
-    return name, dense, pruned, ""
 
 
 def _sizes(what: str, dense: int, pruned: int) -> tuple[str, str, str, str]:
