@@ -44,6 +44,14 @@ def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row():
     assert advise(over(), sparsity=0.8).gain > 1.2
 
 
+def test_a_bare_layer_is_advised_like_a_model_of_it():
+    layer = keras.layers.Dense(1024)
+    layer.build((None, 1024))
+    alone, within = advise(layer, sparsity=0.9), advise(stack(1024, 1024), sparsity=0.9)
+    assert [row.pattern for row in alone.layers] == [Block((4, 1))]
+    assert alone.gain == within.gain > 1
+
+
 def test_what_it_recommends_is_a_plan():
     model = stack(256, 512, 512, 256)
     advice = advise(model, sparsity=0.9)

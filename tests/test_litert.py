@@ -223,19 +223,28 @@ def test_a_signature_has_every_input(tmp_path, count):
 def test_samples_must_fit(tmp_path):
     with pytest.raises(ValueError, match=r"at least 1 of shape \(6, 6, 32\)"):
         export_litert(model_with_zeros(), tmp_path / "m.tflite", samples=np.zeros((2, 3)))
+    inputs = [keras.Input((3,)), keras.Input((3,))]
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()(inputs)))
+    with pytest.raises(ValueError, match=r"as many of each input. Received: \[4, 2\]"):
+        export_litert(model, tmp_path / "m.tflite", samples=[np.ones((4, 3)), np.ones((2, 3))])
 
 
 @converts_here
-def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "samples",
+    [None, np.concatenate([np.zeros((1, 6, 6, 32)), np.ones((1, 6, 6, 32))])],
+    ids=["random", "of the second sample alone"],
+)
+def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path, monkeypatch, samples):
     def damage(content, *_):
         for buffer in content.buffers:
-            if buffer.data is not None and len(buffer.data) > 1000:
+            if buffer.data is not None and len(buffer.data) == 4 * 32 * 64:  # the convolution
                 buffer.data = np.zeros_like(buffer.data)
         return []
 
     monkeypatch.setattr("keras_pruner.deploy.litert.encode", damage)
     with pytest.raises(RuntimeError, match="computes something else"):
-        export_litert(model_with_zeros(sparsity=0.5), tmp_path / "m.tflite")
+        export_litert(model_with_zeros(sparsity=0.5), tmp_path / "m.tflite", samples=samples)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -280,7 +280,7 @@ def test_wrong_arguments_are_told_at_once(arguments, message):
         (lambda: S.PruningSummaries("logs", update_freq="steps"), "`update_freq` must be"),
         (lambda: S.PruningSummaries("logs", update_freq=0), "`update_freq` must be"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_wrong_schedules_are_told_at_once(make, message):
     with pytest.raises(ValueError, match=message):

@@ -169,7 +169,7 @@ class _Part:
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
     targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
     parts = []
-    for layer in model._flatten_layers(include_self=False):
+    for layer in model._flatten_layers():
         for variable in layer.weights:
             if len(variable.shape) < 2 or any(
                 variable is w for child in layer._flatten_layers(False) for w in child.weights
@@ -216,7 +216,7 @@ def _positions(layer: Any) -> int:
 
 def _steps(cell: Any, model: keras.Model) -> int | None:
     """Time steps of the recurrent layer that runs this cell; None if none does."""
-    for layer in model._flatten_layers(include_self=False):
+    for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and layer.cell is cell:
             try:
                 return layer.input.shape[1] or 1

@@ -78,8 +78,8 @@ def export_litert(
             `measure_gains` found, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
-        samples: inputs to check the outputs with; an array, or one for each input. None: random
-            ones (0 or 1 for integers).
+        samples: inputs to check the outputs with, all of them; an array, or one for each input,
+            of whole batches. None: one batch, random (0 or 1 for integers).
         tolerance: largest difference of an output, in units of the largest. None: 1e-4, 2e-2 or
             0.2 by `weights`.
         progress: whether to say what is being done, if there is a terminal to say it on.
@@ -104,7 +104,7 @@ def export_litert(
     _check_unquantized(model)
     _check_float32(model)
     signature = _signature(model, input_signature)
-    inputs = _inputs(signature, samples)
+    batches = _batches(signature, samples)
     flatbuffer.schema()
     with complete(path, ".tflite") as unfinished, stages(shown=progress) as announce:
         dense = unfinished.parent / "dense.tflite"
@@ -115,7 +115,7 @@ def export_litert(
         encoded = encode(content, runtime, signature[0].shape[0] or 1)
         flatbuffer.write(content, unfinished)
         announce("comparing the outputs of file and model")
-        difference = _difference(model, unfinished, inputs)
+        difference = _difference(model, unfinished, batches)
         allowed = _TOLERANCE[weights] if tolerance is None else tolerance
         if not difference <= allowed:
             raise RuntimeError(
@@ -180,22 +180,23 @@ def _signature(model: keras.Model, given: Signature | None) -> Signature:
     ]
 
 
-def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
-    """One batch for each input."""
+def _batches(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
+    """Batches, each of one array for each input; what fills no batch is left out."""
     shapes = [tuple(size or 1 for size in spec.shape) for spec in signature]
     if samples is None:
         rng = np.random.default_rng(0)
-        return [
+        drawn = [
             interpreter.random_input(rng, shape, np.dtype(spec.dtype))
             for shape, spec in zip(shapes, signature, strict=True)
         ]
+        return [drawn]
     arrays = list(samples) if isinstance(samples, list | tuple) else [samples]
     if len(arrays) != len(signature):
         raise ValueError(
             f"`samples` must have one array for each of the {len(signature)} inputs. "
             f"Received: {len(arrays)}."
         )
-    fed = []
+    cut = []
     for array, shape, spec in zip(arrays, shapes, signature, strict=True):
         array = np.asarray(array)
         if array.shape[1:] != shape[1:] or len(array) < shape[0]:
@@ -203,24 +204,35 @@ def _inputs(signature: Signature, samples: Any) -> list[np.ndarray]:
                 f"`samples` must hold at least {shape[0]} of shape {shape[1:]} for "
                 f"{spec.name!r}. Received: shape {array.shape}."
             )
-        fed.append(array[: shape[0]].astype(spec.dtype))
-    return fed
+        whole = array[: len(array) // shape[0] * shape[0]].astype(spec.dtype)
+        cut.append(np.split(whole, len(whole) // shape[0]))
+    if len({len(array) for array in cut}) > 1:
+        raise ValueError(
+            "`samples` must hold as many of each input. "
+            f"Received: {[len(array) for array in arrays]}."
+        )
+    return [list(batch) for batch in zip(*cut, strict=True)]
 
 
-def _difference(model: keras.Model, path: Path, inputs: list[np.ndarray]) -> float:
+def _difference(model: keras.Model, path: Path, batches: list[list[np.ndarray]]) -> float:
     """The largest difference of an output, in units of the largest; infinite for NaN."""
-    outputs = model(as_inputs(model, inputs), training=False)
-    expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
     runner = interpreter.load(path)
     names = next(iter(runner.get_signature_list().values()))["inputs"]
-    keys = sorted(outputs) if isinstance(outputs, dict) else ()  # as keras.tree.flatten
-    got = interpreter.run(runner, _by_name(names, model, inputs), keys)
-    shapes = [[array.shape for array in arrays] for arrays in (expected, got)]
-    if shapes[0] != shapes[1]:
-        raise RuntimeError(
-            f"The outputs of the model have the shapes {shapes[0]}, those of the file {shapes[1]}."
-        )
-    return max(map(largest_difference, expected, got))
+    both: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+    for inputs in batches:
+        outputs = model(as_inputs(model, inputs), training=False)
+        expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
+        keys = sorted(outputs) if isinstance(outputs, dict) else ()  # as keras.tree.flatten
+        got = interpreter.run(runner, _by_name(names, model, inputs), keys)
+        shapes = [[array.shape for array in arrays] for arrays in (expected, got)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(
+                f"The outputs of the model have the shapes {shapes[0]}, "
+                f"those of the file {shapes[1]}."
+            )
+        both.append((expected, got))
+    of_all = [zip(*side, strict=True) for side in zip(*both, strict=True)]
+    return max(largest_difference(*pair) for pair in zip(*of_all, strict=True))
 
 
 def _by_name(
