@@ -425,7 +425,10 @@ def test_the_tools_on_the_command_line(tmp_path, capsys):
     sizes = json.loads(out[out.rindex('{\n  "files"') :])["files"]
     assert sizes[1]["zipped"] < sizes[0]["zipped"]
     assert cli.main(["check-m-by-n", paths[0]]) == 1
-    assert "2 zeros in every 4" in capsys.readouterr().err
+    assert "not every weight has 2 zeros in every 4" in capsys.readouterr().err
+    keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()]).save(paths[0])
+    assert cli.main(["check-m-by-n", paths[0]]) == 1
+    assert "no kernel that could have 2 zeros in every 4" in capsys.readouterr().err
 
 
 def test_a_loop_with_keras_own_list_of_callbacks_keeps_the_zeros(data):

@@ -32,8 +32,10 @@ def _check(arguments: argparse.Namespace) -> None:
         model = files.load(model, trust=arguments.trust)
     check = check_m_by_n(model, tuple(arguments.m_by_n))
     show(arguments, {"passed": check.passed, "weights": check.weights}, str(check))
+    m, n = check.m_by_n
+    if not check.weights:
+        raise ValueError(f"it has no kernel that could have {m} zeros in every {n}")
     if not check.passed:
-        m, n = check.m_by_n
         raise ValueError(f"not every weight has {m} zeros in every {n}")
 
 
