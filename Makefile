@@ -101,6 +101,7 @@ ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 --pattern unstructured 2:4 $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --split official --epochs 3 4 --sparsity 0.9 0.92 $(speech)
+	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --split theo --epochs 3 4 --sparsity 0.5 $(speech)
 	$(RECIPE)/speech_recognition.py $(against) $(speech)
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif

@@ -8,6 +8,11 @@ Data, given by --data:
   recordings below number 5; --split theo with a speaker nobody was trained with.
 - Google's Speech Commands: the directory with a folder for each word and testing_list.txt.
 
+DS-CNN-L, tested with a speaker nobody was trained with, keeps 100.4 and 99.6 % of what it has when
+trained on dense, at 50 % and at 2:4 (`--size L --split theo --epochs 3 4`, five seeds; published
+99.6 and 99.1 %). Of the better of two dense scores, of which the test chooses one, it is 98.1 and
+97.3 %. Scores of one speaker differ by 2 to 4 points from seed to seed.
+
 Features are computed by librosa: `pip install "keras-pruner[examples]"`.
 """
 

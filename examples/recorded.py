@@ -165,7 +165,9 @@ class Summary:
         return float(np.mean([dense["bytes"] / line[size] for line, dense in pairs]))
 
     def mean(self, field):
-        return float(np.mean([line[field] for line in self.lines]))
+        """Over the runs of which it is known; a run that was stopped and went on has no time."""
+        known = [line[field] for line in self.lines if line[field] is not None]
+        return float(np.mean(known)) if known else float("nan")
 
     def dense_mean(self, field):
         return float(np.mean([line[field] for line in self.dense]))

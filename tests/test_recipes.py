@@ -94,6 +94,15 @@ def test_nothing_is_retained_of_nothing():
 
 
 @backend_free
+def test_a_time_that_nobody_knows_does_not_count():
+    lines = lines_of(2, [0.45, 0.9])
+    (found,) = recorded.summaries([*lines[:-1], lines[-1] | {"seconds": None}])
+    assert found.mean("seconds") == 1.0
+    (found,) = recorded.summaries([each | {"seconds": None} for each in lines])
+    assert np.isnan(found.mean("seconds"))
+
+
+@backend_free
 def test_seeds_without_both_dense_lines_do_not_count():
     lines = [each for each in lines_of(2, [0.45, 0.9]) if each["method"] != "dense" or each["seed"]]
     (found,) = recorded.summaries(lines)
