@@ -13,7 +13,7 @@ help:
 	@echo "make test         every test on TensorFlow, JAX and PyTorch"
 	@echo "make test-slow    the ones that take long, too"
 	@echo "make test-oldest  on the oldest supported releases of Keras, TensorFlow and JAX"
-	@echo "make results-smoke  every recipe of examples/ once, as short as can be (15 minutes)"
+	@echo "make results-smoke  every recipe of examples/ once, as short as can be (5 minutes)"
 	@echo "make results      all of them, to examples/results.md (hours; goes on where it stopped)"
 	@echo "make lint         formatting, lint rules and types"
 
