@@ -61,7 +61,8 @@ def network(keras, model, data, width=1.0, weights=None):
         for layer in found.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.9
-    return found
+    # Made with `input_tensor`, it takes a list of one input, and Keras warns at each array.
+    return keras.Model(inputs, found.output, name=found.name)
 
 
 def pretrained(keras, model, data):
