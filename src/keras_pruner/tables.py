@@ -21,8 +21,9 @@ def render(
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out = io.StringIO()
-    plain = {"color_system": None, "markup": False, "emoji": False}
     # In a notebook rich would show the table by itself, and write nothing.
-    console = Console(file=out, width=width, force_jupyter=False, **plain)  # type: ignore[arg-type]
+    console = Console(
+        file=out, width=width, force_jupyter=False, color_system=None, markup=False, emoji=False
+    )
     console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

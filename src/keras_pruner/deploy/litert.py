@@ -78,8 +78,8 @@ def export_litert(
             `measure_gains` found, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
-        samples: inputs to check the outputs with, all of them; an array, or one for each input,
-            of whole batches. None: one batch, random (0 or 1 for integers).
+        samples: inputs to check the outputs with, all but those that fill no batch; an array, or
+            one for each input. None: one batch, random (0 or 1 for integers).
         tolerance: largest difference of an output, in units of the largest. None: 1e-4, 2e-2 or
             0.2 by `weights`.
         progress: whether to say what is being done, if there is a terminal to say it on.
@@ -206,11 +206,9 @@ def _batches(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
             )
         whole = array[: len(array) // shape[0] * shape[0]].astype(spec.dtype)
         cut.append(np.split(whole, len(whole) // shape[0]))
-    if len({len(array) for array in cut}) > 1:
-        raise ValueError(
-            "`samples` must hold as many of each input. "
-            f"Received: {[len(array) for array in arrays]}."
-        )
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"`samples` must hold as many of each input. Received: {lengths}.")
     return [list(batch) for batch in zip(*cut, strict=True)]
 
 

@@ -15,7 +15,7 @@ from keras_pruner.deploy.gains import LEAST_GAIN, Gains, gains_of
 
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
-_NONE = "no zeros"
+_NO_ZEROS = "no zeros"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,9 @@ def _tables(model: Any) -> list[Encoded]:
             known = flatbuffer.dtype_of(tensor) is not None
             if known and data is not None and len(data) and len(shape) > 1:
                 zeros = float(np.mean(encoding.decode(tensor, data) == 0))
-                reason = "rows are looked up in it: LiteRT has no sparse form" if zeros else _NONE
+                reason = (
+                    "rows are looked up in it: LiteRT has no sparse form" if zeros else _NO_ZEROS
+                )
                 name = flatbuffer.name_of(tensor)
                 found[id(tensor)] = Encoded(name, tuple(shape), zeros, "dense", "dense", reason)
     return list(found.values())
@@ -143,7 +145,7 @@ def _encode(model: Any, graph: Any, tensor: Any, users: list[Any], site: _Site) 
     zeros = float(np.mean(weight == 0))
     tell = functools.partial(Encoded, flatbuffer.name_of(tensor), weight.shape, zeros)
     if zeros == 0:
-        return tell("dense", "dense", _NONE)
+        return tell("dense", "dense", _NO_ZEROS)
     if weight.dtype == np.int8:
         return tell("dense", "dense", "int8: sparse int8 fails in LiteRT, or computes wrongly")
     if _is_dense_layer(model, tensor, users):
