@@ -16,7 +16,7 @@ import numpy as np
 import one_shot
 
 import keras_pruner as kp
-from keras_pruner import tables
+from keras_pruner.reporting import tables
 
 BATCH = 64
 METHODS = ("refit, then train", "mask, then train", "gradual")

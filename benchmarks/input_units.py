@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import keras_pruner as kp
-from keras_pruner import tables
+from keras_pruner.reporting import tables
 
 FACTORS = (1, 10, 100, 1000, 10000)
 SAMPLES = np.random.default_rng(0).normal(size=(512, 20)).astype("float32")

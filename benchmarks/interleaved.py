@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from allocator import keep_memory
 
-from keras_pruner import tables
+from keras_pruner.reporting import tables
 
 
 def compare(

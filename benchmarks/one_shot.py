@@ -21,7 +21,7 @@ import numpy as np
 from keras import layers
 
 import keras_pruner as kp
-from keras_pruner import tables
+from keras_pruner.reporting import tables
 
 HERE = pathlib.Path(__file__).resolve().parent
 

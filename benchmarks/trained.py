@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 import keras_pruner as kp
-from keras_pruner.demo import digits
+from keras_pruner.cli.demo import digits
 
 RUNTIME = {"stack": "native", "mobilenet": "wasm"}
 
@@ -99,7 +99,7 @@ def export(what, model, path, sparsity):
 
 def accuracy(path, images, labels):
     """Of a file, on one image at a time."""
-    from keras_pruner.deploy import interpreter
+    from keras_pruner.litert import interpreter
 
     runner = interpreter.load(path)
     place, out = runner.get_input_details()[0]["index"], runner.get_output_details()[0]["index"]

@@ -8,7 +8,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 import keras_pruner as kp
-from keras_pruner import demo
+from keras_pruner.cli import demo
 
 HERE = Path(__file__).parent
 BLUE, GREY, PAPER, GONE = "#0a63c9", "#6b7480", "#ffffff", "#e9ecf0"

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 
 import keras_pruner as kp
-from keras_pruner import tables
+from keras_pruner.reporting import tables
 
 PATTERNS = {"0.5": (0.5, kp.Unstructured()), "2:4": (None, kp.NM(2, 4))}
 HEADINGS = [

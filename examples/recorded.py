@@ -213,7 +213,7 @@ COLUMNS = ["method", "zeros", ">seeds", ">dense", ">pruned", ">retained, %", ">b
 
 def table(lines):
     """The runs of one recipe as text: what every method kept, the bytes, the seconds of a run."""
-    from keras_pruner import tables
+    from keras_pruner.reporting import tables
 
     rows = [
         (

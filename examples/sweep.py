@@ -28,7 +28,7 @@ def train(config):
     import keras
 
     import keras_pruner as kp
-    from keras_pruner.demo import digits, network
+    from keras_pruner.cli.demo import digits, network
 
     x, y, *test = digits(config["samples"])
     keras.utils.set_random_seed(config["seed"])

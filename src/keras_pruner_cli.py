@@ -23,9 +23,9 @@ def main() -> int:
     if said:
         print(f"keras-pruner: {said}", file=sys.stderr)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
-    from keras_pruner import cli
+    from keras_pruner.cli import commands
 
-    return cli.main()
+    return commands.main()
 
 
 def choose_backend() -> str:

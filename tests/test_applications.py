@@ -14,7 +14,7 @@ import pytest
 from keras_pruner import NM, erk, lamp, uniform
 from keras_pruner.masks import Weight, decide
 from keras_pruner.plan import Rules
-from keras_pruner.selection import kept_count
+from keras_pruner.selection.top_k import kept_count
 
 ALL_ON = "tensorflow"
 EVERYWHERE = {"MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny", "NASNetMobile"}

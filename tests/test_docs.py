@@ -63,7 +63,7 @@ def test_links_and_pictures_lead_somewhere(page):
 @pytest.mark.backend_free
 def test_the_tests_that_the_documentation_names_exist():
     text = (ROOT / "docs/README.md").read_text(encoding="utf-8")
-    named = re.findall(r"(tests/test_\w+\.py)::(test_\w+)", text)
+    named = re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", text)
     assert named
     for file, test in named:
         if (ROOT / file).exists():

@@ -6,7 +6,7 @@ import pytest
 from models import LOSS, EveryStep, Subclassed, values
 
 import keras_pruner as kp
-from keras_pruner.optimizer import find
+from keras_pruner.training.optimizer import find
 
 layers = keras.layers
 

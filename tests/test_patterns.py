@@ -10,7 +10,7 @@ import pytest
 from models import label
 
 from keras_pruner import NM, Block, Channel, Pattern, Unstructured
-from keras_pruner.selection import kept_count
+from keras_pruner.selection.top_k import kept_count
 from keras_pruner.testing import SHAPES, check_pattern
 
 pytestmark = pytest.mark.backend_free

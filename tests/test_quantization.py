@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.deploy.quantization import check_zeros, merge_lora, zeros_of
-from keras_pruner.deploy.storage import save_compressed
 from keras_pruner.oneshot import prune
 from keras_pruner.plan import Rules
+from keras_pruner.quantization import check_zeros, merge_lora, zeros_of
+from keras_pruner.storage.keras_file import save_compressed
 
 
 def pruned_model(seed=0):

@@ -41,8 +41,8 @@ kp.export_litert(model, sys.argv[1])
 @pytest.mark.slow
 @pytest.mark.backend_free
 def test_the_same_training_gives_files_with_equal_outputs(tmp_path):
-    from keras_pruner.demo import digits
-    from keras_pruner.deploy import interpreter
+    from keras_pruner.cli.demo import digits
+    from keras_pruner.litert import interpreter
 
     source = Path(__file__).parent.parent / "src"
     outputs, zeros = [], set()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_pruner.values import serializable
+from keras_pruner.validation import serializable
 
 
 @serializable

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_pruner import backends, selection
+from keras_pruner import backends
 from keras_pruner.masks import Choice, Groups, Weight
 from keras_pruner.plan import Target
-from keras_pruner.selection import Cut
+from keras_pruner.selection import top_k
+from keras_pruner.selection.top_k import Cut
 
 
 def weight(target: Target, variable: keras.Variable, mask: keras.Variable) -> Weight:
@@ -37,7 +38,7 @@ def count(which: Callable[..., np.ndarray], *variables: keras.Variable) -> int:
 def find(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
     """The cut through a weight on any devices, of which only counts come here."""
     ops = backends.current()
-    return selection.counted_cut(
+    return top_k.counted_cut(
         math.prod(variable.shape),
         functools.partial(ops.count_from, variable, mask),
         functools.partial(ops.count_equal, variable, mask),

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from keras_pruner import selection
-from keras_pruner.allocation import Share
+from keras_pruner.allocations import Share
 from keras_pruner.criteria import magnitude
 from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Plan, Target
-from keras_pruner.ranking import Scores
-from keras_pruner.selection import Cut, kept_count
-from keras_pruner.values import check_sparsity, shown
+from keras_pruner.selection import top_k
+from keras_pruner.selection.across_weights import Scores
+from keras_pruner.selection.top_k import Cut, kept_count
+from keras_pruner.validation import check_sparsity, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +102,12 @@ class Weight:
     def _cut(self, count: int) -> Cut:
         if self.find_cut is not None:
             return self.find_cut(count)
-        return selection.magnitude_cut(*self._flat(), count)
+        return top_k.magnitude_cut(*self._flat(), count)
 
     def mask(self, choice: Choice) -> np.ndarray:
         """The choice as a mask of the weight's shape."""
         if isinstance(choice, Cut):
-            return selection.marked(*self._flat(), choice).reshape(self.target.shape)
+            return top_k.marked(*self._flat(), choice).reshape(self.target.shape)
         if isinstance(choice, Groups):
             return self.target.from_kernel(NM(choice.n, choice.m)(self.scores(magnitude)))
         return choice

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_pruner.patterns import Pattern
-from keras_pruner.values import check_regex, check_sparsity, shown
+from keras_pruner.validation import check_regex, check_sparsity, shown
 
 
 def check_filters(filters: object) -> None:

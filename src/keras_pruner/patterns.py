@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from keras_pruner import selection
-from keras_pruner.values import check_integer, check_sparsity, value
+from keras_pruner.selection import top_k
+from keras_pruner.validation import check_integer, check_sparsity, value
 
 Shape = tuple[int, ...]
 _POOLINGS = {"mean": np.add, "max": np.maximum}  # over what there is of a unit
@@ -61,12 +61,12 @@ class Pattern(abc.ABC):
             Boolean mask of the shape of `scores`, True = kept.
         """
         check_sparsity("sparsity", sparsity)
-        count = selection.kept_count(self.units(scores.shape), sparsity)
+        count = top_k.kept_count(self.units(scores.shape), sparsity)
         return self.keep(scores, count)
 
     def keep(self, scores: np.ndarray, count: int) -> np.ndarray:
         """The mask with the `count` highest-scored units."""
-        return self.spread(selection.largest(self.unit_scores(scores), count), scores.shape)
+        return self.spread(top_k.largest(self.unit_scores(scores), count), scores.shape)
 
 
 @value

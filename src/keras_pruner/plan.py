@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import tables
-from keras_pruner.allocation import Allocation, Fixed, as_allocation, lamp, uniform
+from keras_pruner.allocations import Allocation, Fixed, as_allocation, lamp, uniform
 from keras_pruner.criteria import magnitude
+from keras_pruner.model_weights import Axes, OwnedWeight, check_model, weights_of
 from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.values import shown, value
-from keras_pruner.weights import Axes, OwnedWeight, check_model, weights_of
+from keras_pruner.reporting import tables
+from keras_pruner.validation import shown, value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None

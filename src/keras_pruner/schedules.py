@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
-from keras_pruner.values import check_integer, check_sparsity, value
+from keras_pruner.validation import check_integer, check_sparsity, value
 
 SHARE_OF_TRAINING = 0.75
 """The part of training over which a schedule without an end prunes; the rest is to recover."""

@@ -9,10 +9,10 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_pruner.allocation import Allocation, Share
+from keras_pruner.allocations import Allocation, Share
 from keras_pruner.patterns import Pattern, Shape
 from keras_pruner.schedules import Schedule
-from keras_pruner.selection import kept_count
+from keras_pruner.selection.top_k import kept_count
 
 SHAPES: tuple[Shape, ...] = ((8, 8), (5, 4), (7, 3), (1, 9), (9, 1), (4, 6), (3, 3, 5, 6))
 """Shapes of kernels (..., inputs, outputs); most do not divide evenly."""

@@ -19,7 +19,7 @@ import numpy as np
 from task import BATCH, LOSS, data, write
 
 import keras_pruner as kp
-from keras_pruner import pruner as pruner_module
+from keras_pruner.training import pruner as pruner_module
 
 EPOCHS = 6
 SCHEDULE = kp.PolynomialDecay(0.75, initial_sparsity=0.25, end_step=18, frequency=2)

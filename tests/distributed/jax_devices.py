@@ -14,7 +14,7 @@ from jax_layouts import LAYOUTS, WAYS, lay, pruner_of
 from task import LOSS, SCHEDULE, batches, compiled, fit, network, raised, sgd, weights, write
 
 import keras_pruner as kp
-from keras_pruner.backends import jax_ops
+from keras_pruner.backends import jax as jax_backend
 
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
@@ -106,12 +106,12 @@ def update_communication():
     pruner.wrap(sgd())
     hidden, head = ((m.variable.value, m.mask.value) for m in pruner.wrapped.masked)
     programs = {
-        "count_from": jax_ops._count_from.lower(*hidden, 0.5),
-        "count_equal": jax_ops._count_equal.lower(*hidden, 0.5, np.uint32(9)),
-        "cut": jax_ops._cut.lower(*hidden, 0.5, np.uint32(9)),
-        "zero": jax.jit(jax_ops._zero).lower(*hidden),
-        "groups of outputs in parts": jax_ops._keep_in_groups.lower(*hidden, (8, 16), 2, 4),
-        "groups of inputs in parts": jax_ops._keep_in_groups.lower(*head, (16, 4), 2, 4),
+        "count_from": jax_backend._count_from.lower(*hidden, 0.5),
+        "count_equal": jax_backend._count_equal.lower(*hidden, 0.5, np.uint32(9)),
+        "cut": jax_backend._cut.lower(*hidden, 0.5, np.uint32(9)),
+        "zero": jax.jit(jax_backend._zero).lower(*hidden),
+        "groups of outputs in parts": jax_backend._keep_in_groups.lower(*hidden, (8, 16), 2, 4),
+        "groups of inputs in parts": jax_backend._keep_in_groups.lower(*head, (16, 4), 2, 4),
     }
     lay(None)
     return {name: collectives(each.compile().as_text()) for name, each in programs.items()}
@@ -123,14 +123,14 @@ def gathered(name, how):
     model = compiled()
     pruner = pruner_of(model, how)
     pruner.wrap(sgd())
-    sizes, whole = [], jax_ops.to_numpy
-    jax_ops.to_numpy = lambda v: sizes.append(int(np.prod(v.shape))) or whole(v)
+    sizes, whole = [], jax_backend.to_numpy
+    jax_backend.to_numpy = lambda v: sizes.append(int(np.prod(v.shape))) or whole(v)
     try:
         pruner.update()
         pruner.update()
         reached = pruner.sparsity
     finally:
-        jax_ops.to_numpy = whole
+        jax_backend.to_numpy = whole
     masks = [np.asarray(m.mask.value).tolist() for m in pruner.wrapped.masked]
     lay(None)
     return {"sizes": sizes, "sparsity": reached, "masks": masks}

@@ -58,4 +58,4 @@ def current() -> ModuleType:
         raise NotImplementedError(
             f"Pruning runs on TensorFlow, JAX and PyTorch. Received: KERAS_BACKEND={name!r}."
         )
-    return importlib.import_module(f"keras_pruner.backends.{name}_ops")
+    return importlib.import_module(f"keras_pruner.backends.{name}")

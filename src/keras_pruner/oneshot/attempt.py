@@ -12,16 +12,16 @@ from keras_pruner import backends
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Values, run
 from keras_pruner.oneshot.inputs import scores_as_given
-from keras_pruner.oneshot.progress import Announce
+from keras_pruner.oneshot.linear_layers import Linear
+from keras_pruner.oneshot.listen import Values, run
+from keras_pruner.oneshot.reconstruct import Outcome, Walk, go, inputs_of
 from keras_pruner.oneshot.removal import Removal
-from keras_pruner.oneshot.rows import Linear
-from keras_pruner.oneshot.sequence import Outcome, Walk, go, inputs_of
 from keras_pruner.oneshot.sparsegpt import Groups
 from keras_pruner.oneshot.survey import Survey, survey
 from keras_pruner.patterns import NM
 from keras_pruner.plan import Plan, Target
+from keras_pruner.reporting.progress import Announce
 
 _NO_PRODUCT = "no product of inputs with this weight is known: mask alone"
 _EMBEDDING = "an embedding looks rows up; each stands alone, so that nothing can make up for it"

@@ -8,18 +8,11 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import (
-    Call,
-    Enough,
-    Values,
-    is_seen,
-    listening,
-    run,
-)
-from keras_pruner.values import check_integer
-from keras_pruner.weights import check_model
+from keras_pruner.oneshot.listen import Call, Enough, Values, is_seen, listening, run
+from keras_pruner.validation import check_integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.values import shown
+from keras_pruner.validation import shown
 
 LEAST = 16
 """Fewer samples than this say nothing; 512 real ones are a good number."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_pruner.criteria import needs_inputs
-from keras_pruner.values import serializable, value
+from keras_pruner.validation import serializable, value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

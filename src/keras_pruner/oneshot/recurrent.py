@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.oneshot.capture import Call
+from keras_pruner.oneshot.listen import Call
 
 Rows = Callable[[Call, Callable[[int], np.ndarray]], Any]
 

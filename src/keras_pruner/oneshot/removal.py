@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import selection
-from keras_pruner.oneshot import solver
-from keras_pruner.oneshot.rows import Layout
+from keras_pruner.oneshot import least_squares
+from keras_pruner.oneshot.linear_layers import Layout
 from keras_pruner.plan import Target
+from keras_pruner.selection import top_k
 
 ROUNDS = 8
 ROWS_FOR_EACH_INPUT = 2
@@ -61,7 +61,7 @@ class Removal:
         if kept >= live:
             return mask
         left, fitted = self._matrix(self.target.pattern.spread(units, self._shape)), weights
-        system = solver.System.of(rows, targets, weights, shift=shift)
+        system = least_squares.System.of(rows, targets, weights, shift=shift)
         for round_ in range(1, ROUNDS + 1):
             count = kept if round_ == ROUNDS else round(live * (kept / live) ** (round_ / ROUNDS))
             fitted = system.solve(fitted, left, _TOLERANCE)
@@ -80,7 +80,7 @@ class Removal:
             return self._matrix(pattern.keep(kernel, count))
         mask = pattern.keep(kernel, final)  # stay to the end, beside the best of the others
         scores = np.where(mask, np.inf, kernel).reshape(-1)
-        return self._matrix(selection.largest(scores, count).reshape(kernel.shape))
+        return self._matrix(top_k.largest(scores, count).reshape(kernel.shape))
 
     @property
     def _shape(self) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_pruner import tables
 from keras_pruner.plan import Skip
+from keras_pruner.reporting import tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import tables
-from keras_pruner.allocation import Fixed
+from keras_pruner.allocations import Fixed
+from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, outputs_of, relative_difference
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.capture import Values, undisturbed
-from keras_pruner.oneshot.pruning import prune
+from keras_pruner.oneshot.listen import Values, undisturbed
+from keras_pruner.oneshot.prune import prune
 from keras_pruner.patterns import Pattern
 from keras_pruner.plan import Rules
-from keras_pruner.values import check_integer, check_sparsity, shown
-from keras_pruner.weights import check_model
+from keras_pruner.reporting import tables
+from keras_pruner.validation import check_integer, check_sparsity, shown
 
 Metric = Callable[[keras.Model], float]
 

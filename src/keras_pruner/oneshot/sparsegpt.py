@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_pruner.selection import largest
+from keras_pruner.selection.top_k import largest
 
 DAMPING = 0.01
 """As a fraction of the mean of H's diagonal, as in the paper."""

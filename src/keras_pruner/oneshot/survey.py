@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_pruner.oneshot.batch_norm import moments, moments_of
-from keras_pruner.oneshot.capture import Call, is_seen, listening, run
-from keras_pruner.oneshot.rows import Linear, linears
+from keras_pruner.oneshot.linear_layers import Linear, linears
+from keras_pruner.oneshot.listen import Call, is_seen, listening, run
 
 Node: TypeAlias = Any  # a Linear, or a batch norm
 _CHECKED_ROWS = 64

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 
 from keras_pruner import backends
-from keras_pruner.optimizer import wrappers
-from keras_pruner.pruner import Pruner
 from keras_pruner.tfmot.wrapping import attach, go_on, pruners_for
+from keras_pruner.training.optimizer import wrappers
+from keras_pruner.training.pruner import Pruner
 
 Logs = dict[str, Any] | None
 training: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()

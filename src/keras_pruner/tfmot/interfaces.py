@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_pruner.deploy import xnnpack_layers
+from keras_pruner.litert import xnnpack_layers
 
 
 class PrunableLayer(abc.ABC):

@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
+from keras_pruner.model_weights import weights_of
 from keras_pruner.patterns import Pattern
 from keras_pruner.plan import Plan, Rules
 from keras_pruner.tfmot.interfaces import PruningPolicy
 from keras_pruner.tfmot.patterns import fitted
 from keras_pruner.tfmot.schedules import PruningSchedule
-from keras_pruner.weights import weights_of
 
 _MARK = "_keras_pruner_tfmot"
 _TRAIN = "make_train_function"

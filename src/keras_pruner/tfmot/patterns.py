@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_pruner.patterns import NM, Block, Pattern, Unstructured
 from keras_pruner.plan import Target
-from keras_pruner.values import check_integer
+from keras_pruner.validation import check_integer
 
 _POOLINGS = {"AVG": "mean", "MAX": "max"}
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import keras
 
-from keras_pruner.keras2 import Wrapper
+from keras_pruner.model_weights import check_model
 from keras_pruner.patterns import NM
 from keras_pruner.tfmot import callbacks, marks, wrapping
 from keras_pruner.tfmot.interfaces import PruningPolicy
+from keras_pruner.tfmot.keras2_files import Wrapper
 from keras_pruner.tfmot.patterns import pattern_of
 from keras_pruner.tfmot.schedules import ConstantSparsity, PruningSchedule
-from keras_pruner.weights import check_model
 
 _DEFAULT_SCHEDULE = ConstantSparsity(0.5, 0)
 

@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat
 import keras
 
 from keras_pruner import schedules
-from keras_pruner.values import check_sparsity, value
+from keras_pruner.validation import check_sparsity, value
 
 
 class PruningSchedule(abc.ABC):

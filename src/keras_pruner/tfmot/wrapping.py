@@ -10,10 +10,10 @@ from typing import Any
 import keras
 
 from keras_pruner import backends
-from keras_pruner.optimizer import PrunedOptimizer, install, wrappers
-from keras_pruner.pruner import Pruner
 from keras_pruner.tfmot import marks
 from keras_pruner.tfmot.schedules import Steps
+from keras_pruner.training.optimizer import PrunedOptimizer, install, wrappers
+from keras_pruner.training.pruner import Pruner
 
 
 def attach(model: keras.Model) -> list[PrunedOptimizer]:

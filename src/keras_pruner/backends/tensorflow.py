@@ -1,0 +1,285 @@
+"""TensorFlow."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pruner.backends.shared import best_in_groups
+from keras_pruner.backends.shared import forget_step as forget_step
+from keras_pruner.backends.shared import gather as gather
+from keras_pruner.backends.shared import has_value as has_value
+from keras_pruner.backends.shared import is_in_parts as is_in_parts
+from keras_pruner.backends.shared import random_states as random_states
+from keras_pruner.backends.shared import set_random_states as set_random_states
+
+_INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
+
+
+def _masked(tensor: Any, mask: Any) -> tf.Tensor:
+    """The tensor with exactly 0.0 where the mask is False.
+
+    An integer product of the bits with the mask: 0 also for NaN.
+    """
+    integer = _INTEGERS[tensor.dtype.size]
+    product = tf.bitcast(tensor, integer) * tf.cast(mask, integer)
+    return tf.bitcast(product, tensor.dtype)
+
+
+def _fused(function: Callable[..., None]) -> Callable[..., None]:
+    """By XLA, in one pass and in the variable's own memory; to be called where a step is traced.
+
+    Made anew each time: a function of TensorFlow remembers the variables of its first call, and
+    fails in the trace of another model's step when those are gone. A partial, because TensorFlow
+    counts the traces of all functions with the same code, and warns when there are many.
+    """
+    return tf.function(functools.partial(function), jit_compile=True)
+
+
+def _zero_in_place(variable: tf.Variable, mask: tf.Variable) -> None:
+    variable.assign(tf.where(mask, variable, tf.zeros((), variable.dtype)))
+
+
+def _subtract_in_place(variable: tf.Variable, update: tf.Tensor, mask: tf.Variable) -> None:
+    variable.assign(tf.where(mask, variable - update, tf.zeros((), variable.dtype)))
+
+
+@contextlib.contextmanager
+def masking_updates(
+    optimizer: keras.optimizers.Optimizer, masks: Mapping[object, keras.Variable]
+) -> Iterator[set[object]]:
+    """A context in which what the optimizer subtracts from a variable leaves it under its mask.
+
+    The subtraction goes over the weights in any case, so that zeroing them is nearly free there
+    (benchmarks/zero_in_place.py). Not on replicas, nor outside of a trace.
+    """
+    updated: set[object] = set()
+
+    def assign_sub(variable: Any, value: Any) -> None:
+        key = optimizer._var_key(variable)
+        mask = masks.get(key)
+        if mask is None or isinstance(value, tf.IndexedSlices) or not _is_on_cpu(variable):
+            type(optimizer).assign_sub(optimizer, variable, value)
+            return
+        _fused(_subtract_in_place)(variable, tf.cast(value, variable.dtype), mask.value)
+        updated.add(key)
+
+    if tf.distribute.has_strategy() or tf.executing_eagerly():
+        yield updated
+        return
+    vars(optimizer)["assign_sub"] = assign_sub  # called by `update_step`
+    try:
+        yield updated
+    finally:
+        del vars(optimizer)["assign_sub"]
+
+
+def _is_on_cpu(variable: tf.Variable) -> bool:
+    return "CPU" in variable.device
+
+
+def mask_gradient(gradient: Any, mask: keras.Variable) -> Any:
+    """The gradient with zeros where the mask is False; rows of it for `tf.IndexedSlices`."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values = _masked(gradient.values, tf.gather(mask.value, gradient.indices))
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return _masked(gradient, mask.value)
+
+
+def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Variable]) -> None:
+    """Set the variables to exactly 0.0 where the masks are False.
+
+    `extended.update` writes each replica's copy from that replica's mask: assigning in a replica
+    context instead would make TensorFlow all-reduce the weights.
+    """
+    pairs = [(v.value, m.value) for v, m in zip(variables, masks, strict=True)]
+
+    def zero(variable: tf.Variable, mask: tf.Tensor) -> None:
+        variable.assign(_masked(variable, mask))
+
+    def update(strategy: tf.distribute.Strategy, pairs: Any) -> None:
+        for variable, mask in pairs:
+            strategy.extended.update(variable, zero, args=(mask,), group=False)
+
+    replica = tf.distribute.get_replica_context()
+    if replica is None:
+        update(tf.distribute.get_strategy(), pairs)
+    elif tf.distribute.has_strategy():
+        replica.merge_call(update, args=(pairs,))
+    else:
+        for variable, mask in pairs:
+            fuses = _is_on_cpu(variable) and not tf.executing_eagerly()
+            (_fused(_zero_in_place) if fuses else zero)(variable, mask)
+
+
+def is_in_memory(variable: keras.Variable) -> bool:
+    """Whether NumPy can look at the value where it is."""
+    return "CPU" in tf.convert_to_tensor(variable.value).device
+
+
+def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
+    """The whole, which every process has."""
+    yield tuple(map(to_numpy, variables))
+
+
+def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
+    """That of every replica in this process."""
+    value = variable.value
+    for copy in value.values if isinstance(value, tf.distribute.DistributedValues) else [value]:
+        yield "", copy.numpy()
+
+
+def processes() -> int:
+    """Always one: `fit`, for which this is asked, does not run on several workers."""
+    return 1
+
+
+def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
+    """An array of each process, one after another."""
+    strategy = model.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return rows
+    given = itertools.chain([rows], itertools.repeat(rows[:0]))  # by the first replica of each
+    each = strategy.experimental_distribute_values_from_function(
+        lambda _: tf.constant(next(given), tf.int32)  # bytes cannot be gathered
+    )
+    return strategy.gather(each, axis=0).numpy().astype(rows.dtype)
+
+
+def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
+    """How many entries score `score` or more."""
+    return int(tf.math.count_nonzero(_scores(variable.value, mask.value) >= score))
+
+
+def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
+    """How many entries up to the flat index `last` have this score."""
+    scores = _scores(variable.value, mask.value)
+    return int(tf.math.count_nonzero((scores == score) & _is_up_to(last, scores)))
+
+
+def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
+    """Make the mask that of a cut, and the variable zero where it is False.
+
+    As a whole: a variable that was ever assigned in parts is copied by TensorFlow at each
+    reading from then on.
+    """
+    end = tf.constant(last, tf.int64)
+    value = variable.value
+    is_mirrored = isinstance(value, tf.distribute.DistributedValues)
+    if is_mirrored or not _is_on_cpu(value) or value.device != mask.value.device:
+        mask.assign(_kept(value, mask.value, tf.constant(score, tf.float64), end))
+        zero_pruned([variable], [mask])
+    else:
+        is_traced = tf.compat.v1.get_default_graph().building_function  # around `eagerly`
+        in_place = _fused(_cut_in_place) if is_traced else _untraced_cut(value.shape, value.dtype)
+        with tf.device(value.device):  # XLA refuses variables of another device than its own
+            in_place(value, mask.value, tf.constant(score, tf.float64), end)
+
+
+def _cut_in_place(
+    variable: tf.Variable, mask: tf.Variable, score: tf.Tensor, last: tf.Tensor
+) -> None:
+    kept = _kept(variable, mask, score, last)
+    variable.assign(tf.where(kept, variable, tf.zeros((), variable.dtype)))
+    mask.assign(kept)
+
+
+@functools.cache
+def _untraced_cut(shape: tf.TensorShape, dtype: tf.DType) -> Callable[..., None]:
+    """For all variables of a kind, so that it is traced once or twice."""
+    del shape, dtype
+    return _fused(_cut_in_place)
+
+
+def keep_in_groups(
+    variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
+) -> None:
+    """Make the mask that of the best in every group."""
+    scores = keras.ops.reshape(_scores(variable.value, mask.value), shape)
+    mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
+
+
+def _kept(value: Any, mask: Any, score: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """What a cut keeps."""
+    scores = _scores(value, mask)
+    score = tf.cast(score, scores.dtype)
+    return (scores > score) | ((scores == score) & _is_up_to(last, scores))
+
+
+def _scores(value: Any, mask: Any) -> tf.Tensor:
+    """Magnitudes, and -1 of what is pruned."""
+    scores = tf.abs(value)
+    scores = tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
+    return tf.where(mask, scores, tf.constant(-1, scores.dtype))
+
+
+def _is_up_to(last: Any, scores: tf.Tensor) -> tf.Tensor:
+    """Which entries have a flat index of at most `last`."""
+    size = scores.shape.num_elements()
+    index = tf.int32 if size <= tf.int32.max else tf.int64
+    return tf.reshape(tf.range(size, dtype=index) <= tf.cast(last, index), scores.shape)
+
+
+def to_numpy(variable: keras.Variable) -> np.ndarray:
+    """The value as a NumPy array; on a CPU a view of TensorFlow's own memory."""
+    value = tf.convert_to_tensor(variable.value)
+    if value.dtype == tf.bfloat16:  # which the buffer protocol lacks
+        return value.numpy()
+    return np.asarray(memoryview(value))
+
+
+def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    """The scope of the strategy the model was made in, if any."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def is_readable(value: tf.Variable) -> bool:
+    """Whether a variable has a value: not so in the trace that first makes it."""
+    with tf.init_scope():
+        return bool(value.is_initialized())
+
+
+def peek(variable: keras.Variable) -> list[int] | None:
+    """The numbers of a vector on the CPU, past the checks of `variable.numpy()`."""
+    value = variable.value
+    is_many = isinstance(value, tf.distribute.DistributedValues)
+    if is_many or not tf.executing_eagerly() or not _is_on_cpu(value):
+        return None
+    return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype).numpy().tolist()
+
+
+def jit_of_short_training() -> bool:
+    """Without XLA, which compiles the whole step before the first one is done."""
+    return False
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being made, as by `tf.function`."""
+    return not tf.executing_eagerly()
+
+
+def eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Leave the function that is being traced."""
+    return tf.init_scope()
+
+
+def sync(model: keras.Model) -> None:
+    """Nothing to do: variables are always up to date."""
+    del model
+
+
+def is_own_optimizer(optimizer: object) -> bool:
+    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    del optimizer
+    return False
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """Nothing to leave: gradients are recorded only where they are asked for."""
+    return contextlib.nullcontext()

@@ -1,0 +1,208 @@
+"""PyTorch."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from keras_pruner.backends.shared import best_in_groups
+from keras_pruner.backends.shared import forget_step as forget_step
+from keras_pruner.backends.shared import gather as gather
+from keras_pruner.backends.shared import has_value as has_value
+from keras_pruner.backends.shared import is_in_parts as is_in_parts
+from keras_pruner.backends.shared import is_tracing as is_tracing
+from keras_pruner.backends.shared import jit_of_short_training as jit_of_short_training
+from keras_pruner.backends.shared import masking_updates as masking_updates
+from keras_pruner.selection import top_k
+
+CHUNK = 1 << 17
+"""Entries zeroed in one go: what is widened for it stays in the processor's cache."""
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bits as integers: their product with 0 is 0, also of NaN and of -1."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
+def mask_gradient(gradient: torch.Tensor, mask: keras.Variable) -> torch.Tensor:
+    """The gradient with zeros where the mask is False; in place, for it is not used again.
+
+    A new tensor of its size in every step would cost more than the product.
+    """
+    zero([gradient], mask.value)
+    return gradient
+
+
+def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Variable]) -> None:
+    """Set the variables to exactly 0.0 where the masks are False, in place."""
+    for variable, mask in zip(variables, masks, strict=True):
+        zero([variable.value], mask.value)
+
+
+@torch.no_grad()
+def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
+    """Set the tensors to exactly 0.0 where the mask is False, in place.
+
+    By an integer product with the mask's bytes: exact also where the tensor is not finite. In
+    parts, for PyTorch first widens the bytes to the tensor's type.
+    """
+    mask = mask.view(torch.uint8)
+    for tensor in tensors:
+        bits = _bits(tensor.detach())
+        rows = max(1, CHUNK // max(1, bits[:1].numel()))
+        for part, kept in zip(bits.split(rows), mask.split(rows), strict=True):
+            part.mul_(kept)
+
+
+def is_in_memory(variable: keras.Variable) -> bool:
+    """Whether NumPy can look at the value where it is."""
+    return variable.value.device.type == "cpu"
+
+
+def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
+    """The whole, which every process has."""
+    yield tuple(map(to_numpy, variables))
+
+
+def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
+    """The one of this process."""
+    yield "", to_numpy(variable)
+
+
+def processes() -> int:
+    """How many processes know of each other."""
+    return torch.distributed.get_world_size() if _is_in_group() else 1
+
+
+def _is_in_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
+    """An array of each process of the default group, one after another."""
+    del model
+    if not _is_in_group():
+        return rows
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, rows)
+    return np.concatenate(found)
+
+
+def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
+    """How many entries score `score` or more."""
+    counts = [(scores >= score).sum() for scores, *_ in _parts(variable, mask)]
+    return int(torch.stack(counts).sum())
+
+
+def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
+    """How many entries up to the flat index `last` have this score."""
+    counts = [
+        ((scores == score) & (indices <= last)).sum()
+        for scores, indices, _ in _parts(variable, mask)
+    ]
+    return int(torch.stack(counts).sum())
+
+
+def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
+    """Make the mask that of a cut, and the variable zero where it is False; in place."""
+    value, kept = variable.value.detach(), mask.value
+    in_numpy = value.dtype != torch.bfloat16 and value.is_contiguous()  # without a copy
+    if is_in_memory(variable) and in_numpy:
+        found = top_k.Cut(score, last)
+        top_k.cut_in_place(value.view(-1).numpy(), kept.view(-1).numpy(), found)
+        return
+    for scores, indices, kept in _parts(variable, mask):
+        kept.copy_((scores > score) | ((scores == score) & (indices <= last)))
+    zero([value], mask.value)
+
+
+@torch.no_grad()
+def keep_in_groups(
+    variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
+) -> None:
+    """Make the mask that of the best in every group."""
+    scores = keras.ops.reshape(_scores(variable.value, mask.value), shape)
+    mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
+
+
+def _parts(variable: keras.Variable, mask: keras.Variable) -> Iterator[Sequence[torch.Tensor]]:
+    """Magnitudes, with -1 of what is pruned; flat indices; and the mask, a part at a time."""
+    values, kept = variable.value.detach().reshape(-1), mask.value.view(-1)
+    for start in range(0, len(values), CHUNK):
+        value, part = values[start : start + CHUNK], kept[start : start + CHUNK]
+        indices = torch.arange(start, start + len(value), device=value.device)
+        yield _scores(value, part), indices, part
+
+
+def _scores(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Magnitudes, and -1 of what is pruned."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return torch.where(mask, value.abs().to(wide), -1)
+
+
+def to_numpy(variable: keras.Variable) -> np.ndarray:
+    """The value as a NumPy array; on a CPU a view of PyTorch's own memory."""
+    value = variable.value.detach().cpu()
+    if value.dtype == torch.bfloat16:  # which NumPy lacks
+        return keras.ops.convert_to_numpy(variable.value)
+    return value.numpy()
+
+
+def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    """Nothing to enter."""
+    del model
+    return contextlib.nullcontext()
+
+
+def random_states() -> dict[str, np.ndarray]:
+    """Those of PyTorch's own generators: an unseeded `Dropout` draws from them."""
+    states = {"torch-cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"torch-cuda-{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def set_random_states(states: dict[str, np.ndarray]) -> None:
+    """Set the generators of the devices that are there again."""
+    for name, state in states.items():
+        device = name.removeprefix("torch-")
+        if device == "cpu":
+            torch.set_rng_state(torch.from_numpy(state))
+        elif int(device.removeprefix("cuda-")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(torch.from_numpy(state), int(device.removeprefix("cuda-")))
+
+
+def is_readable(value: torch.Tensor) -> bool:
+    """PyTorch runs what it is told to when it is told to."""
+    del value
+    return True
+
+
+def peek(variable: keras.Variable) -> list[int] | None:
+    """The numbers of a vector on the CPU; another device may be behind."""
+    return variable.value.tolist() if is_in_memory(variable) else None
+
+
+def eagerly() -> contextlib.AbstractContextManager[Any]:
+    """Nothing to leave."""
+    return contextlib.nullcontext()
+
+
+def sync(model: keras.Model) -> None:
+    """Nothing to do: variables are always up to date."""
+    del model
+
+
+def is_own_optimizer(optimizer: object) -> bool:
+    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    return isinstance(optimizer, torch.optim.Optimizer)
+
+
+def without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """No graph of what is computed."""
+    return torch.no_grad()

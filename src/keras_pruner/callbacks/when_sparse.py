@@ -1,0 +1,103 @@
+"""`WhenSparse`: callbacks that must not see the epochs before the zeros."""
+
+import functools
+from typing import Any
+
+import keras
+
+from keras_pruner.training.optimizer import find, wrappers
+
+Logs = dict[str, Any] | None
+
+_LATER_HOOKS = [
+    "on_epoch_end",
+    *(f"on{kind}_batch_{edge}" for kind in ("", "_train", "_test") for edge in ("begin", "end")),
+    *("on_test_begin", "on_test_end"),
+]
+"""What `WhenSparse` passes on from the final sparsity on."""
+
+
+class WhenSparse(keras.callbacks.Callback):
+    """Run another callback only from the final sparsity on.
+
+    Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
+    would else choose one from before the zeros, when the model was denser and better.
+
+    While `fit` goes on a model is saved with its masks, so that training can be taken up again:
+    a file that `ModelCheckpoint` writes there needs this package to be loaded, or
+    `load_model(path, compile=False)`. `kp.Pruner(model).release()` and `model.save` make it plain.
+
+    Args:
+        callback: any Keras callback. Its `on_train_begin` and `on_train_end` always run.
+
+    Raises:
+        ValueError: if nothing prunes the model.
+
+    Example:
+        >>> callback = WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True))
+    """
+
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
+        super().__init__()
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                f"`callback` must be a Keras callback. Received: callback={callback!r}."
+            )
+        self.callback = callback
+        self._epoch: int | None = None
+        self._awake = False
+        for name in _LATER_HOOKS:
+            hook = getattr(callback, name)
+            if getattr(hook, "__func__", hook) is not getattr(keras.callbacks.Callback, name):
+                # Those it has: Keras waits for some of them. A partial can be copied and pickled.
+                setattr(self, name, functools.partial(self._pass_on, name))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the schedule on the model has reached its end; of several, as TFMOT's, all."""
+        wrapped = wrappers(self.model)
+        return bool(wrapped) and all(each.finished for each in wrapped)
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Pass on."""
+        super().set_params(params)
+        self.callback.set_params(params)
+
+    def set_model(self, model: keras.Model) -> None:
+        """Pass on, and wait anew."""
+        super().set_model(model)
+        self._epoch, self._awake = None, False
+        self.callback.set_model(model)
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Pass on."""
+        if find(self.model) is None:
+            raise ValueError(
+                f"`WhenSparse` waits for a final sparsity, and nothing prunes {self.model.name!r}. "
+                "Add kp.GradualPruning(...) to the callbacks."
+            )
+        self.callback.on_train_begin(logs)
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Pass on."""
+        self.callback.on_train_end(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Pass on from the final sparsity on."""
+        self._epoch = epoch
+        if self._awake:
+            self.callback.on_epoch_begin(epoch, logs)
+        else:
+            self._wake()
+
+    def _wake(self) -> bool:
+        """Whether the model is sparse; the first time, begin with the epoch that goes on."""
+        if not self._awake and self.is_sparse:
+            self._awake = True
+            if self._epoch is not None:
+                self.callback.on_epoch_begin(self._epoch, {})
+        return self._awake
+
+    def _pass_on(self, name: str, *args: Any, **kwargs: Any) -> None:
+        if self._wake():
+            getattr(self.callback, name)(*args, **kwargs)

@@ -1,0 +1,317 @@
+"""Before any training: which layers can gain what, where, from which zeros."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import keras
+
+from keras_pruner.litert import cost_model, xnnpack_rewrite
+from keras_pruner.model_weights import check_model
+from keras_pruner.patterns import Block, Pattern, Unstructured
+from keras_pruner.plan import Plan, Rules
+from keras_pruner.reporting import tables
+from keras_pruner.validation import check_integer, check_sparsity
+
+_STEP = 4000.0  # nanoseconds of a recurrent layer's step besides its products
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAdvice:
+    """What zeros do for one weight.
+
+    Attributes:
+        path: of the weight, as in a plan.
+        share: fraction of the dense model's time that its layer takes, estimated.
+        pattern: the zeros to give it; None: leave it dense.
+        gain: how many times faster its layer runs then.
+        reason: why so.
+    """
+
+    path: str
+    share: float
+    pattern: Pattern | None
+    gain: float
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """What pruning can bring to a model on a runtime; prints as a table.
+
+    Attributes:
+        runtime: where the model will run.
+        sparsity: fraction of zeros in the weights that are pruned.
+        layers: each prunable weight.
+        gain: how many times faster the whole model runs, estimated; 1.0 is "none".
+        notes: what else to know: steps to take first, and the alternatives.
+    """
+
+    runtime: str
+    sparsity: float
+    layers: tuple[LayerAdvice, ...]
+    gain: float
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers; a pattern as its text, None for dense."""
+        found = dataclasses.asdict(self)
+        for row, layer in zip(found["layers"], self.layers, strict=True):
+            row["pattern"] = None if layer.pattern is None else repr(layer.pattern)
+        return found
+
+    def __str__(self) -> str:
+        rows = [
+            (x.path, f"{x.share:.0%}", x.pattern or "dense", f"{x.gain:.1f}x", x.reason)
+            for x in self.layers
+        ]
+        gain = f"{self.gain:.1f}x faster" if self.gain > 1 else "not faster"
+        title = f"{self.runtime} at sparsity {self.sparsity:g}: {gain}"
+        heads = ["weight", ">time", "zeros", ">gain", "why"]
+        return "\n".join([tables.render(title, heads, rows, width=130), *self.notes])
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments for `kp.prune` or `kp.GradualPruning` that make what is recommended.
+
+        Raises:
+            ValueError: if no layer gains; pruning then makes files smaller, not models faster.
+        """
+        patterns = {x.pattern for x in self.layers if x.pattern is not None}
+        if not patterns:
+            raise ValueError(
+                f"No layer runs faster with zeros on {self.runtime} at sparsity "
+                f"{self.sparsity:g}. For a smaller file prune with kp.Unstructured()."
+            )
+        overrides = {f"^{re.escape(x.path)}$": x.pattern for x in self.layers}
+        return {
+            "pattern": max(patterns, key=repr),
+            "allocation": "uniform",
+            "overrides": {
+                path: None if pattern is None else (self.sparsity, pattern)
+                for path, pattern in overrides.items()
+            },
+        }
+
+    def plan(self, model: keras.Model) -> Plan:
+        """The plan that `settings` makes for a model."""
+        return Rules(**self.settings()).plan(model)
+
+
+def advise(
+    model: keras.Model,
+    runtime: str | cost_model.Gains = "litert-x86",
+    *,
+    sparsity: float = 0.8,
+    pattern: Pattern | None = None,
+    batch_size: int = 1,
+) -> Advice:
+    """Say which layers of a model gain what from zeros, before anything is trained.
+
+    From the runtimes' rules and measured break-even points (`keras_pruner.litert.cost_model`).
+
+    Args:
+        model: a built Keras 3 model.
+        runtime: "litert-x86", "litert-wasm" (a browser, Node), "litert-arm", which has rules
+            but was not measured, or "onnxruntime" and "openvino", where nothing gains; or what
+            `measure_gains` found on this machine.
+        sparsity: fraction of zeros, in [0, 1).
+        pattern: the zeros to judge; None: the best for each layer.
+        batch_size: samples per inference. A Dense layer over a sequence takes each step of it as
+            a row of its own, of which sparse kernels gain less.
+
+    Returns:
+        The expected gain of each layer and of the whole, as data that prints as a table.
+    """
+    check_model(model)
+    check_sparsity("sparsity", sparsity)
+    check_integer("batch_size", batch_size, least=1)
+    known = (*cost_model.RUNTIMES, *cost_model.DENSE_RUNTIMES)
+    if not isinstance(runtime, cost_model.Gains) and runtime not in known:
+        raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
+    measured = None if runtime in cost_model.DENSE_RUNTIMES else cost_model.gains_of(runtime)
+    runtime = runtime if isinstance(runtime, str) else runtime.runtime
+    parts = _parts(model, Rules().plan(model, frozen=True))
+    model_bytes = sum(4.0 * p.size for p in parts if p.kind == "dense")
+    obstacle = _cluster_obstacle(model, parts, runtime, sparsity)
+    site = _Site(runtime, measured, sparsity, pattern, batch_size, model_bytes, obstacle)
+    costs = [site.cost(part) for part in parts]
+    fixed = sum(part.fixed for part in parts)
+    total = sum(costs) + fixed
+    found, sparse_total = [], fixed
+    for part, cost in zip(parts, costs, strict=True):
+        best, gain, reason = site.judge(part)
+        sparse_total += cost / gain
+        if part.target:
+            found.append(LayerAdvice(part.path, cost / (total or 1.0), best, gain, reason))
+    whole = total / sparse_total if total else 1.0
+    return Advice(runtime, sparsity, tuple(found), whole, _notes(runtime, parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One weight with the work it stands for; `fixed` is the rest of its layer's.
+
+    Of a Dense layer `rows` are those that it takes at once for one sample.
+    """
+
+    path: str
+    kind: str
+    size: int
+    inputs: int
+    multiplications: float
+    target: bool
+    pointwise: bool = False
+    fixed: float = 0.0
+    rows: int = 1
+
+
+def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
+    targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
+    parts = []
+    for layer in model._flatten_layers():
+        for variable in layer.weights:
+            if len(variable.shape) < 2 or any(
+                variable is w for child in layer._flatten_layers(False) for w in child.weights
+            ):
+                continue
+            target = targets.get(id(variable))
+            parts.append(_part(layer, variable, target, model))
+    return parts
+
+
+def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
+    size = math.prod(variable.shape)
+    path = target.path if target else variable.path
+    if isinstance(layer, keras.layers.Embedding):
+        return _Part(path, "table", size, 0, 0.0, target is not None)
+    steps = _steps(layer, model)
+    if steps is not None and len(variable.shape) == 2:
+        first = variable.name == "kernel"
+        extra = _STEP * steps if first else 0.0
+        inputs = variable.shape[0]
+        return _Part(path, "dense", size, inputs, size * steps, target is not None, fixed=extra)
+    positions = _positions(layer)
+    depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+    if steps is None and len(variable.shape) > 2 and "conv" in type(layer).__name__.lower():
+        kind = "depthwise" if depthwise else "conv"
+        pointwise = not depthwise and max(variable.shape[:-2]) == 1
+        inputs = variable.shape[-2]
+        work = float(size * positions)
+        return _Part(path, kind, size, inputs, work, target is not None, pointwise)
+    inputs = size // variable.shape[-1]
+    kind = "dense" if isinstance(layer, keras.layers.Dense) else "other"
+    work = float(size * positions * (steps or 1))
+    return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
+
+
+def _positions(layer: Any) -> int:
+    """How often a layer's weight is applied to one sample; 1 where that is not known."""
+    try:
+        sizes = layer.output.shape[1:-1]
+    except AttributeError:
+        return 1
+    return 1 if None in sizes else math.prod(sizes)
+
+
+def _steps(cell: Any, model: keras.Model) -> int | None:
+    """Time steps of the recurrent layer that runs this cell; None if none does."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and layer.cell is cell:
+            try:
+                return layer.input.shape[1] or 1
+            except AttributeError:
+                return 1
+    return None
+
+
+def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, sparsity: float) -> str:
+    """Why the convolutions of a model run dense; empty if they do not."""
+    if not any(part.kind == "conv" for part in parts):
+        return "no convolutions"
+    if runtime in cost_model.DENSE_RUNTIMES:
+        return ""
+    if runtime == "litert-x86":
+        return "XNNPACK has no sparse convolutions on x86; zeros make the file smaller"
+    try:
+        changes, obstacles = xnnpack_rewrite.missing(model)
+    except ValueError as error:
+        return str(error).split(". ")[0]
+    if obstacles:
+        return f"XNNPACK runs it dense: {obstacles[0]}"
+    if changes:
+        return "XNNPACK runs it dense as it is: call kp.make_eligible first"
+    if sparsity <= cost_model.LEAST_SPARSITY:
+        return "XNNPACK needs more than two thirds zeros"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Site:
+    """Where the model runs, and with which zeros."""
+
+    runtime: str
+    measured: cost_model.Gains | None  # None: the runtime unpacks zeros
+    sparsity: float
+    pattern: Pattern | None
+    batch_size: int
+    model_bytes: float
+    obstacle: str
+
+    def cost(self, part: _Part) -> float:
+        kind = part.kind if part.kind in ("dense", "conv", "depthwise") else "conv"
+        return cost_model.cost(kind, part.multiplications, self.model_bytes, self.runtime)
+
+    def judge(self, part: _Part) -> tuple[Pattern | None, float, str]:
+        """The pattern for a weight, its layer's gain and the reason."""
+        if not part.target:
+            return None, 1.0, "not pruned"
+        if self.measured is None:
+            return None, 1.0, f"{self.runtime} unpacks zeros when it loads a model"
+        if part.kind == "conv":
+            return self._judge_convolution(part)
+        if part.kind != "dense":
+            return None, 1.0, "no sparse kernel for this layer; zeros make the file smaller"
+        pattern = self.pattern or Block((4, 1))
+        form = self._form(pattern, part)
+        if form is None:
+            return None, 1.0, f"no sparse kernel for {pattern!r}"
+        place = self.model_bytes, self.batch_size * part.rows
+        gain = self.measured.dense_speedup(form, self.sparsity, *place)
+        if gain > cost_model.LEAST_GAIN:
+            return pattern, gain, f"LiteRT's sparse fully-connected, {form}"
+        least = self.measured.break_even(form, *place, cost_model.LEAST_GAIN)
+        return None, 1.0, f"{form} is worth it only above {least:.0%} zeros here"
+
+    def _form(self, pattern: Pattern, part: _Part) -> str | None:
+        if isinstance(pattern, Unstructured):
+            return "csr"
+        if isinstance(pattern, Block) and not pattern.shape[0] % 4 and not part.inputs % 4:
+            return "block 1x4"
+        return None
+
+    def _judge_convolution(self, part: _Part) -> tuple[Pattern | None, float, str]:
+        if self.obstacle:
+            return None, 1.0, self.obstacle
+        if not part.pointwise:
+            return None, 1.0, "runs dense: only 1x1 convolutions skip zeros"
+        pattern = self.pattern or Unstructured()
+        own = pattern.own_sparsity
+        if own is not None and not pattern.is_own(self.sparsity):
+            return None, 1.0, f"{pattern!r} has {own:.0%} zeros, not {self.sparsity:.0%}"
+        gain = cost_model.convolution_speedup(self.sparsity, self.runtime)
+        return pattern, gain, "XNNPACK's sparse 1x1 convolution"
+
+
+def _notes(runtime: str, parts: list[_Part]) -> tuple[str, ...]:
+    dense = sum(p.size for p in parts if p.kind == "dense")
+    mostly_dense = 2 * dense > sum(p.size for p in parts)
+    int8 = "about 10x faster for Dense stacks" if mostly_dense else "0.7x as fast for MobileNets"
+    notes = [
+        f"Plain int8 instead (weights='int8', x86): files 4x smaller, {int8}.",
+        "GPU: 2:4 zeros (kp.NM(2, 4)) through torch.sparse.to_sparse_semi_structured is the one "
+        "stock path; not measured here.",
+    ]
+    if runtime in cost_model.NOT_MEASURED:
+        notes.insert(0, f"{runtime}: rules and x86 or WebAssembly figures; not measured here.")
+    return tuple(notes)

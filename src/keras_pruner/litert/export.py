@@ -1,0 +1,248 @@
+"""Keras -> LiteRT, sparse where it pays, run and compared before the file is handed over."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner.litert import flatbuffer, interpreter
+from keras_pruner.litert.convert import Signature, as_inputs, convert
+from keras_pruner.litert.cost_model import RUNTIMES, Gains
+from keras_pruner.litert.difference import largest_difference
+from keras_pruner.litert.sparse_tensors import Encoded, encode, table_of
+from keras_pruner.model_weights import check_model
+from keras_pruner.reporting.console import stages
+from keras_pruner.storage.destination import complete
+
+# Largest difference of an output, in units of the largest output.
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What an export did; prints as a table.
+
+    Attributes:
+        path: of the file.
+        size: of the file, in bytes.
+        dense_size: of the same file without sparse tensors.
+        weights: what became of each, and why.
+        difference: the largest of an output from the Keras model's, in units of the largest.
+    """
+
+    path: str
+    size: int
+    dense_size: int
+    weights: tuple[Encoded, ...]
+    difference: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        title = (
+            f"{self.path}: {self.size:,} bytes, {self.dense_size / self.size:.1f}x smaller than "
+            f"dense; outputs differ by {self.difference:.1e}"
+        )
+        return table_of(title, self.weights)
+
+
+def export_litert(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "float32",
+    runtime: str | Gains = "litert-x86",
+    input_signature: Signature | None = None,
+    samples: Any = None,
+    tolerance: float | None = None,
+    progress: bool = True,
+) -> Export:
+    """Write a model as a `.tflite` file whose zeros count, checked against the model.
+
+    From any backend; the conversion itself needs TensorFlow, in a process of its own if the
+    backend is another. Dense layers whose zeros come in `Block((4, 1))`, or are very many, are
+    stored for LiteRT's sparse kernels; other zeros make the file smaller.
+
+    Args:
+        model: a built Keras 3 model.
+        path: of the file, ending with ".tflite".
+        weights: "float32"; "float16" (half the size; sparse weights run densified); or "int8"
+            (kernels quantized with dynamic ranges; zeros stay zero, and stored as such, because
+            LiteRT computes sparse int8 wrongly or not at all).
+        runtime: where it will run: "litert-x86", "litert-wasm" or "litert-arm"; or what
+            `measure_gains` found, for this machine.
+        input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
+            sample at a time.
+        samples: inputs to check the outputs with, all but those that fill no batch; an array, or
+            one for each input. None: one batch, random (0 or 1 for integers).
+        tolerance: largest difference of an output, in units of the largest. None: 1e-4, 2e-2 or
+            0.2 by `weights`.
+        progress: whether to say what is being done, if there is a terminal to say it on.
+
+    Returns:
+        What was stored how, and why.
+
+    Raises:
+        ValueError: for a wrong argument, a model with dynamic shapes and no signature, one
+            quantized by Keras, or one that computes in half precision.
+        RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
+        ImportError: without the extras "litert" and "tensorflow".
+    """
+    check_model(model)
+    if weights not in _TOLERANCE:
+        raise ValueError(
+            f"`weights` must be one of {', '.join(map(repr, _TOLERANCE))}. "
+            f"Received: weights={weights!r}."
+        )
+    if not isinstance(runtime, Gains) and runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
+    _check_unquantized(model)
+    _check_float32(model)
+    signature = _signature(model, input_signature)
+    batches = _batches(signature, samples)
+    flatbuffer.schema()
+    with complete(path, ".tflite") as unfinished, stages(shown=progress) as announce:
+        dense = unfinished.parent / "dense.tflite"
+        announce(f"converting {model.name} with TensorFlow")
+        convert(model, dense, signature, weights)
+        announce(f"storing the zeros of {model.name}")
+        content = flatbuffer.read(dense)
+        encoded = encode(content, runtime, signature[0].shape[0] or 1)
+        flatbuffer.write(content, unfinished)
+        announce("comparing the outputs of file and model")
+        difference = _difference(model, unfinished, batches)
+        allowed = _TOLERANCE[weights] if tolerance is None else tolerance
+        if not difference <= allowed:
+            raise RuntimeError(
+                f"The exported model computes something else: its outputs differ by "
+                f"{difference:.2e} of the largest, and {allowed:.0e} is allowed. No file was "
+                "written. A larger `tolerance` accepts it; `samples` checks on your own data."
+            )
+        size, dense_size = unfinished.stat().st_size, dense.stat().st_size
+    return Export(str(path), size, dense_size, tuple(encoded), difference)
+
+
+def _check_unquantized(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"{layer.name!r} is quantized by Keras ({mode}), which TensorFlow's converter does "
+                'not take. Export the model as it was before, with weights="int8".'
+            )
+
+
+def _check_float32(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        half = layer.compute_dtype in ("float16", "bfloat16")
+        if half and not isinstance(layer, keras.Model | keras.layers.InputLayer):
+            raise ValueError(
+                f"{layer.name!r} computes in {layer.compute_dtype}, which LiteRT does not. Build "
+                'the model again after keras.config.set_dtype_policy("float32"), and call '
+                'new.set_weights(model.get_weights()); weights="float16" halves the file.'
+            )
+
+
+def _signature(model: keras.Model, given: Signature | None) -> Signature:
+    """Shape and type of each input, all known."""
+    inputs = getattr(model, "inputs", None)
+    if given is None and not inputs:
+        raise ValueError(
+            "`input_signature` is needed for a model that does not know its inputs. Pass "
+            '[keras.InputSpec(shape=(1, 224, 224, 3), dtype="float32", name="x")], one for each.'
+        )
+    if given is not None:
+        if inputs and len(given) != len(inputs):
+            raise ValueError(
+                f"`input_signature` must have one keras.InputSpec for each of the {len(inputs)} "
+                f"inputs. Received: {len(given)}."
+            )
+        names = [i.name for i in inputs or []] or [f"input_{i}" for i in range(len(given))]
+        return [
+            keras.InputSpec(spec.dtype, spec.shape, name=spec.name or name)
+            for spec, name in zip(given, names, strict=True)
+        ]
+    assert inputs is not None
+    for tensor in inputs:
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                f"The input {tensor.name!r} has the shape {tuple(tensor.shape)}, which is not "
+                "known. Pass `input_signature=[keras.InputSpec(shape=(1, ...), "
+                f'dtype="{tensor.dtype}")]` with the sizes the device will use.'
+            )
+    return [
+        keras.InputSpec(tensor.dtype, (1, *tensor.shape[1:]), name=tensor.name) for tensor in inputs
+    ]
+
+
+def _batches(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
+    """Batches, each of one array for each input; what fills no batch is left out."""
+    shapes = [tuple(size or 1 for size in spec.shape) for spec in signature]
+    if samples is None:
+        rng = np.random.default_rng(0)
+        drawn = [
+            interpreter.random_input(rng, shape, np.dtype(spec.dtype))
+            for shape, spec in zip(shapes, signature, strict=True)
+        ]
+        return [drawn]
+    arrays = list(samples) if isinstance(samples, list | tuple) else [samples]
+    if len(arrays) != len(signature):
+        raise ValueError(
+            f"`samples` must have one array for each of the {len(signature)} inputs. "
+            f"Received: {len(arrays)}."
+        )
+    cut = []
+    for array, shape, spec in zip(arrays, shapes, signature, strict=True):
+        array = np.asarray(array)
+        if array.shape[1:] != shape[1:] or len(array) < shape[0]:
+            raise ValueError(
+                f"`samples` must hold at least {shape[0]} of shape {shape[1:]} for "
+                f"{spec.name!r}. Received: shape {array.shape}."
+            )
+        whole = array[: len(array) // shape[0] * shape[0]].astype(spec.dtype)
+        cut.append(np.split(whole, len(whole) // shape[0]))
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"`samples` must hold as many of each input. Received: {lengths}.")
+    return [list(batch) for batch in zip(*cut, strict=True)]
+
+
+def _difference(model: keras.Model, path: Path, batches: list[list[np.ndarray]]) -> float:
+    """The largest difference of an output, in units of the largest; infinite for NaN."""
+    runner = interpreter.load(path)
+    names = next(iter(runner.get_signature_list().values()))["inputs"]
+    both: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+    for inputs in batches:
+        outputs = model(as_inputs(model, inputs), training=False)
+        expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
+        keys = sorted(outputs) if isinstance(outputs, dict) else ()  # as keras.tree.flatten
+        got = interpreter.run(runner, _by_name(names, model, inputs), keys)
+        shapes = [[array.shape for array in arrays] for arrays in (expected, got)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(
+                f"The outputs of the model have the shapes {shapes[0]}, "
+                f"those of the file {shapes[1]}."
+            )
+        both.append((expected, got))
+    of_all = [zip(*side, strict=True) for side in zip(*both, strict=True)]
+    return max(largest_difference(*pair) for pair in zip(*of_all, strict=True))
+
+
+def _by_name(
+    names: list[str], model: keras.Model, inputs: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The inputs under the names that the file has for them."""
+    if len(names) == 1:
+        return {names[0]: inputs[0]}
+    mine = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if set(mine) == set(names):
+        return dict(zip(mine, inputs, strict=True))
+    given = as_inputs(model, inputs)
+    if isinstance(given, dict) and set(given) == set(names):
+        return given
+    return dict(zip(sorted(names), inputs, strict=True))

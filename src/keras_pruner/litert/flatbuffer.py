@@ -1,0 +1,209 @@
+"""`.tflite` files as objects: read with every length checked, written with aligned buffers."""
+
+import functools
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_pruner.extras import need
+
+_IDENTIFIER = b"TFL3"
+
+
+@functools.cache
+def schema() -> Any:
+    """The generated classes of the format."""
+    return need("ai_edge_litert.schema_py_generated", "litert")
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """The model in a `.tflite` file, as a `ModelT`.
+
+    Raises:
+        ValueError: if it is no such file, or a damaged one.
+        ImportError: without the extra "litert".
+    """
+    content = Path(path).read_bytes()
+    if content[4:8] != _IDENTIFIER:
+        raise ValueError(f"{str(path)!r} is no .tflite file: its identifier is {content[4:8]!r}.")
+    try:
+        root = schema().Model.GetRootAs(content, 0)
+        _Lengths(len(content)).check(root)
+        model = schema().ModelT.InitFromObj(root)
+        _check_indices(model)
+    except _DAMAGE as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from None
+    return model
+
+
+_DAMAGE = (
+    ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error,
+    RecursionError,
+)  # fmt: skip
+
+
+def write(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a `ModelT` as a `.tflite` file."""
+    import flatbuffers  # ai-edge-litert depends on it
+
+    size = sum(0 if b.data is None else len(b.data) for b in model.buffers)
+    builder = flatbuffers.Builder(size + (1 << 16))
+    packed = model.buffers
+    model.buffers = [_Aligned(buffer) for buffer in packed]
+    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
+    model.buffers = packed
+    Path(path).write_bytes(builder.Output())
+
+
+class _Aligned:
+    """A buffer that is packed at a multiple of 16 bytes, as the schema demands."""
+
+    def __init__(self, buffer: Any) -> None:
+        self._buffer = buffer
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - called by the generated code
+        """Append it; returns its offset."""
+        data = self._buffer.data
+        if data is not None:
+            content = np.asarray(data, np.uint8).tobytes()
+            builder.StartVector(1, len(content), 16)
+            builder.head = builder.head - len(content)
+            builder.Bytes[builder.head : builder.head + len(content)] = content
+            vector = builder.EndVector()
+        schema().BufferStart(builder)
+        if data is not None:
+            schema().BufferAddData(builder, vector)
+        return schema().BufferEnd(builder)
+
+
+class _Lengths:
+    """Raises for vectors that cannot be in a file of this size, before anything is allocated."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._tables_left = size // 4  # a table takes at least its offset
+
+    def check(self, table: Any) -> None:
+        """Raise if `table` or what hangs on it is damaged."""
+        self._tables_left -= 1
+        if self._tables_left < 0:
+            raise ValueError("it holds more tables than it has room for")
+        if not 0 <= table._tab.Pos < self._size:
+            raise ValueError("it points behind its own end")
+        vectors, tables, unions = _fields(type(table).__name__)
+        for name, length_of, is_plain in vectors:
+            length = length_of(table)
+            if not 0 <= length <= self._size:
+                raise ValueError(f"its {name} claims {length} entries")
+            for i in range(0 if is_plain else length):
+                child = getattr(table, name)(i)
+                if hasattr(child, "_tab"):
+                    self.check(child)
+        for name in tables:
+            child = getattr(table, name)()
+            if child is not None:
+                self.check(child)
+        for name, classes in unions:
+            child, kind = getattr(table, name)(), getattr(table, f"{name}Type")()
+            if child is not None and kind in classes:
+                options = classes[kind]()
+                options.Init(child.Bytes, child.Pos)
+                self.check(options)
+
+
+@functools.cache
+def _fields(name_of_class: str) -> tuple[list[tuple[str, Callable, bool]], list[str], list[Any]]:
+    """The vectors, tables and unions of a generated class."""
+    cls = getattr(schema(), name_of_class)
+    names = [name for name in vars(cls) if name[0].isupper()]
+    vectors = [
+        (name[:-6], getattr(cls, name), f"{name[:-6]}AsNumpy" in names)
+        for name in names
+        if name.endswith("Length") and name[:-6] in names
+    ]
+    unions = [(name, _union(name)) for name in names if f"{name}Type" in names and _union(name)]
+    return vectors, [name for name in names if name in _TABLES.get(name_of_class, ())], unions
+
+
+_TABLES = {"Tensor": ("Quantization", "Sparsity")}
+
+
+def _union(name: str) -> dict[int, type]:
+    """The class for each value of a union's type; empty for what is no union."""
+    kinds = {
+        "ArraySegments": "SparseIndexVector",
+        "ArrayIndices": "SparseIndexVector",
+        "Details": "QuantizationDetails",
+    }.get(name, name)
+    enum = getattr(schema(), kinds, None)
+    if enum is None:
+        return {}
+    found = {value: getattr(schema(), key, None) for key, value in vars(enum).items()}
+    return {value: cls for value, cls in found.items() if isinstance(value, int) and cls}
+
+
+def _check_indices(model: Any) -> None:
+    """Raise if anything refers to a tensor, buffer or operator that is not there."""
+    if not model.subgraphs or not model.buffers:
+        raise ValueError("it has no graph or no buffers")
+    for graph in model.subgraphs:
+        tensors = len(graph.tensors or [])
+        for tensor in graph.tensors or []:
+            _check_within("buffer", [tensor.buffer], len(model.buffers))
+            if tensor.shape is not None and (np.asarray(tensor.shape) < 0).any():
+                raise ValueError(f"tensor {name_of(tensor)} has the shape {tensor.shape}")
+        _check_within("tensor", [*listed(graph.inputs), *listed(graph.outputs)], tensors)
+        for operator in graph.operators or []:
+            _check_within("operator code", [operator.opcodeIndex], len(model.operatorCodes or []))
+            used = [*listed(operator.inputs), *listed(operator.outputs)]
+            _check_within("tensor", [i for i in used if i != -1], tensors)
+
+
+def _check_within(what: str, indices: list[int], count: int) -> None:
+    for index in indices:
+        if not 0 <= index < count:
+            raise ValueError(f"it refers to {what} {index} of {count}")
+
+
+def listed(vector: Any) -> list[int]:
+    """A vector of numbers as a list; empty if there is none."""
+    return [] if vector is None else [int(n) for n in vector]
+
+
+def name_of(tensor: Any) -> str:
+    """The name of a tensor as text."""
+    name = tensor.name or b""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+
+
+def code_of(model: Any, operator: Any) -> int:
+    """The builtin code of an operator."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return max(code.builtinCode, code.deprecatedBuiltinCode)
+
+
+def operator_code(model: Any, builtin: int, version: int) -> int:
+    """The index of an operator code in the model; added if it is not there."""
+    for index, code in enumerate(model.operatorCodes):
+        if code.builtinCode == builtin and code.version == version:
+            return index
+    code = schema().OperatorCodeT()
+    code.builtinCode, code.version = builtin, version
+    code.deprecatedBuiltinCode = min(builtin, 127)
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+_TYPES = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT8": np.int8}
+
+
+def dtype_of(tensor: Any) -> type | None:
+    """The NumPy type of a weight tensor; None if it is of another kind."""
+    for name, dtype in _TYPES.items():
+        if tensor.type == getattr(schema().TensorType, name):
+            return dtype
+    return None

@@ -1,0 +1,1 @@
+"""What is shown: tables in a terminal, pages in a browser."""

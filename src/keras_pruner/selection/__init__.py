@@ -1,0 +1,1 @@
+"""Exact top-k selection: within one weight, and across many."""

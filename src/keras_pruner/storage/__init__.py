@@ -1,0 +1,1 @@
+"""Model files: compressed `.keras` files and sparse tensors."""

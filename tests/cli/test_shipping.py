@@ -1,0 +1,179 @@
+"""`keras-pruner advise`, `export`, `verify` and the page of `compare`."""
+
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+from test_commands import fails, misused, succeeds
+
+import keras_pruner as kp
+from keras_pruner.cli import commands, shipping
+from keras_pruner.reporting import console as console_module
+from keras_pruner.storage import model_file
+
+CONVERTS = keras.backend.backend() == "tensorflow"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model of large Dense layers with 90 % of its blocks zero, in a file."""
+    layers = [keras.layers.Dense(64, "relu", name="one"), keras.layers.Dense(8, name="two")]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    kp.prune(model, 0.9, pattern=kp.Block((4, 1)))
+    path = tmp_path / "pruned.keras"
+    model.save(path)
+    return path
+
+
+def test_advise_prints_what_the_function_says(capsys, saved):
+    model = keras.saving.load_model(saved)
+    arguments = ["--sparsity", "0.95", "--batch-size", "2"]
+    data = json.loads(succeeds(capsys, "advise", saved, *arguments, "--json"))
+    assert data == json.loads(json.dumps(kp.advise(model, sparsity=0.95, batch_size=2).as_dict()))
+    assert data["layers"][0]["pattern"] == repr(kp.Block((4, 1)))
+    text = succeeds(capsys, "advise", saved, "--runtime", "litert-wasm", "--unstructured")
+    assert "litert-wasm at sparsity 0.8" in text
+    assert "unpacks zeros" in succeeds(capsys, "advise", saved, "--runtime", "openvino")
+    assert "invalid choice" in misused(capsys, "advise", saved, "--runtime", "tpu")
+    assert "pass --sparsity=0.8" in misused(capsys, "advise", saved, "--sparsity", "80")
+
+
+def test_gains_are_measured_once_and_then_read(capsys, saved, tmp_path, monkeypatch):
+    points = [kp.litert.cost_model.Point(form, 1e6, 1, 0.0, 1.0) for form in ("block 1x4", "csr")]
+    measured = kp.Gains("litert-x86", "by hand", tuple(points))
+    calls = []
+    monkeypatch.setattr(shipping, "measure_gains", lambda: calls.append(1) or measured)
+    path = tmp_path / "gains.json"
+    for _ in range(2):
+        data = json.loads(succeeds(capsys, "advise", saved, "--gains", path, "--json"))
+        assert data == json.loads(json.dumps(kp.advise(model_file.load(saved), measured).as_dict()))
+    assert calls == [1]
+    command = ["advise", saved, "--gains", path, "--runtime", "litert-x86"]
+    assert "not allowed with" in misused(capsys, *command)
+    path.write_text("[1]")
+    assert "holds no gains" in fails(capsys, "advise", saved, "--gains", path)
+    assert "make the directory" in fails(capsys, "advise", saved, "--gains", tmp_path / "no" / "g")
+    assert "not for .keras" in fails(capsys, "export", saved, tmp_path / "s.keras", "--gains", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("small.keras", []), ("half.keras", ["--weights", "float16"]), ("w.safetensors", [])],
+)
+def test_export_stores_by_the_ending(capsys, saved, tmp_path, name, arguments):
+    out = tmp_path / name
+    data = json.loads(succeeds(capsys, "export", saved, out, *arguments, "--json"))
+    assert data == {"path": str(out), "size": out.stat().st_size}
+    model = keras.saving.load_model(saved)
+    if out.suffix == ".safetensors":
+        other = keras.saving.load_model(saved)
+        other.set_weights([np.ones(w.shape) for w in other.weights])
+        kp.load_sparse(other, out)
+    else:
+        other = keras.saving.load_model(out)
+    assert kp.summarize(other).rows == kp.summarize(model).rows
+
+
+def test_export_and_verify_litert(capsys, saved, tmp_path):
+    pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
+    pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
+    if not CONVERTS:
+        pytest.skip("the conversion runs on TensorFlow either way")
+    out = tmp_path / "out.tflite"
+    data = json.loads(succeeds(capsys, "export", saved, out, "--json"))
+    assert data["size"] == out.stat().st_size
+    assert data["difference"] < 1e-5
+    found = json.loads(succeeds(capsys, "verify", out, "--json"))
+    assert found["sparsity"] == pytest.approx(0.9, abs=0.01)
+    assert not found["xnnpack"]["eligible"]
+    assert "XNNPACK" in succeeds(capsys, "verify", out)
+    text = succeeds(capsys, "export", saved, out, "--weights", "int8", "--force")
+    assert "int8" in text
+    command = ["export", saved, out, "--input-shape", "2", "64", "--force"]
+    assert "out.tflite" in succeeds(capsys, *command)
+
+
+def test_export_rewrites_a_cnn_when_asked(capsys, tmp_path):
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(image)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 1)(x))
+    keras.Model(image, keras.layers.Dense(2)(x)).save(tmp_path / "cnn.keras")
+    command = ["export", tmp_path / "cnn.keras", tmp_path / "out.keras", "--make-eligible"]
+    data = json.loads(succeeds(capsys, *command, "--json"))
+    assert any("reversed" in change for change in data["changes"])
+    assert data["obstacles"] == []
+    assert len(keras.saving.load_model(tmp_path / "out.keras").layers) > 5
+
+
+def test_bad_exports_are_refused_before_anything_is_loaded(capsys, saved, tmp_path):
+    out = tmp_path / "out.tflite"
+    nothing = tmp_path / "nothing.keras"
+    assert "must end in .tflite" in fails(capsys, "export", nothing, tmp_path / "out.lite")
+    assert "not for .keras files" in fails(
+        capsys, "export", nothing, tmp_path / "out.keras", "--weights", "int8"
+    )
+    assert "not for .safetensors files" in fails(
+        capsys, "export", nothing, tmp_path / "o.safetensors", "--runtime", "litert-x86"
+    )
+    out.write_text("mine")
+    assert "exists already. Pass --force" in fails(capsys, "export", nothing, out)
+    assert out.read_text() == "mine"
+    assert "does not exist" in fails(capsys, "export", nothing, out, "--force")
+    assert "a directory that exists" in fails(
+        capsys, "export", saved, tmp_path / "no" / "out.keras"
+    )
+    inputs = [keras.Input((3,)), keras.Input((2,))]
+    two = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()(inputs)))
+    two.save(tmp_path / "two.keras")
+    command = ["export", tmp_path / "two.keras", tmp_path / "two.tflite", "--input-shape", "1"]
+    assert "models of one input" in fails(capsys, *command)
+    assert not list(tmp_path.glob(".keras-pruner*"))
+
+
+def test_what_is_no_tflite_file_is_refused(capsys, saved, tmp_path):
+    pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
+    assert "no .tflite file" in fails(capsys, "verify", saved)
+    assert "No such file" in fails(capsys, "verify", tmp_path / "nothing.tflite")
+
+
+def test_compare_writes_a_page(capsys, saved, tmp_path):
+    page = tmp_path / "report.html"
+    text = succeeds(capsys, "compare", saved, saved, "--html", page)
+    assert f"With plots: {page}" in text
+    assert "Layer by layer" in page.read_text()
+    command = ["compare", saved, saved, "--html", page]
+    assert "exists already. Pass --force" in fails(capsys, *command)
+    succeeds(capsys, *command, "--force")
+
+
+def test_a_page_in_no_directory_is_refused_before_anything_is_measured(capsys, tmp_path):
+    page = tmp_path / "nowhere" / "report.html"
+    said = fails(capsys, "compare", tmp_path / "a.keras", tmp_path / "b.keras", "--html", page)
+    assert "nowhere does not exist: make the directory first" in said
+
+
+def test_a_failing_conversion_is_shown_whole(capsys, saved, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("The conversion failed.\nThe converter said: so and so")
+
+    monkeypatch.setattr("keras_pruner.cli.shipping.export_litert", lambda *_, **__: fail())
+    assert commands.main(["export", str(saved), str(tmp_path / "out.tflite")]) == 1
+    assert "converter said: so and so" in capsys.readouterr().err
+
+
+@pytest.mark.backend_free
+def test_stages_are_shown_on_a_terminal_only(monkeypatch, capsys):
+    with console_module.stages(shown=True) as announce:
+        announce("converting")
+    assert capsys.readouterr().err == ""
+    out = io.StringIO()
+    console = console_module.Console(file=out, force_terminal=True)
+    monkeypatch.setattr(console_module, "Console", lambda **_: console)
+    with console_module.stages(shown=False) as announce:
+        announce("converting")
+    assert out.getvalue() == ""
+    with console_module.stages(shown=True) as announce:
+        announce("converting")
+    assert "converting" in out.getvalue()

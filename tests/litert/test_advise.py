@@ -1,0 +1,204 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pruner.litert import cost_model
+from keras_pruner.litert.advise import advise
+from keras_pruner.litert.xnnpack_rewrite import make_eligible
+from keras_pruner.patterns import NM, Block, Unstructured
+
+
+def stack(*sizes):
+    return keras.Sequential(
+        [keras.Input((sizes[0],)), *(keras.layers.Dense(size) for size in sizes[1:])]
+    )
+
+
+def mobilenet():
+    return keras.applications.MobileNet(
+        weights=None, input_shape=(64, 64, 3), alpha=0.25, classes=10
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "expected"),
+    [(Block((4, 1)), 0.8, 2.75), (Block((4, 1)), 0.9, 5.5), (Unstructured(), 0.8, 1.0),
+     (Unstructured(), 0.95, 3.1), (NM(2, 4), 0.5, 1.0)],
+)  # fmt: skip
+def test_a_large_dense_stack(pattern, sparsity, expected):
+    advice = advise(stack(1024, 2048, 2048, 1024), sparsity=sparsity, pattern=pattern)
+    assert advice.gain == pytest.approx(expected, rel=0.25)
+    assert (advice.gain == 1) == (expected == 1.0)
+
+
+def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row():
+    def over(*shape):
+        layers = [keras.Input((*shape, 512)), keras.layers.Dense(512), keras.layers.Dense(512)]
+        return keras.Sequential(layers)
+
+    steps = advise(over(64), sparsity=0.8, pattern=Block((4, 1)))
+    assert steps.gain == 1
+    assert steps.layers[0].reason == advise(over(), sparsity=0.8, batch_size=64).layers[0].reason
+    assert advise(over(), sparsity=0.8).gain > 1.2
+
+
+def test_a_bare_layer_is_advised_like_a_model_of_it():
+    layer = keras.layers.Dense(1024)
+    layer.build((None, 1024))
+    alone, within = advise(layer, sparsity=0.9), advise(stack(1024, 1024), sparsity=0.9)
+    assert [row.pattern for row in alone.layers] == [Block((4, 1))]
+    assert alone.gain == within.gain > 1
+
+
+def test_what_it_recommends_is_a_plan():
+    model = stack(256, 512, 512, 256)
+    advice = advise(model, sparsity=0.9)
+    plan = advice.plan(model)
+    assert [t.pattern for t in plan.targets] == [Block((4, 1))] * 3
+    assert {t.sparsity for t in plan.targets} == {0.9}
+    assert "fully-connected" in str(advice)
+    with pytest.raises(ValueError, match=r"No layer runs faster .* kp.Unstructured\(\)"):
+        advise(model, sparsity=0.5).settings()
+
+
+def test_convolutions_gain_where_the_rules_are_met():
+    model = mobilenet()
+    assert advise(model, "litert-x86", sparsity=0.9).gain == 1
+    stock = advise(model, "litert-wasm", sparsity=0.9, pattern=Unstructured())
+    assert stock.gain == 1
+    assert "make_eligible" in str(stock)
+    rewritten = make_eligible(model).model
+    assert advise(rewritten, "litert-wasm", sparsity=0.6).gain == 1
+    gain = advise(rewritten, "litert-wasm", sparsity=0.9).gain
+    assert gain > advise(rewritten, "litert-wasm", sparsity=0.8).gain > 1.1
+    assert "not measured" in str(advise(rewritten, "litert-arm", sparsity=0.9))
+
+
+def test_a_pattern_gains_at_its_own_sparsity_only():
+    rewritten = make_eligible(mobilenet()).model
+    advice = advise(rewritten, "litert-wasm", sparsity=0.8, pattern=NM(2, 4))
+    assert advice.gain == 1
+    assert any("has 50% zeros, not 80%" in layer.reason for layer in advice.layers)
+    advice = advise(rewritten, "litert-wasm", sparsity=0.75, pattern=NM(1, 4))
+    assert advice.gain > 1
+    assert {t.pattern for t in advice.plan(rewritten).targets} == {NM(1, 4)}
+
+
+def test_recurrent_layers_gain_by_blocks():
+    model = keras.Sequential([keras.Input((20, 64)), keras.layers.LSTM(128)])
+    assert advise(model, sparsity=0.95).gain > 1.2
+    # Its weights fit into a core's own cache: 0.70 and 0.96 times as fast was measured.
+    assert advise(model, sparsity=0.8).gain == advise(model, sparsity=0.9).gain == 1
+    assert advise(model, sparsity=0.8, pattern=Unstructured()).gain == 1
+
+
+def test_convolutions_in_recurrent_layers_have_no_sparse_kernel():
+    model = keras.Sequential([keras.Input((4, 8, 8, 4)), keras.layers.ConvLSTM2D(16, (1, 4))])
+    for runtime in ("litert-x86", "litert-wasm"):
+        advice = advise(model, runtime, sparsity=0.98)
+        assert advice.gain == 1
+        assert {x.reason.split(";")[0] for x in advice.layers} == {
+            "no sparse kernel for this layer"
+        }
+
+
+def test_a_model_without_products_gains_nothing():
+    advice = advise(keras.Sequential([keras.Input((5,)), keras.layers.Embedding(20, 4)]))
+    assert advice.gain == 1
+    assert [x.share for x in advice.layers] == [0]
+
+
+def test_layers_of_every_kind_get_a_reason():
+    image = keras.Input((16, 16, 4))
+    x = keras.layers.SeparableConv2D(8, 3)(image)
+    x = keras.layers.Conv2DTranspose(8, 3)(x)
+    x = keras.layers.Reshape((-1, 8))(x)
+    x = keras.layers.MultiHeadAttention(2, 4)(x, x)
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    advice = advise(model)
+    assert all(layer.reason for layer in advice.layers)
+    assert sum(layer.share for layer in advice.layers) + 0.1 > 0.99
+
+
+@pytest.mark.parametrize("runtime", cost_model.DENSE_RUNTIMES)
+def test_runtimes_that_unpack_zeros_gain_nothing(runtime):
+    for model in (stack(256, 512, 512, 256), mobilenet()):
+        advice = advise(model, runtime, sparsity=0.95)
+        assert advice.gain == 1
+        assert {x.pattern for x in advice.layers} == {None}
+        assert "unpacks zeros" in str(advice)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("runtime", cost_model.RUNTIMES)
+@pytest.mark.parametrize("form", cost_model.FORMS)
+def test_gains_are_consistent(runtime, form):
+    known = cost_model.gains_of(runtime)
+    least = known.break_even(form, 1e6)
+    assert known.dense_speedup(form, least, 1e6) == pytest.approx(1)
+    assert known.dense_speedup(form, known.break_even(form, 1e6, 1, 1.2), 1e6) == pytest.approx(1.2)
+    rising = [known.dense_speedup(form, s, 1e6) for s in np.linspace(0, 0.99, 20)]
+    assert rising == sorted(rising)
+    batches = [known.dense_speedup(form, 0.9, 1e6, b) for b in (1, 4, 64, 1000)]
+    assert batches == sorted(batches, reverse=True)
+    assert cost_model.Gains.from_dict(json.loads(json.dumps(known.as_dict()))) == known
+
+
+@pytest.mark.backend_free
+def test_gains_of_convolutions():
+    assert cost_model.convolution_speedup(0.66, "litert-wasm") == 1
+    assert cost_model.convolution_speedup(0.99, "litert-x86") == 1
+
+
+def eager(overhead=0.0, slope=1.0):
+    """Gains of a machine whose sparse kernels are as fast for a weight as dense ones."""
+    points = [cost_model.Point(form, 1e6, 1, overhead, slope) for form in cost_model.FORMS]
+    return cost_model.Gains("litert-x86", "a better one", tuple(points))
+
+
+def test_measured_gains_take_the_place_of_the_defaults():
+    model, pattern = stack(256, 512, 512, 256), Unstructured()
+    assert advise(model, sparsity=0.8, pattern=pattern).gain == 1
+    advice = advise(model, eager(), sparsity=0.8, pattern=pattern)
+    assert advice.gain == pytest.approx(5)
+    assert advice.runtime == "litert-x86"
+    assert advise(model, eager(overhead=0.9), sparsity=0.95).gain == 1
+
+
+@pytest.mark.backend_free
+def test_a_point_lies_on_its_line_and_others_between():
+    points = [
+        cost_model.Point(form, size, batch, 0.1, slope)
+        for form in cost_model.FORMS
+        for size, batch, slope in ((1e4, 1, 2.0), (1e6, 1, 4.0), (1e4, 16, 6.0), (1e6, 16, 8.0))
+    ]
+    known = cost_model.Gains("litert-arm", "by hand", tuple(points))
+    assert known.dense_speedup("csr", 0.9, 1e4, 1) == pytest.approx(1 / 0.3)
+    assert known.dense_speedup("csr", 0.9, 1e5, 1) == pytest.approx(1 / 0.4)
+    assert known.dense_speedup("csr", 0.9, 1e5, 4) == pytest.approx(1 / 0.6)
+    assert known.dense_speedup("csr", 0.9, 1e9, 99) == pytest.approx(1 / 0.9)
+    assert known.break_even("csr", 1e4) == pytest.approx(1 - 0.9 / 2)
+
+
+@pytest.mark.backend_free
+def test_wrong_gains_say_what_is_right():
+    points = eager().points
+    with pytest.raises(ValueError, match="`runtime` must be one of"):
+        cost_model.Gains("gpu", "mine", points)
+    with pytest.raises(ValueError, match=r"`points` must have .* for 'csr'\. Received: \[\]"):
+        cost_model.Gains("litert-x86", "mine", points[:1])
+    with pytest.raises(ValueError, match="once, for 'block 1x4'"):
+        cost_model.Gains("litert-x86", "mine", (*points, points[0]))
+    with pytest.raises(ValueError, match=r"must be what `Gains\.as_dict` gives"):
+        cost_model.Gains.from_dict({"runtime": "litert-x86"})
+
+
+@pytest.mark.backend_free
+def test_wrong_arguments_say_what_is_right():
+    model = stack(8, 8)
+    with pytest.raises(ValueError, match="`runtime` must be one of"):
+        advise(model, "tpu")
+    with pytest.raises(ValueError, match=r"For 80% zeros pass sparsity=0.8"):
+        advise(model, sparsity=80)

@@ -1,0 +1,169 @@
+import json
+import struct
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pruner.storage.bitmaps import GROUPS, Groups, pack_mask, unpack_mask
+from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
+
+
+def model_with(kernel, dtype="float32", name="dense"):
+    inputs, outputs = kernel.shape
+    layer = keras.layers.Dense(outputs, dtype=dtype, name=name)
+    model = keras.Sequential([keras.Input((inputs,)), layer])
+    layer.kernel.assign(kernel)
+    return model
+
+
+def random_kernel(sparsity, shape=(64, 40), seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=shape) * (rng.random(shape) >= sparsity)).astype("float32")
+
+
+def kernel_of(model):
+    return np.asarray(keras.ops.convert_to_numpy(model.layers[0].kernel.value))
+
+
+def header_of(path):
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def rewrite(path, header, body):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9])
+def test_weights_come_back_bit_identical(tmp_path, dtype, sparsity):
+    model = model_with(random_kernel(sparsity), dtype)
+    save_sparse(model, tmp_path / "w.safetensors")
+    other = model_with(random_kernel(0.5, seed=1), dtype, name="of_another_name")
+    load_sparse(other, tmp_path / "w.safetensors")
+    mine, its = (keras.ops.convert_to_numpy(m.layers[0].kernel.value) for m in (model, other))
+    np.testing.assert_array_equal(np.asarray(mine, "float32"), np.asarray(its, "float32"))
+
+
+class Counts(keras.layers.Layer):
+    """Integers of a type, which PyTorch may keep in another."""
+
+    def build(self, _):
+        self.counts = self.add_weight(
+            shape=(9,), dtype=self.dtype, initializer="zeros", trainable=False, name="counts"
+        )
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32"])
+def test_integers_come_back(tmp_path, dtype):
+    one, other = (keras.Sequential([keras.Input((3,)), Counts(dtype=dtype)]) for _ in range(2))
+    one.layers[0].counts.assign(np.arange(9))
+    save_sparse(one, tmp_path / "w.safetensors")
+    load_sparse(other, tmp_path / "w.safetensors")
+    counts = keras.ops.convert_to_numpy(other.layers[0].counts)
+    np.testing.assert_array_equal(counts, np.arange(9))
+
+
+def test_minus_zero_is_a_zero(tmp_path):
+    kernel = np.full((64, 40), -0.0, "float32")
+    save_sparse(model_with(kernel), tmp_path / "w.safetensors")
+    other = model_with(random_kernel(0.0, seed=1))
+    load_sparse(other, tmp_path / "w.safetensors")
+    assert not np.signbit(kernel_of(other)).any()
+    assert header_of(tmp_path / "w.safetensors")[0]["dense/kernel|values"]["shape"] == [0]
+
+
+def test_the_size_is_that_of_a_bitmap_and_values(tmp_path):
+    kernel = random_kernel(0.8, (512, 512))
+    size = save_sparse(model_with(kernel), tmp_path / "w.safetensors")
+    expected = kernel.size / 8 + 4 * np.count_nonzero(kernel) + 512 / 8
+    assert expected <= size < expected + 1500
+
+
+def test_two_to_four_takes_three_bits_for_four(tmp_path):
+    kernel = np.ones((64, 32), "float32")
+    kernel[2::4] = kernel[3::4] = 0
+    save_sparse(model_with(kernel), tmp_path / "w.safetensors")
+    header, _ = header_of(tmp_path / "w.safetensors")
+    assert json.loads(header["__metadata__"]["weights"])[0][3] == "2:4"
+    assert header["dense/kernel|index"]["shape"] == [64 * 32 // 4 * 3 // 8]
+    other = model_with(random_kernel(0.5, (64, 32)))
+    load_sparse(other, tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(kernel_of(other), kernel)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("groups", GROUPS, ids=repr)
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+def test_groups_are_inverted(groups, leading):
+    rng = np.random.default_rng(0)
+    shape = (*leading, groups.m * 3, 5)
+    order = np.argsort(rng.random((*leading, 5, 3, groups.m)))
+    kept = np.moveaxis((order < groups.n).reshape(*leading, 5, -1), -1, -2)
+    weight = np.where(kept, rng.normal(size=shape), 0).astype("float32")
+    assert groups.fits(weight != 0)
+    np.testing.assert_array_equal(groups.decode(*groups.encode(weight), shape), weight)
+
+
+@pytest.mark.backend_free
+def test_groups_and_bitmaps_refuse_what_is_none():
+    assert not Groups(2, 4).fits(np.ones((8, 2), bool))
+    assert not Groups(2, 4).fits(np.zeros((7, 2), bool))
+    values = np.zeros(2, "float32")
+    with pytest.raises(ValueError, match="does not fit its values"):
+        Groups(2, 4).decode(np.array([0b111], np.uint8), values, (4, 1))
+    with pytest.raises(ValueError, match="behind the last"):
+        unpack_mask(np.array([0xFF], np.uint8), 7)
+    with pytest.raises(ValueError, match="does not describe"):
+        unpack_mask(pack_mask(np.ones(9, bool)), 8)
+
+
+@pytest.mark.backend_free
+def test_readers_of_safetensors_list_it(tmp_path):
+    numpy_reader = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    kernel = random_kernel(0.9)
+    save_sparse(model_with(kernel), tmp_path / "w.safetensors")
+    tensors = numpy_reader.load_file(tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(tensors["dense/kernel|values"], kernel[kernel != 0])
+
+
+@pytest.mark.backend_free
+def test_what_does_not_belong_is_refused_before_anything_changes(tmp_path):
+    path = tmp_path / "w.safetensors"
+    kernel = random_kernel(0.9)
+    model = model_with(kernel)
+    save_sparse(model, path)
+    header, body = header_of(path)
+    weights = header["__metadata__"]["weights"]
+
+    def refused(match, metadata=None, new_body=body, **tensors):
+        changed = header["__metadata__"] | (metadata or {})
+        rewrite(path, {"__metadata__": changed, **tensors}, new_body)
+        with pytest.raises(ValueError, match=match):
+            load_sparse(model, path)
+        np.testing.assert_array_equal(kernel_of(model), kernel)
+
+    tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+    refused("not written by", {"format": "pt"}, **tensors)
+    refused("of version '2'", {"version": "2"}, **tensors)
+    refused("header and its size", new_body=body[:-1], **tensors)
+    refused("checksum", new_body=b"\xff" + body[1:], **tensors)
+    refused("does not know", {"weights": weights.replace("bitmap", "9:10")}, **tensors)
+    refused("the model has 2", {"weights": "[]"}, b"")
+    huge = weights.replace("[64, 40]", "[64000000, 40000000]")
+    refused("in the model", {"weights": huge}, **tensors)
+    path.write_bytes(b"\xff" * 7 + b"\x7f")
+    with pytest.raises(ValueError, match="truncated or no safetensors"):
+        load_sparse(model, path)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    save_sparse(model_with(random_kernel(0.9)), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"\(64, 40\).*\(64, 41\)"):
+        load_sparse(model_with(random_kernel(0.9, (64, 41))), tmp_path / "w.safetensors")

@@ -1,0 +1,517 @@
+"""TFMOT's names do here what they do there."""
+
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import event_files
+import keras
+import numpy as np
+import pytest
+from models import Subclassed, compile_, mlp, sparsity
+
+import keras_pruner as kp
+import keras_pruner.tfmot as tfmot
+from keras_pruner.cli import commands
+from keras_pruner.training.optimizer import find, wrappers
+
+S = tfmot.sparsity.keras
+HALF = S.ConstantSparsity(0.5, 1, frequency=1)
+MODELS = {"sequential": mlp, "subclassed": lambda: compile_(Subclassed())}
+
+
+def kernels_of(model):
+    return [v for v in model.trainable_variables if v.name in ("kernel", "recurrent_kernel")]
+
+
+def is_half(model):
+    return sparsity(kernels_of(model)) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.backend_free
+def test_all_eleven_names_have_tfmots_signatures():
+    assert len(S.__all__) == 11
+    told = {
+        "prune_low_magnitude": "to_prune pruning_schedule block_size block_pooling_type "
+        "pruning_policy sparsity_m_by_n kwargs",
+        "strip_pruning": "model", "prune_scope": "", "UpdatePruningStep": "",
+        "PruningSummaries": "log_dir update_freq kwargs",
+        "ConstantSparsity": "target_sparsity begin_step end_step frequency",
+        "PolynomialDecay": "initial_sparsity final_sparsity begin_step end_step power frequency",
+        "PruneForLatencyOnXNNPack": "",
+    }  # fmt: skip
+    for name, parameters in told.items():
+        assert " ".join(inspect.signature(getattr(S, name)).parameters) == parameters, name
+    from keras_pruner.tfmot.sparsity import keras as sparsity_api
+
+    assert sparsity_api is S
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_compile_and_fit_prune_and_strip_leaves_nothing_behind(kind, data):
+    x, y = data
+    model = MODELS[kind]()
+    names = [layer.name for layer in model.layers]
+    pruned = S.prune_low_magnitude(model, pruning_schedule=HALF)
+    assert pruned is model
+    compile_(pruned)
+    pruned.fit(x, y, verbose=0, callbacks=[S.UpdatePruningStep()])
+    assert is_half(pruned)
+    exported = S.strip_pruning(pruned)
+    assert [layer.name for layer in exported.layers] == names
+    assert isinstance(exported.optimizer, keras.optimizers.Adam)
+    assert not {"compile", "fit", "make_train_function"} & set(vars(exported))
+    exported.fit(x, y, verbose=0)
+    assert sparsity(kernels_of(exported)) < 0.1
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_forgotten_callback_is_not_forgotten(kind, data):
+    x, y = data
+    model = S.prune_low_magnitude(MODELS[kind](), pruning_schedule=HALF)
+    compile_(model)
+    model.fit(x, y, None, 1, 0)
+    assert is_half(model)
+
+
+def test_compiled_before_it_is_pruned_at_once(data):
+    model = S.prune_low_magnitude(mlp(), pruning_schedule=HALF)
+    model.fit(*data, verbose=0)
+    assert is_half(model)
+
+
+def layer_by_layer():
+    layers = S.prune_low_magnitude(
+        [keras.layers.Dense(10), keras.layers.Dense(3)], pruning_schedule=HALF
+    )
+    return compile_(keras.Sequential([keras.Input((8,)), *layers]))
+
+
+def test_layers_refuse_to_be_trained_dense_before_the_first_step(data):
+    x, y = data
+    model = layer_by_layer()
+    before = model.get_weights()
+    with pytest.raises(RuntimeError, match="nobody does it"):
+        model.fit(x, y, verbose=0)
+    with pytest.raises(RuntimeError, match="nobody does it"):
+        model.train_on_batch(x, y)
+    for mine, its in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, its)
+    model.evaluate(x, y, verbose=0)
+    model.fit(x, y, verbose=0, callbacks=[S.UpdatePruningStep()])
+    assert is_half(model)
+    compile_(model)
+    model.fit(x, y, verbose=0)  # from then on the model knows
+    assert is_half(model)
+
+
+def test_each_layer_has_its_own_schedule_and_goes_on_after_loading(data, tmp_path):
+    x, y = data
+    early = S.prune_low_magnitude(keras.layers.Dense(10), S.ConstantSparsity(0.5, 1))
+    late = S.prune_low_magnitude(keras.layers.Dense(3), S.ConstantSparsity(0.8, 12))
+    model = compile_(keras.Sequential([keras.Input((8,)), early, late]))
+    callbacks = [S.UpdatePruningStep()]
+    with pytest.warns(UserWarning, match="Nothing will be pruned"):
+        model.fit(x, y, 8, verbose=0, callbacks=callbacks)
+    assert [sparsity([v]) for v in kernels_of(model)] == [0.5, 0.0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.fit(x, y, 8, verbose=0, callbacks=callbacks)
+    assert [sparsity([v]) for v in kernels_of(loaded)] == [0.5, 0.8]
+    S.strip_pruning(loaded)
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+
+
+@pytest.mark.parametrize("now_is_first", [True, False])
+def test_when_sparse_waits_for_the_last_of_several_schedules(now_is_first):
+    now, later = S.ConstantSparsity(0.5, 1), S.PolynomialDecay(0.1, 0.8, 1, 30)
+    first, second = (now, later) if now_is_first else (later, now)
+    layers = [keras.layers.Dense(10), keras.layers.Dense(3)]
+    S.prune_low_magnitude(layers[0], first)
+    S.prune_low_magnitude(layers[1], second)
+    model = compile_(keras.Sequential([keras.Input((8,)), *layers]))
+    pruning = S.UpdatePruningStep()
+    pruning.set_model(model)
+    pruning.on_train_batch_begin()
+    callback = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
+    callback.set_model(model)
+    assert {wrapped.finished for wrapped in wrappers(model)} == {True, False}
+    assert not callback.is_sparse
+
+
+def test_clone_function_and_nested_models(data):
+    def choose(layer):
+        is_dense = isinstance(layer, keras.layers.Dense)
+        return S.prune_low_magnitude(layer, HALF) if is_dense else layer
+
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), keras.layers.ReLU()])
+    inputs = keras.Input((8,))
+    nested = keras.Model(inputs, keras.layers.Dense(3)(inner(inputs)))
+    S.prune_low_magnitude(nested, HALF)
+    cloned = keras.models.clone_model(mlp(), clone_function=choose)
+    for model in (nested, cloned):
+        compile_(model)
+        model.fit(*data, verbose=0, callbacks=[S.UpdatePruningStep()])
+        assert is_half(model)
+
+
+def test_the_loop_of_the_guide(data):
+    """The guide's ritual, on each backend with what it has for a step."""
+    x, y = data
+    model = S.prune_low_magnitude(mlp(), pruning_schedule=S.ConstantSparsity(0.5, 2, frequency=1))
+    S.strip_pruning(model)  # as if it was never compiled
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10), keras.layers.Dense(3)])
+    S.prune_low_magnitude(model, pruning_schedule=S.ConstantSparsity(0.5, 2, frequency=1))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        optimizer = keras.optimizers.Adam()
+        model.optimizer = optimizer
+        loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+        def step():
+            with tf.GradientTape() as tape:
+                loss = loss_of(y, model(x, training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    else:
+        compile_(model)
+
+        def step():
+            model.train_on_batch(x, y)
+
+    callback = S.UpdatePruningStep()
+    callback.set_model(model)
+    callback.on_train_begin()
+    seen = []
+    for _ in range(4):
+        callback.on_train_batch_begin(batch=-1)
+        seen.append(sparsity(kernels_of(model)))
+        step()
+    callback.on_epoch_end(batch=-1)
+    assert seen == [0.0, pytest.approx(0.5, abs=0.01)] + 2 * [pytest.approx(0.5, abs=0.01)]
+    assert is_half(model)
+
+
+class OnlyHidden(S.PruningPolicy):
+    """A policy as TFMOT wants it."""
+
+    def allow_pruning(self, layer):
+        return layer.name == "hidden"
+
+    def ensure_model_supports_pruning(self, model):
+        if len(model.layers) > 2:
+            raise ValueError("too deep")
+
+
+class OnlyRecurrent(S.PruningPolicy):
+    """A policy that knows the layer, not the cell in it which has the weights."""
+
+    def allow_pruning(self, layer):
+        return isinstance(layer, keras.layers.LSTM)
+
+    def ensure_model_supports_pruning(self, model):
+        pass
+
+
+class Mine(keras.layers.Layer, S.PrunableLayer):
+    """A layer as TFMOT wants it."""
+
+    def build(self, shape):
+        self.first = self.add_weight(shape=(shape[-1], 4), name="first")
+        self.second = self.add_weight(shape=(4, 3), name="second")
+
+    def call(self, x):
+        return x @ self.first @ self.second
+
+    def get_prunable_weights(self):
+        return [self.second]
+
+
+def test_policies_and_prunable_layers(data):
+    model = S.prune_low_magnitude(mlp(), HALF, pruning_policy=OnlyHidden())
+    model.fit(*data, verbose=0)
+    assert [sparsity([v]) for v in kernels_of(model)] == [0.5, 0.0]
+    mine = S.prune_low_magnitude(keras.Sequential([keras.Input((8,)), Mine()]), HALF)
+    compile_(mine)
+    mine.fit(*data, verbose=0)
+    assert [sparsity([v]) for v in mine.trainable_variables] == [0.0, 0.5]
+    sequences = keras.Sequential([keras.Input((4, 2)), keras.layers.LSTM(6), keras.layers.Dense(3)])
+    S.prune_low_magnitude(sequences, HALF, pruning_policy=OnlyRecurrent())
+    compile_(sequences).fit(data[0].reshape(-1, 4, 2), data[1], verbose=0)
+    assert [sparsity([v]) for v in kernels_of(sequences)] == [0.5, 0.5, 0.0]
+    deep = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(3) for _ in range(3))])
+    with pytest.raises(ValueError, match="too deep"):
+        S.prune_low_magnitude(deep, pruning_policy=OnlyHidden())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pruning_schedule": 0.5}, "must be a PruningSchedule"),
+        ({"block_pooling_type": "SUM"}, "Unsupported pooling type 'SUM'"),
+        ({"block_size": 4}, "must be a tuple/list of 2 integers"),
+        ({"sparsity_m_by_n": (4, 2)}, "0 < m < n"),
+        ({"prunning_schedule": HALF}, "does not know"),
+        ({"block_size": (2, 2)}, "can only be used for layers which have 2-dimensional weights"),
+    ],
+)
+def test_wrong_arguments_are_told_at_once(arguments, message):
+    conv = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)])
+    with pytest.raises(ValueError, match=message):
+        S.prune_low_magnitude(conv, **arguments)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: S.ConstantSparsity(80, 0), "For 80% zeros pass target_sparsity=0.8"),
+        (lambda: S.ConstantSparsity(0.5, -1), "`begin_step` must be"),
+        (lambda: S.PolynomialDecay(0.1, 0.5, 10, 5), "must not come before"),
+        (lambda: S.PolynomialDecay(0.1, 0.5, 0, -1), "`end_step` must be"),
+        (lambda: S.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
+        (lambda: S.ConstantSparsity(0.5, 0, None), "`end_step` must be a number"),
+        (lambda: S.PolynomialDecay(0.1, 0.5, 0, 9, frequency=None), "`frequency` must be a number"),
+        (lambda: S.PruningSummaries(""), "non-empty string"),
+        (lambda: S.PruningSummaries("logs", update_freq="steps"), "`update_freq` must be"),
+        (lambda: S.PruningSummaries("logs", update_freq=0), "`update_freq` must be"),
+    ],
+    ids=range(10),
+)
+def test_wrong_schedules_are_told_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+READ = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+reader = EventAccumulator(sys.argv[1])
+reader.Reload()
+tags = reader.Tags()["scalars"]
+print(json.dumps({tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in tags}))
+"""
+
+
+def test_a_real_tensorboard_reads_the_summaries(data, tmp_path):
+    """In this environment, or in that of TENSORBOARD_PYTHON."""
+    here = sys.executable if importlib.util.find_spec("tensorboard") else None
+    python = os.environ.get("TENSORBOARD_PYTHON", here)
+    if python is None:
+        pytest.skip("no TensorBoard here, and TENSORBOARD_PYTHON names no environment with one")
+    model = S.prune_low_magnitude(mlp(), HALF)
+    summaries = S.PruningSummaries(str(tmp_path), update_freq=3)
+    history = model.fit(
+        *data, 8, epochs=2, verbose=0, callbacks=[summaries], validation_data=data
+    ).history
+    seen = {}
+    for folder in ("metrics", "train", "validation"):
+        out = subprocess.run(
+            [python, "-c", READ, str(tmp_path / folder)], check=True, capture_output=True, text=True
+        )
+        scalars = json.loads(out.stdout)
+        seen[folder] = {tag: [tuple(pair) for pair in pairs] for tag, pairs in scalars.items()}
+        assert seen[folder] == event_files.read(tmp_path / folder)
+    steps = [step for step, _ in seen["metrics"]["head/kernel/threshold"]]
+    assert steps == [0, 3, 6, 8, 9, 12, 15, 16]
+    assert seen["metrics"]["hidden/kernel/sparsity"][-1] == (16, 0.5)
+    for folder, name in (("train", "loss"), ("validation", "val_loss")):
+        told = [number for _, number in seen[folder]["epoch_loss"]]
+        np.testing.assert_allclose(told, history[name], rtol=1e-6)
+
+
+def test_summaries_take_a_metric_of_many_numbers_apart(data, tmp_path):
+    model = S.prune_low_magnitude(mlp(), HALF)
+    summaries = S.PruningSummaries(str(tmp_path))
+    summaries.set_model(model)
+    summaries.on_epoch_end(0, {"f1": np.array([0.25, 0.5])})
+    summaries.on_train_end()
+    seen = event_files.read(tmp_path / "train")
+    assert seen == {"epoch_f1[0]": [(0, 0.25)], "epoch_f1[1]": [(0, 0.5)]}
+
+
+@pytest.mark.backend_free
+def test_steps_computed_with_numpy_can_be_saved():
+    schedule = S.PolynomialDecay(0.5, 0.8, 0, np.ceil(1000 / 3).astype(np.int32))
+    assert json.dumps(schedule.get_config())
+    assert S.PolynomialDecay.from_config(schedule.get_config()) == schedule
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2"])
+def test_stock_mobilenets_qualify_after_the_rewrite(name):
+    model = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3))
+    policy = S.PruneForLatencyOnXNNPack()
+    with pytest.raises(ValueError, match="Could not find `Conv2D 3x3` layer with stride 2x2"):
+        S.prune_low_magnitude(model, pruning_policy=policy)
+    assert policy.obstacles(model).rewrites
+    rewritten = kp.make_eligible(model).model
+    S.prune_low_magnitude(rewritten, pruning_policy=policy)
+    assert not policy.obstacles(rewritten).layers
+
+
+def test_the_xnnpack_policy_prunes_only_1x1_convolutions(data):
+    layers = [
+        keras.Input((16, 16, 3)),
+        keras.layers.ZeroPadding2D(1),
+        keras.layers.Conv2D(4, 3, strides=2, padding="valid"),
+        keras.layers.BatchNormalization(),
+        keras.layers.DepthwiseConv2D(3, padding="same"),
+        keras.layers.Conv2D(8, 1, name="pointwise"),
+        keras.layers.ReLU(6.0),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(3),
+    ]
+    model = keras.Sequential(layers)
+    S.prune_low_magnitude(model, HALF, pruning_policy=S.PruneForLatencyOnXNNPack())
+    compile_(model)
+    model.fit(np.ones((8, 16, 16, 3), np.float32), np.zeros(8, int), verbose=0)
+    by_name = {v.path.split("/")[-2]: sparsity([v]) for v in kernels_of(model)}
+    assert [name for name, zeros in by_name.items() if zeros > 0] == ["pointwise"]
+    headless = keras.Sequential(layers[:7])
+    with pytest.raises(ValueError, match="Could not find a `GlobalAveragePooling2D` layer"):
+        S.prune_low_magnitude(headless, pruning_policy=S.PruneForLatencyOnXNNPack())
+
+
+def test_nothing_leaks_out_of_the_package(data):
+    """The classes of Keras are as they were."""
+    S.prune_low_magnitude(mlp(), HALF)
+    other = mlp()
+    assert find(other) is None
+    other.fit(*data, verbose=0)
+    assert sparsity(kernels_of(other)) < 0.1
+
+
+def test_prune_for_benchmark_leaves_the_model_alone():
+    model = mlp()
+    pruned = tfmot.tools.prune_for_benchmark(model, 0.5, (2, 1))
+    assert sparsity(kernels_of(model)) < 0.1
+    assert is_half(pruned)
+
+
+def test_m_by_n_is_checked_weight_by_weight():
+    model = mlp()
+    assert not tfmot.tools.check_m_by_n(model).passed
+    kp.prune(model, pattern=kp.NM(2, 4))
+    check = tfmot.tools.check_m_by_n(model)
+    assert check.passed
+    assert list(check.weights) == ["hidden/kernel", "head/kernel"]
+    assert "yes" in str(check)
+    assert not tfmot.tools.check_m_by_n(model, (3, 4)).passed
+
+
+def test_m_by_n_of_a_tflite_file(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the conversion is TensorFlow's")
+    model = mlp()
+    kp.export_litert(model, tmp_path / "dense.tflite")
+    kp.prune(model, pattern=kp.NM(2, 4))
+    kp.export_litert(model, tmp_path / "pruned.tflite")
+    assert not tfmot.tools.check_m_by_n(tmp_path / "dense.tflite").passed
+    assert tfmot.tools.check_m_by_n(tmp_path / "pruned.tflite").passed
+
+
+def test_the_tools_on_the_command_line(tmp_path, capsys):
+    mlp().save(tmp_path / "model.keras")
+    paths = [str(tmp_path / name) for name in ("model.keras", "out.keras")]
+    assert (
+        commands.main(["prune-for-benchmark", paths[0], "--sparsity", "0.5", "-o", paths[1]]) == 0
+    )
+    assert commands.main(["zipped-size", *paths, "--json"]) == 0
+    out = capsys.readouterr().out
+    sizes = json.loads(out[out.rindex('{\n  "files"') :])["files"]
+    assert sizes[1]["zipped"] < sizes[0]["zipped"]
+    assert commands.main(["check-m-by-n", paths[0]]) == 1
+    assert "not every weight has 2 zeros in every 4" in capsys.readouterr().err
+    keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()]).save(paths[0])
+    assert commands.main(["check-m-by-n", paths[0]]) == 1
+    assert "no kernel that could have 2 zeros in every 4" in capsys.readouterr().err
+
+
+def test_a_loop_with_keras_own_list_of_callbacks_keeps_the_zeros(data):
+    """`CallbackList(epochs=, steps=)` sounds like `fit`, and the optimizer is the user's own."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("such a loop applies gradients to an optimizer by hand")
+    import tensorflow as tf
+
+    model = S.prune_low_magnitude(
+        keras.Sequential([keras.Input((8,)), keras.layers.Dense(10), keras.layers.Dense(3)]), HALF
+    )
+    model.optimizer = optimizer = keras.optimizers.Adam(1e-2)
+    callbacks = keras.callbacks.CallbackList(
+        [S.UpdatePruningStep()], model=model, epochs=1, steps=3
+    )
+    callbacks.on_train_begin()
+    for batch in range(3):
+        callbacks.on_train_batch_begin(batch)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(data[0], training=True) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    callbacks.on_epoch_end(0)
+    assert is_half(model)
+
+
+def test_compiling_again_keeps_the_zeros_and_the_step(data):
+    """As in TFMOT, whose masks and steps lie in the layers."""
+    model = S.prune_low_magnitude(mlp(), pruning_schedule=S.ConstantSparsity(0.5, 3, frequency=1))
+    compile_(model).fit(*data, batch_size=8, verbose=0)
+    assert is_half(model)
+    zeros = [np.asarray(v) == 0 for v in kernels_of(model)]
+    model.compile(keras.optimizers.SGD(1e-3), model.loss)
+    assert find(model).schedule.done == len(data[0]) // 8
+    model.fit(data[0][:8], data[1][:8], batch_size=8, verbose=0)
+    for before, kernel in zip(zeros, kernels_of(model), strict=True):
+        np.testing.assert_array_equal(before, np.asarray(kernel) == 0)
+
+
+class Bare(S.PruningSchedule):
+    """A schedule as some write it: with no configuration, and not made for a step 0."""
+
+    def __init__(self, sparsity):
+        self.sparsity = sparsity
+
+    def __call__(self, step):
+        return 1 / step > 0, self.sparsity
+
+    def get_config(self):
+        pass
+
+
+def test_schedules_without_a_configuration_stay_apart_and_never_hear_of_step_0(data):
+    layers = [
+        S.prune_low_magnitude(keras.layers.Dense(16), Bare(0.25)),
+        S.prune_low_magnitude(keras.layers.Dense(4), Bare(0.75)),
+    ]
+    model = compile_(keras.Sequential([keras.Input((8,)), *layers]))
+    model.fit(*data, verbose=0, callbacks=[S.UpdatePruningStep()])
+    assert [sparsity([v]) for v in kernels_of(model)] == [0.25, 0.75]
+
+
+class WithBias(keras.layers.Dense, S.PrunableLayer):
+    """The guide's own."""
+
+    def get_prunable_weights(self):
+        return [self.kernel, self.bias]
+
+
+class Unnamed(keras.layers.Layer):
+    """A layer whose weight does not say what it is."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 4), name="w")
+
+    def call(self, x):
+        return x @ self.w
+
+
+def test_what_tfmot_would_prune_or_refuse_is_not_left_alone_in_silence():
+    model = keras.Sequential([keras.Input((8,)), WithBias(6), Unnamed()])
+    S.prune_low_magnitude(model, HALF)
+    with pytest.warns(UserWarning, match=r"with_bias/bias \(a vector.*unnamed/w \(not a kernel"):
+        compile_(model)
