@@ -51,7 +51,7 @@ def measure(model, sparsity, directory, litert):
     sizes["save_compressed float16"] = kp.save_compressed(
         model, directory / "half.keras", weights="float16"
     )
-    sizes["save_sparse"] = kp.save_sparse(model, directory / "w.safetensors")
+    sizes["save_sparse"] = kp.storage.save_sparse(model, directory / "w.safetensors")
     size, zeros = 0, 0
     for variable in model.weights:
         value = keras.ops.convert_to_numpy(variable.value)

@@ -38,7 +38,7 @@ def divergence(factor, criterion):
 
 def main():
     rows = []
-    for name, criterion in (("refit (default)", None), ("wanda, then refit", kp.wanda)):
+    for name, criterion in (("refit (default)", None), ("wanda, then refit", kp.criteria.wanda)):
         found = [divergence(factor, criterion) for factor in FACTORS]
         rows.append((name, f"{found[0]:.3f}", *(f"{each / found[0]:.2f}" for each in found)))
     columns = ["criterion", ">divergence", *(f">1 to {factor:,}" for factor in FACTORS)]

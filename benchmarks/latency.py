@@ -97,7 +97,7 @@ class Case:
         keras.utils.set_random_seed(0)
         model = randomize(self.make())
         prune(model, PATTERNS[self.zeros], self.sparsity)
-        return kp.make_eligible(model).model if self.rewrite else model
+        return kp.litert.prepare_for_xnnpack(model).model if self.rewrite else model
 
     def files(self, directory, runtime):
         """The dense file, as the model is, and the pruned one; made if they are not there."""
@@ -117,7 +117,7 @@ class Case:
         dense, pruned = self.files(directory, runtime)
         options = {"node_modules": arguments.node_modules} if arguments.runtime == "wasm" else {}
         timings = [
-            kp.benchmark_litert(
+            kp.litert.benchmark(
                 dense, pruned, runtime=arguments.runtime, seconds=arguments.seconds, **options
             ).timings[0]
             for _ in range(arguments.rounds)

@@ -201,9 +201,9 @@ def dense(name, seed, args):
 # ---------------------------------------------------------------------- methods
 
 
-BY_SIZE = {"criterion": kp.magnitude}
+BY_SIZE = {"criterion": kp.criteria.magnitude}
 DISTILLED = {"distillation_epochs": 15}  # over all of --unlabelled
-PER_OUTPUT = {"allocation": "uniform", "criterion": kp.PerOutput(kp.wanda)}
+PER_OUTPUT = {"allocation": "uniform", "criterion": kp.criteria.PerOutput(kp.criteria.wanda)}
 METHODS = {
     "magnitude, uniform": {"allocation": "uniform", "calibration": None},
     "LAMP": {"allocation": "lamp", "refit": False},

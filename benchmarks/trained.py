@@ -2,7 +2,7 @@
 
 `--what stack`: digits padded to 32 x 32, Dense 1024-2048-2048-1024 and a head, zeros in 1x4
 blocks; timed natively. `--what mobilenet`: a small MobileNet with TensorFlow's padding, 90 % of
-its 1x1 kernels zero, rewritten by `kp.make_eligible`; timed in LiteRT.js under Node.
+its 1x1 kernels zero, rewritten by `kp.litert.prepare_for_xnnpack`; timed in LiteRT.js under Node.
 Both sides are trained from the same weights for the same number of epochs. The accuracy is that
 of the LiteRT files on 2,000 digits that were not trained on.
 With `--files DIR` the models stay there and are used again: train first with `--prepare`,
@@ -93,7 +93,7 @@ def train(what, sparsities, epochs, directory):
 def export(what, model, path, sparsity):
     runtime = {"native": "litert-x86", "wasm": "litert-wasm"}[RUNTIME[what]]
     if what == "mobilenet" and sparsity is not None:
-        model = kp.make_eligible(model).model
+        model = kp.litert.prepare_for_xnnpack(model).model
     kp.export_litert(model, path, runtime=runtime)
 
 
@@ -141,7 +141,7 @@ def main():
               f"{known['keras']['dense']:.4f} (Keras)")  # fmt: skip
         for sparsity in arguments.sparsity:
             timings = [
-                kp.benchmark_litert(
+                kp.litert.benchmark(
                     directory / "dense.tflite", directory / f"{sparsity}.tflite",
                     runtime=RUNTIME[arguments.what], seconds=arguments.seconds,
                     node_modules=arguments.node_modules,

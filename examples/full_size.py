@@ -73,7 +73,7 @@ def rows_of(title, name, seconds, folder):
         model.set_weights(whole)
         kp.prune(model, sparsity, pattern=pattern, progress=False)
         pruned = shipped(model, Path(folder, f"{name}-{zeros.replace(':', 'of')}"))
-        timed = kp.benchmark_litert(dense.litert, pruned.litert, seconds=seconds).timings[0]
+        timed = kp.litert.benchmark(dense.litert, pruned.litert, seconds=seconds).timings[0]
         yield (
             title,
             f"{zeros} ({kp.summarize(model).prunable.sparsity:.3f})",

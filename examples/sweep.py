@@ -42,7 +42,7 @@ def train(config):
         if handed is not None:  # a worker died before
             with handed.as_directory() as before:
                 shutil.copytree(before, backups)
-        backup = kp.AtomicBackup(backups)
+        backup = kp.callbacks.AtomicBackup(backups)
         begun_at = backup.epoch
 
         class Report(keras.callbacks.Callback):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from models import label
 
-from keras_pruner import Global, erk, lamp, uniform
-from keras_pruner.allocations import NAMED, Fixed, Share, as_allocation
+from keras_pruner.allocations import NAMED, Fixed, Global, Share, as_allocation, erk, lamp, uniform
 from keras_pruner.selection.top_k import kept_count
 from keras_pruner.testing import SPARSITIES, check_allocation
 

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner import NM, erk, lamp, uniform
+from keras_pruner.allocations import erk, lamp, uniform
 from keras_pruner.masks import Weight, decide
+from keras_pruner.patterns import NM
 from keras_pruner.plan import Rules
 from keras_pruner.selection.top_k import kept_count
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 import re
@@ -8,8 +9,7 @@ import numpy as np
 import pytest
 
 import keras_pruner as kp
-from keras_pruner import compare as module
-from keras_pruner.litert.benchmark import Latency, Timing
+from keras_pruner.litert.latency import Latency, Timing
 from keras_pruner.sizes import entropy_bytes, stored_sizes
 from keras_pruner.storage import model_file
 from keras_pruner.validation import one_line
@@ -127,7 +127,7 @@ def test_models_of_other_architectures_are_matched_by_name():
 def test_the_page_stands_alone_and_has_a_plot_for_everything_measured():
     found = kp.compare(network(name="<b>"), network(0.8))
     timing = Timing(1, 2.0, 1.0, 2.0, (1.9, 2.1), 0.0)
-    found = module.Comparison(found.dense, found.pruned, Latency("native", 1, (timing,)))
+    found = kp.reports.Comparison(found.dense, found.pruned, Latency("native", 1, (timing,)))
     history = {"sparsity": [0.0, 0.8], "val_accuracy": [0.9, 0.8]}
     text = found.to_html(history=history)
     assert text.count("<svg") == 4
@@ -150,7 +150,7 @@ def test_what_fit_returned_is_plotted_without_empty_curves():
 
 def test_without_matplotlib_the_page_says_how_to_have_plots(monkeypatch):
     found = kp.compare(network(), network(0.8))
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     text = found.to_html(history={"sparsity": [0.5]})
     assert "keras-pruner[report]" in text
     assert "<svg" not in text
@@ -257,8 +257,8 @@ def test_quantized_weights_are_said_not_to_be_counted():
     shares = next(row for row in found.overall() if row[0] == "sparsity, prunable weights")
     assert shares[1:3] == ("0.0000", "-")
     assert "Prunable weights: 2,240 and 0" in str(found)
-    assert "kp.zeros_of(model)" in str(found)
-    assert "kp.zeros_of" not in str(kp.compare(network(), network(0.5)))
+    assert "kp.quantization.zero_masks(model)" in str(found)
+    assert "kp.quantization.zero_masks" not in str(kp.compare(network(), network(0.5)))
 
 
 def two_heads(names=("a", "b")):

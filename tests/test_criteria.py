@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_pruner import magnitude
+from keras_pruner.criteria import magnitude
 
 pytestmark = pytest.mark.backend_free
 

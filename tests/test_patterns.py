@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from models import label
 
-from keras_pruner import NM, Block, Channel, Pattern, Unstructured
+from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.selection.top_k import kept_count
 from keras_pruner.testing import SHAPES, check_pattern
 

@@ -9,7 +9,8 @@ import pytest
 from keras import layers
 from models import label
 
-from keras_pruner import NM, Block, Channel, Unstructured, erk, lamp, uniform
+from keras_pruner.allocations import erk, lamp, uniform
+from keras_pruner.patterns import NM, Block, Channel, Unstructured
 from keras_pruner.plan import Plan, Rules, Target
 
 VECTOR = "a vector, not a kernel"

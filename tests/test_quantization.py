@@ -6,7 +6,7 @@ import pytest
 
 from keras_pruner.oneshot import prune
 from keras_pruner.plan import Rules
-from keras_pruner.quantization import check_zeros, merge_lora, zeros_of
+from keras_pruner.quantization import check_zeros, merge_lora, zero_masks
 from keras_pruner.storage.keras_file import save_compressed
 
 
@@ -41,7 +41,7 @@ def kernel_of(layer):
 @pytest.mark.parametrize("config", ["default", "per channel"])
 def test_zeros_survive_pruning_quantizing_and_saving(tmp_path, mode, config):
     model = pruned_model()
-    zeros = zeros_of(model)
+    zeros = zero_masks(model)
     assert 0.6 < np.mean(np.concatenate([z.ravel() for z in zeros.values()])) < 0.8
     if mode == "int4" and config == "per channel":
         chosen = keras.quantizers.Int4QuantizationConfig(block_size=-1)
@@ -60,7 +60,7 @@ def test_zeros_survive_pruning_quantizing_and_saving(tmp_path, mode, config):
 
 def test_a_lost_zero_is_an_error():
     model = pruned_model()
-    zeros = zeros_of(model)
+    zeros = zero_masks(model)
     kernel = kernel_of(model.layers[-1])
     kernel[tuple(np.argwhere(kernel == 0)[0])] = 1e-3
     model.layers[-1].kernel.assign(kernel)
@@ -84,10 +84,10 @@ def every_kind_of_kernel():
 def test_every_kernel_is_looked_at():
     model = every_kind_of_kernel()
     plan = Rules(overrides={"depthwise": 0.5, "": 0.5}).plan(model)
-    assert set(zeros_of(model)) == {target.path for target in plan.targets}
+    assert set(zero_masks(model)) == {target.path for target in plan.targets}
     for target, variable in zip(plan.targets, plan.variables, strict=True):
         variable.assign(np.zeros(variable.shape))
-        zeros = zeros_of(model)
+        zeros = zero_masks(model)
         assert zeros[target.path].all()
         variable.assign(np.ones(variable.shape))
         with pytest.raises(ValueError, match=f"zeros of '{target.path}' are lost"):
@@ -103,7 +103,7 @@ def test_both_tables_of_a_reversible_embedding_keep_their_zeros(mode, size):
     layer = keras.layers.ReversibleEmbedding(20, size, tie_weights=False)
     model = keras.Sequential([keras.Input((6,), dtype="int32"), layer])
     prune(model, 0.5)
-    zeros = zeros_of(model)
+    zeros = zero_masks(model)
     assert len(zeros) == 2
     layer.quantize(mode)
     assert all(kept.lost == 0 for kept in check_zeros(zeros, model))

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from models import label
 
-from keras_pruner import ConstantSparsity, FunctionSchedule, PolynomialDecay, Schedule
-from keras_pruner.schedules import as_schedule
+from keras_pruner.schedules import (
+    ConstantSparsity,
+    FunctionSchedule,
+    PolynomialDecay,
+    Schedule,
+    as_schedule,
+)
 from keras_pruner.testing import check_schedule
 
 pytestmark = pytest.mark.backend_free

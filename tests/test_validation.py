@@ -8,7 +8,7 @@ import pytest
 from models import label
 
 import keras_pruner as kp
-from keras_pruner.allocations import Fixed
+from keras_pruner.allocations import Fixed, erk, lamp, uniform
 from keras_pruner.plan import Rules, Target
 from keras_pruner.validation import check_integer, check_regex, check_sparsity, value
 
@@ -39,9 +39,9 @@ VALUES = [
     kp.PolynomialDecay(
         0.8, initial_sparsity=0.2, begin_step=100, end_step=110, power=2.5, frequency=3
     ),
-    kp.FunctionSchedule(stairs, begin_step=2, end_step=20),
-    kp.Global(),
-    kp.Global(floor=0.25),
+    kp.schedules.FunctionSchedule(stairs, begin_step=2, end_step=20),
+    kp.allocations.Global(),
+    kp.allocations.Global(floor=0.25),
     Fixed({"conv": 0.5, ".*": 0.8}),
     Target("conv/kernel", (3, 3, 5, 6), kp.Block((4, 1)), None, ((0, 1), (2,), (3,)), 4),
     Target("head/kernel", (5, 6), kp.NM(2, 4), 0.5, ((), (0,), (1,)), None),
@@ -74,7 +74,10 @@ def test_configs_are_json(given):
     assert loaded == given
 
 
-@pytest.mark.parametrize("function", [kp.magnitude, kp.uniform, kp.erk, kp.lamp])
+@pytest.mark.parametrize(
+    "function",
+    [kp.criteria.magnitude, uniform, erk, lamp],
+)
 def test_functions_survive_saving(function):
     config = keras.saving.serialize_keras_object(function)
     assert keras.saving.deserialize_keras_object(config) is function

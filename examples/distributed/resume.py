@@ -41,7 +41,7 @@ model = keras.Sequential(
     ]
 )
 model.compile("adam", loss="sparse_categorical_crossentropy")
-backup = kp.AtomicBackup(sys.argv[1])
+backup = kp.callbacks.AtomicBackup(sys.argv[1])
 print(f"{backup.epoch} epochs are done")
 model.fit(Digits(backup.epoch), epochs=4, callbacks=[kp.GradualPruning(0.8), backup])
 print(kp.summarize(model))

@@ -57,7 +57,7 @@ assert all(abs(z - 0.75) < 0.01 for z in zeros[1:])
 # A model that does not qualify, and what would have to change.
 stock = keras.applications.MobileNet(weights=None, input_shape=(96, 96, 3), alpha=0.25)
 print(tfmot.sparsity.keras.PruneForLatencyOnXNNPack().obstacles(stock))
-print(kp.make_eligible(stock))
+print(kp.litert.prepare_for_xnnpack(stock))
 
 if keras.backend.backend() == "tensorflow":
     import tempfile

@@ -1,78 +1,73 @@
-"""Magnitude-based weight pruning for any Keras 3 model: small, exact, measured."""
+"""Pruning for any Keras 3 model: zeros while it trains or at once, small files, measured.
 
-from keras_pruner.allocations import Global, erk, lamp, uniform
-from keras_pruner.callbacks.atomic_backup import AtomicBackup
-from keras_pruner.callbacks.gradual_pruning import GradualPruning, KeepZeros
-from keras_pruner.callbacks.when_sparse import WhenSparse
-from keras_pruner.compare import Comparison, compare
-from keras_pruner.criteria import magnitude
+The names at the top are those that most users need; everything else is in a namespace:
+`kp.callbacks`, `kp.schedules`, `kp.patterns`, `kp.criteria`, `kp.allocations`, `kp.oneshot`,
+`kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`.
+"""
+
+from keras_pruner import (
+    allocations,
+    callbacks,
+    criteria,
+    litert,
+    oneshot,
+    patterns,
+    quantization,
+    reports,
+    schedules,
+    storage,
+    testing,
+    tfmot,
+)
+from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
+from keras_pruner.compare import compare
 from keras_pruner.litert.advise import advise
-from keras_pruner.litert.benchmark import benchmark_litert
-from keras_pruner.litert.cost_model import Gains
 from keras_pruner.litert.export import export_litert
-from keras_pruner.litert.inspect import verify_litert
-from keras_pruner.litert.measure_gains import measure_gains
-from keras_pruner.litert.xnnpack_rewrite import make_eligible
-from keras_pruner.oneshot.batch_norm import reestimate_batch_norm
-from keras_pruner.oneshot.inputs import Inputs, PerOutput, wanda
 from keras_pruner.oneshot.prune import prune
-from keras_pruner.oneshot.report import PruneReport
 from keras_pruner.oneshot.search import find_sparsity, sensitivity
-from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
-from keras_pruner.plan import Plan
-from keras_pruner.quantization import check_zeros, merge_lora, zeros_of
-from keras_pruner.reporting.sparsity import SparsityReport, summarize
-from keras_pruner.schedules import ConstantSparsity, FunctionSchedule, PolynomialDecay, Schedule
-from keras_pruner.storage.keras_file import save_compressed
-from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
+from keras_pruner.patterns import NM, Block, Channel, Unstructured
+from keras_pruner.reporting.sparsity import summarize
+from keras_pruner.schedules import ConstantSparsity, PolynomialDecay
+from keras_pruner.storage import save_compressed
+from keras_pruner.storage.model_file import FileError
 from keras_pruner.training.pruner import Pruner
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NM",
-    "AtomicBackup",
     "Block",
     "Channel",
-    "Comparison",
     "ConstantSparsity",
-    "FunctionSchedule",
-    "Gains",
-    "Global",
+    "FileError",
     "GradualPruning",
-    "Inputs",
     "KeepZeros",
-    "Pattern",
-    "PerOutput",
-    "Plan",
     "PolynomialDecay",
-    "PruneReport",
     "Pruner",
-    "Schedule",
-    "SparsityReport",
     "Unstructured",
     "WhenSparse",
     "advise",
-    "benchmark_litert",
-    "check_zeros",
+    "allocations",
+    "callbacks",
     "compare",
-    "erk",
+    "criteria",
     "export_litert",
     "find_sparsity",
-    "lamp",
-    "load_sparse",
-    "magnitude",
-    "make_eligible",
-    "measure_gains",
-    "merge_lora",
+    "litert",
+    "oneshot",
+    "patterns",
     "prune",
-    "reestimate_batch_norm",
+    "quantization",
+    "reports",
     "save_compressed",
-    "save_sparse",
+    "schedules",
     "sensitivity",
+    "storage",
     "summarize",
-    "uniform",
-    "verify_litert",
-    "wanda",
-    "zeros_of",
+    "testing",
+    "tfmot",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

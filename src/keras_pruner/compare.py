@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.litert.benchmark import Latency, benchmark_litert
 from keras_pruner.litert.export import export_litert
+from keras_pruner.litert.latency import Latency, benchmark
 from keras_pruner.model_weights import check_model, weights_of
 from keras_pruner.reporting import html, tables
 from keras_pruner.reporting.console import stages
@@ -129,7 +129,7 @@ class Comparison:
         prunable = [f"{side.report.prunable.size:,}" for side in (self.dense, self.pruned)]
         if prunable[0] != prunable[1]:
             title += f"\nPrunable weights: {' and '.join(prunable)}. Quantized ones are not among "
-            title += "them: kp.zeros_of(model) counts their zeros."
+            title += "them: kp.quantization.zero_masks(model) counts their zeros."
         overall = tables.render(title, COLUMNS, self.overall())
         return f"{overall}\n{tables.render('', LAYER_COLUMNS, self.by_layer(), width=130)}"
 
@@ -220,9 +220,9 @@ def compare(
         names: what both are called. None: as the models or files are.
         litert: also convert both to LiteRT, for the sizes of those files.
         latency: "native" or "wasm": also convert both to LiteRT and time them in turns, at
-            batch 1, as `benchmark_litert` does. None: nothing is timed.
+            batch 1, as `benchmark` does. None: nothing is timed.
         seconds: to measure latency.
-        node_modules: as for `benchmark_litert`, for latency="wasm".
+        node_modules: as for `benchmark`, for latency="wasm".
         progress: whether to say what is being done, if there is a terminal to say it on.
 
     Returns:
@@ -385,7 +385,7 @@ def _latency(
         paths = [Path(scratch, f"{side}.tflite") for side in ("dense", "pruned")]
         for model, path in zip(models, paths, strict=True):
             export_litert(model, path, runtime=_RUNTIMES[runtime], progress=False)
-        return benchmark_litert(
+        return benchmark(
             paths[0], paths[1], runtime=runtime, seconds=seconds, node_modules=node_modules
         )
 

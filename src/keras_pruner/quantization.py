@@ -26,7 +26,7 @@ class ZerosKept:
     lost: int
 
 
-def zeros_of(model: keras.Model) -> dict[str, np.ndarray]:
+def zero_masks(model: keras.Model) -> dict[str, np.ndarray]:
     """Where the kernels of a model are zero, by their path in a plan; quantized ones too.
 
     Also those that are not pruned by default; no biases, nothing that quantization adds. int4
@@ -36,7 +36,7 @@ def zeros_of(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[ZerosKept, ...]:
-    """Compare the zeros of a model with those that `zeros_of` found before.
+    """Compare the zeros of a model with those that `zero_masks` found before.
 
     Args:
         zeros: of the model, or of the one it was made from, at an earlier stage.

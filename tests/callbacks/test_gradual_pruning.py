@@ -442,7 +442,7 @@ def test_a_criterion_that_wants_inputs_is_refused_with_what_to_do():
         lambda c: kp.Pruner(mlp(), 0.8, criterion=c),
     ):
         with pytest.raises(ValueError, match=r"wanda.*kp\.prune\(model, sparsity, calibration"):
-            make(kp.wanda)
+            make(kp.criteria.wanda)
 
 
 def test_what_fails_in_a_step_is_what_is_heard(data):
@@ -510,7 +510,7 @@ def test_when_sparse_without_pruning_is_refused(data):
 
 
 def test_a_schedule_of_ones_own_that_speaks_in_per_cent_is_refused(data):
-    class PerCent(kp.Schedule):
+    class PerCent(kp.schedules.Schedule):
         begin_step, end_step, frequency = 0, 4, 1
 
         def sparsity_at(self, step):

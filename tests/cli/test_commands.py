@@ -10,6 +10,7 @@ import pytest
 import keras_pruner as kp
 import keras_pruner_cli
 from keras_pruner.cli import commands
+from keras_pruner.criteria import magnitude, wanda
 from keras_pruner.storage import model_file
 
 
@@ -126,7 +127,7 @@ def test_prune_with_samples_refits(capsys, dense, samples, tmp_path, criterion):
     said = succeeds(capsys, "prune", dense, *options, "-o", out)
     assert "outputs on held-out samples differ by" in said
     model = keras.saving.load_model(dense, compile=False)
-    given = {"magnitude": kp.magnitude, "wanda": kp.wanda}.get(criterion, criterion)
+    given = {"magnitude": magnitude, "wanda": wanda}.get(criterion, criterion)
     kp.prune(model, 0.5, calibration=np.load(samples)["x"], criterion=given)
     written = keras.saving.load_model(out).get_weights()
     for mine, theirs in zip(model.get_weights(), written, strict=True):

@@ -42,7 +42,7 @@ def test_advise_prints_what_the_function_says(capsys, saved):
 
 def test_gains_are_measured_once_and_then_read(capsys, saved, tmp_path, monkeypatch):
     points = [kp.litert.cost_model.Point(form, 1e6, 1, 0.0, 1.0) for form in ("block 1x4", "csr")]
-    measured = kp.Gains("litert-x86", "by hand", tuple(points))
+    measured = kp.litert.SpeedupTable("litert-x86", "by hand", tuple(points))
     calls = []
     monkeypatch.setattr(shipping, "measure_gains", lambda: calls.append(1) or measured)
     path = tmp_path / "gains.json"
@@ -70,7 +70,7 @@ def test_export_stores_by_the_ending(capsys, saved, tmp_path, name, arguments):
     if out.suffix == ".safetensors":
         other = keras.saving.load_model(saved)
         other.set_weights([np.ones(w.shape) for w in other.weights])
-        kp.load_sparse(other, out)
+        kp.storage.load_sparse(other, out)
     else:
         other = keras.saving.load_model(out)
     assert kp.summarize(other).rows == kp.summarize(model).rows

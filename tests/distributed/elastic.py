@@ -19,6 +19,7 @@ from task import LOSS, SCHEDULE, batches, compiled, data, network, weights, writ
 from task import fit as fit_task
 
 import keras_pruner as kp
+from keras_pruner.callbacks import AtomicBackup
 
 FIRST = {}
 
@@ -42,7 +43,13 @@ def fitted(scope):
     """By `fit`, with `AtomicBackup`."""
     with scope:
         model = compiled()
-    fit_task(model, kp.GradualPruning(SCHEDULE), Look(), kp.AtomicBackup(DIRECTORY), epochs=LAST)
+    fit_task(
+        model,
+        kp.GradualPruning(SCHEDULE),
+        Look(),
+        AtomicBackup(DIRECTORY),
+        epochs=LAST,
+    )
     return model
 
 

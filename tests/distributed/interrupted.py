@@ -129,7 +129,7 @@ def network():
     return model
 
 
-backup = kp.AtomicBackup(DIRECTORY)
+backup = kp.callbacks.AtomicBackup(DIRECTORY)
 first = backup.epoch
 if KIND == "keras":
     options = {"double_checkpoint": True, "delete_checkpoint": False}

@@ -63,7 +63,7 @@ def backed_up(name, directory):
     lay_over_processes(name)
     model = network()
     model.compile(sgd(), loss=LOSS)
-    backup = kp.AtomicBackup(directory)
+    backup = kp.callbacks.AtomicBackup(directory)
     backup.set_model(model)
     said = raised(backup.on_train_begin)
     lay(None)

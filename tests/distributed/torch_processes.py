@@ -78,7 +78,7 @@ def disagreement():
 
 def backed_up():
     """What a backup says to several processes."""
-    backup = kp.AtomicBackup("nowhere")
+    backup = kp.callbacks.AtomicBackup("nowhere")
     backup.set_model(compiled())
     return raised(backup.on_train_begin)
 

@@ -6,7 +6,7 @@ import pytest
 
 from keras_pruner.litert import cost_model
 from keras_pruner.litert.advise import advise
-from keras_pruner.litert.xnnpack_rewrite import make_eligible
+from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.patterns import NM, Block, Unstructured
 
 
@@ -69,7 +69,7 @@ def test_convolutions_gain_where_the_rules_are_met():
     stock = advise(model, "litert-wasm", sparsity=0.9, pattern=Unstructured())
     assert stock.gain == 1
     assert "make_eligible" in str(stock)
-    rewritten = make_eligible(model).model
+    rewritten = prepare_for_xnnpack(model).model
     assert advise(rewritten, "litert-wasm", sparsity=0.6).gain == 1
     gain = advise(rewritten, "litert-wasm", sparsity=0.9).gain
     assert gain > advise(rewritten, "litert-wasm", sparsity=0.8).gain > 1.1
@@ -77,7 +77,7 @@ def test_convolutions_gain_where_the_rules_are_met():
 
 
 def test_a_pattern_gains_at_its_own_sparsity_only():
-    rewritten = make_eligible(mobilenet()).model
+    rewritten = prepare_for_xnnpack(mobilenet()).model
     advice = advise(rewritten, "litert-wasm", sparsity=0.8, pattern=NM(2, 4))
     assert advice.gain == 1
     assert any("has 50% zeros, not 80%" in layer.reason for layer in advice.layers)
@@ -143,7 +143,7 @@ def test_gains_are_consistent(runtime, form):
     assert rising == sorted(rising)
     batches = [known.dense_speedup(form, 0.9, 1e6, b) for b in (1, 4, 64, 1000)]
     assert batches == sorted(batches, reverse=True)
-    assert cost_model.Gains.from_dict(json.loads(json.dumps(known.as_dict()))) == known
+    assert cost_model.SpeedupTable.from_dict(json.loads(json.dumps(known.as_dict()))) == known
 
 
 @pytest.mark.backend_free
@@ -153,9 +153,9 @@ def test_gains_of_convolutions():
 
 
 def eager(overhead=0.0, slope=1.0):
-    """Gains of a machine whose sparse kernels are as fast for a weight as dense ones."""
+    """SpeedupTable of a machine whose sparse kernels are as fast for a weight as dense ones."""
     points = [cost_model.Point(form, 1e6, 1, overhead, slope) for form in cost_model.FORMS]
-    return cost_model.Gains("litert-x86", "a better one", tuple(points))
+    return cost_model.SpeedupTable("litert-x86", "a better one", tuple(points))
 
 
 def test_measured_gains_take_the_place_of_the_defaults():
@@ -174,7 +174,7 @@ def test_a_point_lies_on_its_line_and_others_between():
         for form in cost_model.FORMS
         for size, batch, slope in ((1e4, 1, 2.0), (1e6, 1, 4.0), (1e4, 16, 6.0), (1e6, 16, 8.0))
     ]
-    known = cost_model.Gains("litert-arm", "by hand", tuple(points))
+    known = cost_model.SpeedupTable("litert-arm", "by hand", tuple(points))
     assert known.dense_speedup("csr", 0.9, 1e4, 1) == pytest.approx(1 / 0.3)
     assert known.dense_speedup("csr", 0.9, 1e5, 1) == pytest.approx(1 / 0.4)
     assert known.dense_speedup("csr", 0.9, 1e5, 4) == pytest.approx(1 / 0.6)
@@ -186,13 +186,13 @@ def test_a_point_lies_on_its_line_and_others_between():
 def test_wrong_gains_say_what_is_right():
     points = eager().points
     with pytest.raises(ValueError, match="`runtime` must be one of"):
-        cost_model.Gains("gpu", "mine", points)
+        cost_model.SpeedupTable("gpu", "mine", points)
     with pytest.raises(ValueError, match=r"`points` must have .* for 'csr'\. Received: \[\]"):
-        cost_model.Gains("litert-x86", "mine", points[:1])
+        cost_model.SpeedupTable("litert-x86", "mine", points[:1])
     with pytest.raises(ValueError, match="once, for 'block 1x4'"):
-        cost_model.Gains("litert-x86", "mine", (*points, points[0]))
-    with pytest.raises(ValueError, match=r"must be what `Gains\.as_dict` gives"):
-        cost_model.Gains.from_dict({"runtime": "litert-x86"})
+        cost_model.SpeedupTable("litert-x86", "mine", (*points, points[0]))
+    with pytest.raises(ValueError, match=r"must be what `SpeedupTable\.as_dict` gives"):
+        cost_model.SpeedupTable.from_dict({"runtime": "litert-x86"})
 
 
 @pytest.mark.backend_free

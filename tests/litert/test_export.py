@@ -6,7 +6,7 @@ import pytest
 
 from keras_pruner.litert import flatbuffer
 from keras_pruner.litert.export import export_litert
-from keras_pruner.litert.inspect import verify_litert
+from keras_pruner.litert.inspection import inspect
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
@@ -57,7 +57,7 @@ def test_a_float32_file_runs_sparse_and_computes_the_same(tmp_path, block):
     done = export_litert(model_with_zeros(block, sparsity), tmp_path / "m.tflite")
     assert done.difference < 1e-5
     assert done.size == (tmp_path / "m.tflite").stat().st_size
-    contents = verify_litert(tmp_path / "m.tflite")
+    contents = inspect(tmp_path / "m.tflite")
     assert done.size <= done.dense_size - saved_bytes(contents) + 512 * len(contents.weights)
     forms = sorted((w.encoding, w.execution) for w in contents.weights)
     native = ("block 1x4" if block else "csr", "native sparse")
@@ -77,7 +77,7 @@ def test_a_float32_file_runs_sparse_and_computes_the_same(tmp_path, block):
 def test_bad_combinations_come_out_correct(tmp_path, block, weights, tolerance, execution):
     done = export_litert(model_with_zeros(block), tmp_path / "m.tflite", weights=weights)
     assert done.difference < tolerance
-    matrices = [w for w in verify_litert(tmp_path / "m.tflite").weights if len(w.shape) == 2]
+    matrices = [w for w in inspect(tmp_path / "m.tflite").weights if len(w.shape) == 2]
     assert {w.execution for w in matrices} == execution
 
 
@@ -111,7 +111,7 @@ def test_a_table_of_an_embedding_is_in_the_report(tmp_path):
     (weight,) = export_litert(model, tmp_path / "m.tflite").weights
     assert (weight.shape, weight.sparsity, weight.execution) == ((100, 16), 0.9, "dense")
     assert "looked up" in weight.reason
-    assert verify_litert(tmp_path / "m.tflite").weights[0].sparsity == 0.9
+    assert inspect(tmp_path / "m.tflite").weights[0].sparsity == 0.9
 
 
 @converts_here

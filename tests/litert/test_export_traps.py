@@ -61,7 +61,7 @@ def test_every_combination_comes_out_correct(
     path = tmp_path / "m.tflite"
     done = kp.export_litert(stack(block), path, weights=weights, runtime=runtime)
     assert done.difference < tolerance
-    contents = kp.verify_litert(path)
+    contents = kp.litert.inspect(path)
     assert {w.execution for w in contents.weights if len(w.shape) == 2} == execution
     assert contents.sparsity == pytest.approx(ZEROS[block], abs=0.05)
 
@@ -97,10 +97,10 @@ def test_sparse_files_of_the_converter_itself_are_read(tmp_path, block):
     model.export(
         path, format="litert", input_signature=signature, verbose=False, optimizations=[sparsity]
     )
-    found = {(w.encoding, w.execution) for w in kp.verify_litert(path).weights}
+    found = {(w.encoding, w.execution) for w in kp.litert.inspect(path).weights}
     native = block == "blocks of 4"
     assert found == {("block 1x4", "native sparse") if native else ("csr", "densified")}
-    assert kp.verify_litert(path).sparsity == pytest.approx(ZEROS[block], abs=0.05)
+    assert kp.litert.inspect(path).sparsity == pytest.approx(ZEROS[block], abs=0.05)
 
 
 def test_a_graph_of_unknown_operators_is_read(tmp_path):
@@ -110,7 +110,7 @@ def test_a_graph_of_unknown_operators_is_read(tmp_path):
     for code in content.operatorCodes:
         code.builtinCode, code.customCode = 32, b"SomebodysOwn"
     flatbuffer.write(content, path)
-    contents = kp.verify_litert(path)
+    contents = kp.litert.inspect(path)
     assert contents.sparsity == pytest.approx(ZEROS["unstructured"], abs=0.05)
     assert not contents.xnnpack.eligible
 

@@ -6,7 +6,7 @@ import pytest
 
 from keras_pruner.litert import encoding, flatbuffer
 from keras_pruner.litert.export import export_litert
-from keras_pruner.litert.inspect import verify_litert
+from keras_pruner.litert.inspection import inspect
 from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
@@ -91,7 +91,7 @@ def test_mutated_tflite_files_of_weights(tmp_path, count):
     weights = [(weight_of((6, 8)), e) for e in (None, encoding.csr, encoding.blocks)]
     flatbuffer.write(model_of(*weights), tmp_path / "m.tflite")
     content = (tmp_path / "m.tflite").read_bytes()
-    assert read_all(tmp_path, content, count, verify_litert, sound) > 0.3
+    assert read_all(tmp_path, content, count, inspect, sound) > 0.3
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def converted(tmp_path_factory):
     model.layers[-1].kernel.assign(np.eye(16, 64) * 3)
     path = tmp_path_factory.mktemp("converted") / "m.tflite"
     export_litert(model, path)
-    encodings = {w.encoding for w in verify_litert(path).weights}
+    encodings = {w.encoding for w in inspect(path).weights}
     assert {"dense", "csr"} <= encodings
     return path.read_bytes()
 
@@ -122,7 +122,7 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize("count", COUNTS)
 def test_mutated_tflite_files_of_operators(tmp_path, count, converted):
     assert flatbuffer_operators(tmp_path, converted) > 4
-    assert read_all(tmp_path, converted, count, verify_litert, sound) > 0.3
+    assert read_all(tmp_path, converted, count, inspect, sound) > 0.3
 
 
 def flatbuffer_operators(tmp_path, content):

@@ -12,13 +12,13 @@ pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensor
 def test_points_for_every_form_size_and_batch(monkeypatch):
     monkeypatch.setattr(measure_gains, "_STACKS", ((32, 48, 16), (64, 128, 64)))
     monkeypatch.setattr(measure_gains, "_BATCHES", (1, 3))
-    found = kp.measure_gains(seconds=0.01)
+    found = kp.litert.measure_speedups(seconds=0.01)
     assert found.runtime in ("litert-x86", "litert-arm")
     places = {(p.form, p.model_bytes, p.batch_size) for p in found.points}
     sizes = (4 * (32 * 48 + 48 * 16), 4 * 2 * 64 * 128)
     assert places == {(form, s, b) for form in cost_model.FORMS for s in sizes for b in (1, 3)}
     assert all(p.slope > 0 and p.overhead >= 0 for p in found.points)
-    assert cost_model.Gains.from_dict(found.as_dict()) == found
+    assert cost_model.SpeedupTable.from_dict(found.as_dict()) == found
 
 
 @pytest.mark.parametrize("form", cost_model.FORMS)
@@ -28,7 +28,7 @@ def test_the_file_that_is_timed_holds_what_it_should(tmp_path, form):
     signature = [keras.InputSpec("float32", (1, 64), name=model.inputs[0].name)]
     measure_gains.convert(model, dense, signature, "float32")
     measure_gains._write_sparse(dense, sparse, form, 0.75)
-    contents = kp.verify_litert(sparse)
+    contents = kp.litert.inspect(sparse)
     assert {(w.encoding, w.execution) for w in contents.weights} == {(form, "native sparse")}
     assert contents.sparsity == pytest.approx(0.75, abs=0.03)
 
@@ -37,7 +37,7 @@ def test_measured_gains_decide_what_is_stored_sparse(tmp_path):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(96), keras.layers.Dense(8)])
     kp.prune(model, 0.5)
     slow, fast = (
-        kp.Gains("litert-x86", "by hand", tuple(
+        kp.litert.SpeedupTable("litert-x86", "by hand", tuple(
             cost_model.Point(form, 1e6, 1, 0.0, slope) for form in cost_model.FORMS
         ))
         for slope in (9.0, 1.0)
@@ -55,7 +55,7 @@ def test_measured_gains_decide_what_is_stored_sparse(tmp_path):
 def test_only_processors_that_are_known(monkeypatch):
     monkeypatch.setattr(measure_gains.platform, "machine", lambda: "s390x")
     with pytest.raises(ValueError, match=r"x86-64 and on 64-bit ARM\. Received: .*s390x"):
-        kp.measure_gains()
+        kp.litert.measure_speedups()
 
 
 @pytest.mark.backend_free
@@ -64,13 +64,13 @@ def test_a_line_through_two_times(tmp_path, monkeypatch):
 
     def timed(dense, sparse, batch_sizes, seconds):
         rows = [
-            kp.litert.benchmark.Timing(b, 1.0, 1.0, next(speedups), (1.0, 1.0), 0.0)
+            kp.litert.latency.Timing(b, 1.0, 1.0, next(speedups), (1.0, 1.0), 0.0)
             for b in batch_sizes
         ]
-        return kp.litert.benchmark.Latency("native", 1, tuple(rows))
+        return kp.litert.latency.Latency("native", 1, tuple(rows))
 
     monkeypatch.setattr(measure_gains, "_BATCHES", (1, 8))
-    monkeypatch.setattr(measure_gains, "benchmark_litert", timed)
+    monkeypatch.setattr(measure_gains, "benchmark", timed)
     monkeypatch.setattr(measure_gains, "_write_sparse", lambda *_: None)
     first, second = measure_gains._points(tmp_path / "d.tflite", "block 1x4", 1e6, 0.1)
     np.testing.assert_allclose((first.slope, first.overhead), (2.0, 0.1))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_pruner.litert import flatbuffer, xnnpack
-from keras_pruner.litert.xnnpack_rewrite import make_eligible
+from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 if keras.backend.backend() != "tensorflow":
@@ -37,7 +37,7 @@ def test_only_the_rewritten_model_is_eligible(tmp_path, options):
     stock = judged(model, tmp_path)
     assert not stock.eligible
     assert stock.obstacle
-    rewritten = judged(make_eligible(model).model, tmp_path)
+    rewritten = judged(prepare_for_xnnpack(model).model, tmp_path)
     assert rewritten.eligible, rewritten
     assert len(rewritten.filters) == 3
     assert rewritten.sparsity == pytest.approx(0.75, abs=0.01)
@@ -52,7 +52,7 @@ def test_only_the_rewritten_model_is_eligible(tmp_path, options):
     ],
 )
 def test_the_first_obstacle_is_named(tmp_path, options, sparsity, obstacle):
-    model = make_eligible(prune(small_cnn(**options), sparsity)).model
+    model = prepare_for_xnnpack(prune(small_cnn(**options), sparsity)).model
     assert obstacle in str(judged(model, tmp_path))
 
 

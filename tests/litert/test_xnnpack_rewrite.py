@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.litert.xnnpack_rewrite import make_eligible, missing
+from keras_pruner.litert.xnnpack_rewrite import missing, prepare_for_xnnpack
 
 layers = keras.layers
 
@@ -59,7 +59,7 @@ def small_cnn(
 def test_it_computes_the_same_and_nothing_is_in_the_way(options):
     model = small_cnn(**options)
     before = [keras.ops.convert_to_numpy(w.value) for w in model.weights]
-    done = make_eligible(model)
+    done = prepare_for_xnnpack(model)
     assert done.changes
     assert done.obstacles == ()
     assert done.difference < 1e-5
@@ -80,7 +80,7 @@ def test_zeros_stay_zeros_and_it_can_be_saved(tmp_path):
     kernel = keras.ops.convert_to_numpy(model.get_layer("pw3").kernel.value).copy()
     kernel[kernel < 0] = 0
     model.get_layer("pw3").kernel.assign(kernel)
-    done = make_eligible(model)
+    done = prepare_for_xnnpack(model)
     rewritten = done.model.get_layer("pw3").kernel.value
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(rewritten), kernel)
     done.model.save(tmp_path / "m.keras")
@@ -102,7 +102,7 @@ def test_zeros_stay_zeros_and_it_can_be_saved(tmp_path):
     ],
 )
 def test_what_is_in_the_way_is_named(options, obstacle):
-    done = make_eligible(small_cnn(**options))
+    done = prepare_for_xnnpack(small_cnn(**options))
     assert any(obstacle in line for line in done.obstacles), done.obstacles
     assert obstacle in str(done)
 
@@ -110,7 +110,7 @@ def test_what_is_in_the_way_is_named(options, obstacle):
 def test_layers_behind_the_output_are_no_part_of_a_model_that_is_cut_off():
     whole = small_cnn(head="conv")
     (pool,) = (x for x in whole.layers if isinstance(x, layers.GlobalAveragePooling2D))
-    done = make_eligible(keras.Model(whole.input, pool.output))
+    done = prepare_for_xnnpack(keras.Model(whole.input, pool.output))
     assert done.model.output_shape == pool.output.shape
     assert not any("Dense" in change for change in done.changes)
 
@@ -138,7 +138,7 @@ def test_stock_mobilenets_come_out_eligible(name):
         weights=None, input_shape=(64, 64, 3), alpha=0.35 if "2" in name else 0.25, classes=10,
         classifier_activation=None,
     )  # fmt: skip
-    done = make_eligible(randomize(model))
+    done = prepare_for_xnnpack(randomize(model))
     assert done.obstacles == ()
     assert done.difference < 1e-4
     assert missing(done.model) == ((), ())
@@ -146,8 +146,8 @@ def test_stock_mobilenets_come_out_eligible(name):
 
 def test_models_that_are_no_image_graph_are_refused():
     with pytest.raises(ValueError, match="of known size"):
-        make_eligible(keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(3, 3)]))
+        prepare_for_xnnpack(keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(3, 3)]))
     inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, strides=2)])
     image = keras.Input((8, 8, 3))
     with pytest.raises(ValueError, match="nested"):
-        make_eligible(keras.Model(image, inner(image)))
+        prepare_for_xnnpack(keras.Model(image, inner(image)))

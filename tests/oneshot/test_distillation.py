@@ -25,7 +25,7 @@ def network():
     x = layers.Dropout(0.05, name="dropout")(x)
     outputs = {"a": layers.Dense(4, name="a")(x), "b": layers.Dense(3, name="b")(x)}
     model = keras.Model(inputs, outputs)
-    kp.reestimate_batch_norm(model, samples())
+    kp.oneshot.reestimate_batch_norm(model, samples())
     return model
 
 
@@ -38,7 +38,7 @@ def same(model, before):
 
 
 def pruned(model, epochs=0, **options):
-    chosen = {"calibration": samples(), "criterion": kp.magnitude, "progress": False}
+    chosen = {"calibration": samples(), "criterion": kp.criteria.magnitude, "progress": False}
     return kp.prune(model, 0.8, distillation_epochs=epochs, **chosen | options)
 
 
@@ -125,7 +125,7 @@ def test_batch_norms_have_the_statistics_of_the_samples():
     model = network()
     pruned(model, 2)
     found = model.get_layer("norm_2").get_weights()
-    kp.reestimate_batch_norm(model, samples()[np.arange(512) % 8 != 4])  # none held out
+    kp.oneshot.reestimate_batch_norm(model, samples()[np.arange(512) % 8 != 4])  # none held out
     for a, b in zip(found, model.get_layer("norm_2").get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

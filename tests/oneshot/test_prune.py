@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
+from keras_pruner.criteria import magnitude, wanda
 from keras_pruner.oneshot import least_squares, prune, reconstruct
 
 
@@ -52,7 +53,7 @@ def test_a_refit_brings_the_outputs_nearer_to_the_dense_ones():
     alone, refitted = network(), network()
     x = samples()
     by_mask = kp.prune(alone, 0.6, calibration=x, refit=False, batch_norm=False)
-    by_refit = kp.prune(refitted, 0.6, calibration=x, criterion=kp.magnitude)
+    by_refit = kp.prune(refitted, 0.6, calibration=x, criterion=magnitude)
     assert by_refit.divergence < 0.6 * by_mask.divergence
     assert by_refit.sparsity == by_mask.sparsity
     for a, b in zip(by_mask.model.get_weights(), by_refit.model.get_weights(), strict=True):
@@ -89,8 +90,8 @@ def test_norms_take_up_what_the_mask_takes_from_the_mean(refit):
         keras.utils.set_random_seed(0)
         parts = [layers.Dense(32, use_bias=False), layers.BatchNormalization(), layers.Dense(4)]
         model = keras.Sequential([keras.Input((8,)), *parts])
-        kp.reestimate_batch_norm(model, x)
-        options = {"refit": refit, "batch_norm": batch_norm, "criterion": kp.magnitude}
+        kp.oneshot.reestimate_batch_norm(model, x)
+        options = {"refit": refit, "batch_norm": batch_norm, "criterion": magnitude}
         report = kp.prune(model, 0.5, calibration=x, **options)
         found[batch_norm] = report.divergence
     assert found[True] < 0.9 * found[False]
@@ -469,7 +470,10 @@ def test_stateful_models_take_batches_of_one_size_only():
         ({"sparsity": 80}, r"sparsity=0.8"),
         ({"sparsity": 0.8, "pattern": kp.NM(2, 4)}, "fixed by NM"),
         ({"sparsity": 0.8, "allocation": "auto"}, "`calibration` is needed for allocation"),
-        ({"sparsity": 0.8, "criterion": kp.wanda}, "`calibration` is needed for criterion=wanda"),
+        (
+            {"sparsity": 0.8, "criterion": wanda},
+            "`calibration` is needed for criterion=wanda",
+        ),
         ({"sparsity": 0.8, "stages": 2}, "`calibration` is needed for stages"),
         ({"sparsity": 0.8, "samples": 1024}, "`calibration` is needed for samples"),
         ({"sparsity": 0.8, "stages": 0}, "`stages` must be an integer"),
@@ -556,8 +560,8 @@ def test_a_norm_gets_the_moments_of_what_it_is_given(parts):
     outputs = product(inputs)
     model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(norm(outputs))))
     x = samples(128, (8, 4))
-    kp.reestimate_batch_norm(model, x)
-    kp.prune(model, 0.6, calibration=x, criterion=kp.magnitude, allocation="uniform")
+    kp.oneshot.reestimate_batch_norm(model, x)
+    kp.prune(model, 0.6, calibration=x, criterion=magnitude, allocation="uniform")
     fit = x[np.arange(128) % 8 != 4]
     seen = keras.ops.convert_to_numpy(keras.Model(inputs, outputs)(x, training=False))
     axes = tuple({0, 1, 2} - {norm.axis % 3})

@@ -142,7 +142,7 @@ def test_it_is_what_a_refit_does_and_its_first_layer_beats_magnitudes(pattern):
     options |= {} if sparsity is None else {"allocation": "uniform"}
     reports = {
         criterion: kp.prune(network(), sparsity, criterion=criterion, **options)
-        for criterion in (None, "refit", kp.magnitude)
+        for criterion in (None, "refit", kp.criteria.magnitude)
     }
     default, named, by_size = reports.values()
     assert default.divergence == pytest.approx(named.divergence, rel=1e-3)

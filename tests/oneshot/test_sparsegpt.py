@@ -81,10 +81,10 @@ def model_and_samples():
 
 def test_a_model_is_pruned_with_the_counts_of_its_allocation():
     reports = {}
-    for criterion in (kp.magnitude, "sparsegpt"):
+    for criterion in (kp.criteria.magnitude, "sparsegpt"):
         model, x = model_and_samples()
         reports[criterion] = kp.prune(model, 0.6, calibration=x, criterion=criterion)
-    lamp, gpt = reports[kp.magnitude], reports["sparsegpt"]
+    lamp, gpt = reports[kp.criteria.magnitude], reports["sparsegpt"]
     assert [w.sparsity for w in gpt.weights] == [w.sparsity for w in lamp.weights]
     assert [w.note for w in gpt.weights] == ["SparseGPT"] * 2
     assert all(w.after < w.before for w in gpt.weights)

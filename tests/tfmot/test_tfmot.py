@@ -349,7 +349,7 @@ def test_stock_mobilenets_qualify_after_the_rewrite(name):
     with pytest.raises(ValueError, match="Could not find `Conv2D 3x3` layer with stride 2x2"):
         S.prune_low_magnitude(model, pruning_policy=policy)
     assert policy.obstacles(model).rewrites
-    rewritten = kp.make_eligible(model).model
+    rewritten = kp.litert.prepare_for_xnnpack(model).model
     S.prune_low_magnitude(rewritten, pruning_policy=policy)
     assert not policy.obstacles(rewritten).layers
 

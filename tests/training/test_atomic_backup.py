@@ -14,6 +14,7 @@ import pytest
 from models import compile_, mlp, values
 
 import keras_pruner as kp
+from keras_pruner.callbacks import AtomicBackup
 
 SCHEDULE = kp.PolynomialDecay(0.75, initial_sparsity=0.25, end_step=12, frequency=2)
 EPOCHS = 3
@@ -121,14 +122,14 @@ class Restored:
 
 def test_a_kill_at_any_moment_of_a_backup_leaves_a_complete_one(data, tmp_path):
     watched = tmp_path / "watched"
-    ends, left = trained_under(kp.AtomicBackup(watched), watched, data)
+    ends, left = trained_under(AtomicBackup(watched), watched, data)
     restored = Restored()
     for last, contents in left.items():
         assert len(contents) > 10
         epochs = []
         for i, each in enumerate(contents):
             write_again(each, directory := tmp_path / f"{last}-{i}")
-            epochs.append(restored.by(kp.AtomicBackup(directory)))
+            epochs.append(restored.by(AtomicBackup(directory)))
             if epochs[-1]:
                 assert same(saved_by_keras(restored.model), ends[epochs[-1]][0])
                 assert same(values(restored.model.variables), ends[epochs[-1]][1])
@@ -181,11 +182,11 @@ def test_what_a_kill_within_a_backup_of_keras_leaves(data, tmp_path, double, pru
 def test_a_backup_of_another_plan_is_an_error_that_lists_the_difference(data, tmp_path):
     schedule = kp.PolynomialDecay(0.8, end_step=16, frequency=2)
     head = kp.GradualPruning(schedule, filters="head")
-    mlp().fit(*data, callbacks=[head, kp.AtomicBackup(tmp_path)], **options(epochs=4))
+    mlp().fit(*data, callbacks=[head, AtomicBackup(tmp_path)], **options(epochs=4))
     with pytest.raises(ValueError, match=r"another plan: 1 masks.*hidden/kernel"):
         mlp().fit(
             *data,
-            callbacks=[kp.GradualPruning(schedule), kp.AtomicBackup(tmp_path)],
+            callbacks=[kp.GradualPruning(schedule), AtomicBackup(tmp_path)],
             **options(epochs=5),
         )
 
@@ -204,28 +205,32 @@ def test_a_backup_of_another_plan_is_an_error_that_lists_the_difference(data, tm
 def test_a_backup_of_another_pruning_is_refused_with_what_to_do(
     pruning, difference, data, tmp_path
 ):
-    mlp().fit(*data, callbacks=[kp.GradualPruning(0.75), kp.AtomicBackup(tmp_path)], **options())
+    mlp().fit(*data, callbacks=[kp.GradualPruning(0.75), AtomicBackup(tmp_path)], **options())
     with pytest.raises(ValueError, match=rf"{difference}.*kp\.GradualPruning\(0\.75\).*directory"):
-        mlp().fit(*data, callbacks=[pruning(), kp.AtomicBackup(tmp_path)], **options(epochs=4))
+        mlp().fit(*data, callbacks=[pruning(), AtomicBackup(tmp_path)], **options(epochs=4))
 
 
 def test_a_backup_of_the_same_pruning_goes_on_in_a_longer_training(data, tmp_path):
     for epochs in (2, 4):
-        callbacks = [kp.GradualPruning(0.75), kp.AtomicBackup(tmp_path)]
+        callbacks = [kp.GradualPruning(0.75), AtomicBackup(tmp_path)]
         history = mlp().fit(*data, callbacks=callbacks, **options(epochs=epochs))
     assert history.epoch == [2, 3]
     assert history.history["sparsity"] == pytest.approx([0.75, 0.75], abs=0.01)
 
 
 def test_a_dense_backup_is_an_error_in_a_pruned_run(data, tmp_path):
-    mlp().fit(*data, callbacks=[kp.AtomicBackup(tmp_path)], **options())
+    mlp().fit(*data, callbacks=[AtomicBackup(tmp_path)], **options())
     with pytest.raises(ValueError, match="holds no pruning state"):
-        mlp().fit(*data, callbacks=[kp.GradualPruning(0.8), kp.AtomicBackup(tmp_path)], **options())
+        mlp().fit(
+            *data,
+            callbacks=[kp.GradualPruning(0.8), AtomicBackup(tmp_path)],
+            **options(),
+        )
 
 
 def test_when_nothing_is_left_to_train_it_says_so(data, tmp_path):
     def fit(model):
-        callbacks = [kp.GradualPruning(0.8), kp.AtomicBackup(tmp_path)]
+        callbacks = [kp.GradualPruning(0.8), AtomicBackup(tmp_path)]
         model.fit(*data, callbacks=callbacks, **options())
         return model
 
@@ -246,7 +251,7 @@ def test_a_model_without_weights_is_refused(data, tmp_path):
         def call(self, x):
             return self.head(x)
 
-    backup = kp.AtomicBackup(tmp_path)
+    backup = AtomicBackup(tmp_path)
     backup.set_model(Unbuilt())
     with pytest.raises(ValueError, match="needs a built model"):
         backup.on_train_begin()
@@ -254,12 +259,12 @@ def test_a_model_without_weights_is_refused(data, tmp_path):
 
 def test_after_an_interruption_a_training_without_backup_begins_where_it_is_told(data, tmp_path):
     model = network()
-    compile_(model).fit(*data, callbacks=[kp.AtomicBackup(tmp_path)], **options())
+    compile_(model).fit(*data, callbacks=[AtomicBackup(tmp_path)], **options())
 
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        model.fit(*data, callbacks=[kp.AtomicBackup(tmp_path), Interrupt()], **options(epochs=4))
+        model.fit(*data, callbacks=[AtomicBackup(tmp_path), Interrupt()], **options(epochs=4))
     assert model.fit(*data, **options(epochs=3)).epoch == [0, 1, 2]

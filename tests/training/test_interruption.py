@@ -82,7 +82,7 @@ def test_a_training_killed_at_each_kind_of_moment_ends_as_if_it_had_not_been(who
     where = tmp_path / "out", tmp_path / "backups", "atomic"
     for moment in (("write", 2, 9), ("update", 2), ("name", 1)):  # all within the second epoch
         assert not live(*where, *moment)
-        assert kp.AtomicBackup(where[1]).epoch == 1
+        assert kp.callbacks.AtomicBackup(where[1]).epoch == 1
     assert live(*where, "never")
     assert result(tmp_path / "out")["values"] == whole["values"]
     assert zeros_of(whole["weights"])[1] == 0.75

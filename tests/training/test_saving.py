@@ -12,6 +12,7 @@ import pytest
 from models import Subclassed, compile_, kernels, label, mlp, sparsity, values
 
 import keras_pruner as kp
+from keras_pruner.allocations import lamp
 from keras_pruner.training.optimizer import PrunedOptimizer, find
 
 SCHEDULE = kp.PolynomialDecay(0.8, initial_sparsity=0.2, end_step=12, frequency=3)
@@ -150,7 +151,7 @@ def test_state_without_a_plan_is_loaded_too(data, tmp_path):
     assert model.optimizer.progress == before
 
 
-@pytest.mark.parametrize("allocation", ["lamp", {"hidden": 0.9, "head": 0.5}, kp.lamp], ids=label)
+@pytest.mark.parametrize("allocation", ["lamp", {"hidden": 0.9, "head": 0.5}, lamp], ids=label)
 @pytest.mark.filterwarnings("ignore:The training is too short")
 def test_the_plan_of_a_loaded_model_is_the_one_that_was_saved(allocation, data, tmp_path):
     schedule = kp.PolynomialDecay(0.7909, end_step=12)

@@ -1,1 +1,7 @@
 """Keras callbacks that prune during `fit`."""
+
+from keras_pruner.callbacks.atomic_backup import AtomicBackup
+from keras_pruner.callbacks.gradual_pruning import GradualPruning, KeepZeros
+from keras_pruner.callbacks.when_sparse import WhenSparse
+
+__all__ = ["AtomicBackup", "GradualPruning", "KeepZeros", "WhenSparse"]

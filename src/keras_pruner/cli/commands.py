@@ -21,8 +21,7 @@ from keras_pruner.cli.arguments import (
     show,
     sparsity,
 )
-from keras_pruner.criteria import magnitude
-from keras_pruner.oneshot.inputs import wanda
+from keras_pruner.criteria import magnitude, wanda
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import sensitivity
 from keras_pruner.reporting.sparsity import summarize

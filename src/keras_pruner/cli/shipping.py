@@ -19,11 +19,11 @@ from keras_pruner.cli.arguments import (
 )
 from keras_pruner.compare import compare
 from keras_pruner.litert.advise import advise
-from keras_pruner.litert.cost_model import DENSE_RUNTIMES, RUNTIMES, Gains
+from keras_pruner.litert.cost_model import DENSE_RUNTIMES, RUNTIMES, SpeedupTable
 from keras_pruner.litert.export import export_litert
-from keras_pruner.litert.inspect import verify_litert
-from keras_pruner.litert.measure_gains import measure_gains
-from keras_pruner.litert.xnnpack_rewrite import make_eligible
+from keras_pruner.litert.inspection import inspect
+from keras_pruner.litert.measure_gains import measure_speedups
+from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import save_sparse
@@ -57,7 +57,7 @@ def _export(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     _check_export(arguments, output)
     model = model_file.load(arguments.model, trust=arguments.trust)
-    rewrite = make_eligible(model) if arguments.make_eligible else None
+    rewrite = prepare_for_xnnpack(model) if arguments.make_eligible else None
     if rewrite is not None:
         model = rewrite.model
     if output.suffix == ".tflite":
@@ -92,7 +92,7 @@ def _check_export(arguments: argparse.Namespace, output: Path) -> None:
     model_file.check_free(output, overwrite=arguments.force)
 
 
-def _runtime(arguments: argparse.Namespace) -> str | Gains:
+def _runtime(arguments: argparse.Namespace) -> str | SpeedupTable:
     """The runtime that is named, or the gains in a file; measured into it if it is not there."""
     if arguments.gains is None:
         return arguments.runtime or RUNTIMES[0]
@@ -100,9 +100,9 @@ def _runtime(arguments: argparse.Namespace) -> str | Gains:
     if not path.exists():
         if not path.parent.is_dir():
             raise model_file.FileError(f"{path.parent} does not exist: make the directory first.")
-        path.write_text(json.dumps(measure_gains().as_dict(), indent=2), encoding="utf-8")
+        path.write_text(json.dumps(measure_speedups().as_dict(), indent=2), encoding="utf-8")
     try:
-        return Gains.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return SpeedupTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise model_file.FileError(f"{path} holds no gains: {error}") from None
 
@@ -127,7 +127,7 @@ def _store(model: keras.Model, output: Path, weights: str) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    contents = verify_litert(arguments.file)
+    contents = inspect(arguments.file)
     show(arguments, contents.as_dict(), str(contents))
 
 

@@ -100,7 +100,7 @@ class Advice:
 
 def advise(
     model: keras.Model,
-    runtime: str | cost_model.Gains = "litert-x86",
+    runtime: str | cost_model.SpeedupTable = "litert-x86",
     *,
     sparsity: float = 0.8,
     pattern: Pattern | None = None,
@@ -114,7 +114,7 @@ def advise(
         model: a built Keras 3 model.
         runtime: "litert-x86", "litert-wasm" (a browser, Node), "litert-arm", which has rules
             but was not measured, or "onnxruntime" and "openvino", where nothing gains; or what
-            `measure_gains` found on this machine.
+            `measure_speedups` found on this machine.
         sparsity: fraction of zeros, in [0, 1).
         pattern: the zeros to judge; None: the best for each layer.
         batch_size: samples per inference. A Dense layer over a sequence takes each step of it as
@@ -127,7 +127,7 @@ def advise(
     check_sparsity("sparsity", sparsity)
     check_integer("batch_size", batch_size, least=1)
     known = (*cost_model.RUNTIMES, *cost_model.DENSE_RUNTIMES)
-    if not isinstance(runtime, cost_model.Gains) and runtime not in known:
+    if not isinstance(runtime, cost_model.SpeedupTable) and runtime not in known:
         raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
     measured = None if runtime in cost_model.DENSE_RUNTIMES else cost_model.gains_of(runtime)
     runtime = runtime if isinstance(runtime, str) else runtime.runtime
@@ -240,7 +240,7 @@ def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, spar
     if obstacles:
         return f"XNNPACK runs it dense: {obstacles[0]}"
     if changes:
-        return "XNNPACK runs it dense as it is: call kp.make_eligible first"
+        return "XNNPACK runs it dense as it is: call kp.litert.prepare_for_xnnpack first"
     if sparsity <= cost_model.LEAST_SPARSITY:
         return "XNNPACK needs more than two thirds zeros"
     return ""
@@ -251,7 +251,7 @@ class _Site:
     """Where the model runs, and with which zeros."""
 
     runtime: str
-    measured: cost_model.Gains | None  # None: the runtime unpacks zeros
+    measured: cost_model.SpeedupTable | None  # None: the runtime unpacks zeros
     sparsity: float
     pattern: Pattern | None
     batch_size: int

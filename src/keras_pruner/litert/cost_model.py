@@ -3,7 +3,7 @@
 The time of a sparse Dense layer over that of the dense one is nearly a line in its density:
 `overhead + slope * density`. Both numbers depend on the machine, on the batch size, and on how
 many bytes of weights an inference reads, which decides in which cache they lie. The defaults
-were measured with `benchmarks/latency.py`; `measure_gains` finds those of the machine at hand.
+were measured with `benchmarks/latency.py`; `measure_speedups` finds those of the machine at hand.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gains:
+class SpeedupTable:
     """What zeros in Dense layers gain on a runtime; goes where `advise` takes a `runtime`.
 
     Attributes:
@@ -86,7 +86,7 @@ class Gains:
         return {**found, "points": list(found["points"])}
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "Gains":
+    def from_dict(cls, config: Mapping[str, Any]) -> "SpeedupTable":
         """What `as_dict` gave.
 
         Raises:
@@ -97,7 +97,8 @@ class Gains:
             return cls(config["runtime"], config["machine"], points)
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"`config` must be what `Gains.as_dict` gives. Received: {config!r} ({error})."
+                "`config` must be what `SpeedupTable.as_dict` gives. "
+                f"Received: {config!r} ({error})."
             ) from None
 
     def dense_speedup(
@@ -176,17 +177,19 @@ def _table(rows: Mapping[str, Any], sizes: tuple[float, ...]) -> tuple[Point, ..
 
 
 _DEFAULTS = {
-    "litert-x86": Gains("litert-x86", "two x86-64 servers", _table(_NATIVE, _NATIVE_SIZES)),
-    "litert-arm": Gains(
+    "litert-x86": SpeedupTable("litert-x86", "two x86-64 servers", _table(_NATIVE, _NATIVE_SIZES)),
+    "litert-arm": SpeedupTable(
         "litert-arm", "x86-64 servers, which stand in", _table(_NATIVE, _NATIVE_SIZES)
     ),
-    "litert-wasm": Gains("litert-wasm", "LiteRT.js in Node on x86-64", _table(_WASM, _WASM_SIZES)),
+    "litert-wasm": SpeedupTable(
+        "litert-wasm", "LiteRT.js in Node on x86-64", _table(_WASM, _WASM_SIZES)
+    ),
 }
 
 
-def gains_of(runtime: str | Gains) -> Gains:
+def gains_of(runtime: str | SpeedupTable) -> SpeedupTable:
     """Measured gains as they are; the defaults for the name of a runtime."""
-    return runtime if isinstance(runtime, Gains) else _DEFAULTS[runtime]
+    return runtime if isinstance(runtime, SpeedupTable) else _DEFAULTS[runtime]
 
 
 # The same for a 1x1 convolution of an eligible cluster, which needs more than 2/3 zeros.

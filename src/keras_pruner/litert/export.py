@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_pruner.litert import flatbuffer, interpreter
 from keras_pruner.litert.convert import Signature, as_inputs, convert
-from keras_pruner.litert.cost_model import RUNTIMES, Gains
+from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
 from keras_pruner.litert.difference import largest_difference
 from keras_pruner.litert.sparse_tensors import Encoded, encode, table_of
 from keras_pruner.model_weights import check_model
@@ -56,7 +56,7 @@ def export_litert(
     path: str | os.PathLike[str],
     *,
     weights: str = "float32",
-    runtime: str | Gains = "litert-x86",
+    runtime: str | SpeedupTable = "litert-x86",
     input_signature: Signature | None = None,
     samples: Any = None,
     tolerance: float | None = None,
@@ -75,7 +75,7 @@ def export_litert(
             (kernels quantized with dynamic ranges; zeros stay zero, and stored as such, because
             LiteRT computes sparse int8 wrongly or not at all).
         runtime: where it will run: "litert-x86", "litert-wasm" or "litert-arm"; or what
-            `measure_gains` found, for this machine.
+            `measure_speedups` found, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
         samples: inputs to check the outputs with, all but those that fill no batch; an array, or
@@ -99,7 +99,7 @@ def export_litert(
             f"`weights` must be one of {', '.join(map(repr, _TOLERANCE))}. "
             f"Received: weights={weights!r}."
         )
-    if not isinstance(runtime, Gains) and runtime not in RUNTIMES:
+    if not isinstance(runtime, SpeedupTable) and runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
     _check_unquantized(model)
     _check_float32(model)

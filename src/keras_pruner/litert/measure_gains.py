@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from keras_pruner.litert import encoding, flatbuffer
-from keras_pruner.litert.benchmark import benchmark_litert
 from keras_pruner.litert.convert import convert
-from keras_pruner.litert.cost_model import FORMS, Gains, Point
+from keras_pruner.litert.cost_model import FORMS, Point, SpeedupTable
+from keras_pruner.litert.latency import benchmark
 from keras_pruner.litert.sparse_tensors import store_native
 from keras_pruner.reporting.console import stages
 
@@ -24,7 +24,7 @@ _MACHINES = {"x86_64": "litert-x86", "amd64": "litert-x86", "aarch64": "litert-a
              "arm64": "litert-arm"}  # fmt: skip
 
 
-def measure_gains(*, seconds: float = 0.4, progress: bool = True) -> Gains:
+def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupTable:
     """Time Dense layers with zeros against dense ones, here, in place of the default figures.
 
     Caches and vector units decide from how many zeros on LiteRT's sparse kernels are faster, and
@@ -36,8 +36,8 @@ def measure_gains(*, seconds: float = 0.4, progress: bool = True) -> Gains:
         progress: whether to say what is being done, if there is a terminal to say it on.
 
     Returns:
-        The gains of Dense layers on this machine, one thread. `as_dict` and `Gains.from_dict`
-        keep them.
+        The speed-ups of Dense layers on this machine, one thread. `as_dict` and
+        `SpeedupTable.from_dict` keep them.
 
     Raises:
         ValueError: on a processor that is neither x86-64 nor 64-bit ARM.
@@ -46,7 +46,7 @@ def measure_gains(*, seconds: float = 0.4, progress: bool = True) -> Gains:
     runtime = _MACHINES.get(platform.machine().lower())
     if runtime is None:
         raise ValueError(
-            "Gains are measured on x86-64 and on 64-bit ARM. Received: a machine of type "
+            "SpeedupTable are measured on x86-64 and on 64-bit ARM. Received: a machine of type "
             f"{platform.machine()!r}."
         )
     points: list[Point] = []
@@ -62,7 +62,7 @@ def measure_gains(*, seconds: float = 0.4, progress: bool = True) -> Gains:
             convert(model, dense, signature, "float32")
             for form in FORMS:
                 points += _points(dense, form, size, seconds)
-    return Gains(runtime, f"{platform.machine()}, {platform.system()}", tuple(points))
+    return SpeedupTable(runtime, f"{platform.machine()}, {platform.system()}", tuple(points))
 
 
 def _stack(widths: tuple[int, ...]) -> keras.Model:
@@ -76,7 +76,7 @@ def _points(dense: Path, form: str, size: float, seconds: float) -> list[Point]:
     for sparsity in _SPARSITIES[form]:
         sparse = dense.with_name("sparse.tflite")
         _write_sparse(dense, sparse, form, sparsity)
-        latency = benchmark_litert(dense, sparse, batch_sizes=_BATCHES, seconds=seconds)
+        latency = benchmark(dense, sparse, batch_sizes=_BATCHES, seconds=seconds)
         for timing in latency.timings:
             times[timing.batch_size].append(1 / timing.speedup)
     first, second = (1 - sparsity for sparsity in _SPARSITIES[form])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_pruner.litert import encoding, flatbuffer
-from keras_pruner.litert.cost_model import LEAST_GAIN, Gains, gains_of
+from keras_pruner.litert.cost_model import LEAST_GAIN, SpeedupTable, gains_of
 from keras_pruner.reporting import tables
 
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
@@ -49,7 +49,7 @@ def table_of(title: str, weights: Sequence[Encoded]) -> str:
     return tables.render(title, heads, rows, width=140)
 
 
-def encode(model: Any, runtime: str | Gains, batch_size: int) -> list[Encoded]:
+def encode(model: Any, runtime: str | SpeedupTable, batch_size: int) -> list[Encoded]:
     """Store weights sparse, in place, where that makes the file smaller or the runtime faster.
 
     Args:
@@ -75,7 +75,7 @@ def encode(model: Any, runtime: str | Gains, batch_size: int) -> list[Encoded]:
 class _Site:
     """Where a file will run, and with how many bytes of Dense weights."""
 
-    gains: Gains
+    gains: SpeedupTable
     batch_size: int
     model_bytes: int
 

@@ -24,7 +24,7 @@ class Obstacles:
         layers: (name, class, the change that admits it) of each layer in the way.
         begins: whether every input comes to a convolution that begins a cluster.
         ends: whether every output comes from a global average pooling.
-        rewrites: what `kp.make_eligible(model)` changes by itself, outputs unchanged.
+        rewrites: what `kp.litert.prepare_for_xnnpack(model)` changes by itself, outputs unchanged.
     """
 
     layers: tuple[tuple[str, str, str], ...]
@@ -36,7 +36,7 @@ class Obstacles:
         lines = [] if self.begins else [f"missing: {_START}"]
         lines += [] if self.ends else ["missing: GlobalAveragePooling2D, in every output branch"]
         lines += [f"in the way: {name} ({kind}): {change}" for name, kind, change in self.layers]
-        lines += [f"kp.make_eligible(model) does: {change}" for change in self.rewrites]
+        lines += [f"kp.litert.prepare_for_xnnpack does: {change}" for change in self.rewrites]
         return "\n".join(lines) or "nothing is in the way"
 
 

@@ -35,7 +35,7 @@ class Rewrite:
         model: computes what the given one does.
         changes: what was changed.
         obstacles: what still keeps it from running sparse, as far as the layers tell;
-            `verify_litert` on the exported file has the last word.
+            `inspect` on the exported file has the last word.
         difference: of the outputs, in units of the largest.
     """
 
@@ -51,7 +51,7 @@ class Rewrite:
         return "\n".join(lines)
 
 
-def make_eligible(model: keras.Model) -> Rewrite:
+def prepare_for_xnnpack(model: keras.Model) -> Rewrite:
     """Rewrite a CNN so that XNNPACK can run its pruned 1x1 convolutions sparse.
 
     For ARM, WebAssembly and RISC-V. Strided convolutions get padding that is symmetric, a 1x1
@@ -85,7 +85,7 @@ def make_eligible(model: keras.Model) -> Rewrite:
 
 
 def missing(model: keras.Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What `make_eligible` would change in a model, and what it could not.
+    """What `prepare_for_xnnpack` would change in a model, and what it could not.
 
     Raises:
         ValueError: if the model is no graph of layers over images of a known size.

@@ -9,10 +9,9 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import magnitude, needs_inputs
+from keras_pruner.criteria import magnitude, needs_inputs, scores_as_given
 from keras_pruner.masks import Weight, decide
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.inputs import scores_as_given
 from keras_pruner.oneshot.linear_layers import Linear
 from keras_pruner.oneshot.listen import Values, run
 from keras_pruner.oneshot.reconstruct import Outcome, Walk, go, inputs_of

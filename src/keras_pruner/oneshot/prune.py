@@ -11,11 +11,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import magnitude, needs_inputs
+from keras_pruner.criteria import PerOutput, magnitude, needs_inputs, wanda
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, Calibrated, outputs_of
 from keras_pruner.oneshot.distillation import Teacher
-from keras_pruner.oneshot.inputs import PerOutput, wanda
 from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.reconstruct import Outcome
 from keras_pruner.oneshot.report import Candidate, Distillation, PrunedWeight, PruneReport
@@ -230,8 +229,8 @@ def _chosen_by(criterion: Any) -> str:
         return ""
     if criterion not in ("refit", "sparsegpt"):
         raise ValueError(
-            '`criterion` must be a function such as kp.magnitude or kp.wanda, "refit" or '
-            f'"sparsegpt". Received: criterion={criterion!r}.'
+            "`criterion` must be a function such as kp.criteria.magnitude or kp.criteria.wanda, "
+            f'"refit" or "sparsegpt". Received: criterion={criterion!r}.'
         )
     return criterion
 

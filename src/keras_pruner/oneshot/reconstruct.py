@@ -17,10 +17,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.criteria import LayerInputs
 from keras_pruner.oneshot import batch_norm as norms
 from keras_pruner.oneshot import least_squares, sparsegpt
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.inputs import Inputs
 from keras_pruner.oneshot.linear_layers import Choose, Linear
 from keras_pruner.oneshot.listen import Call, Enough, Values, listening, run
 from keras_pruner.oneshot.removal import Removal
@@ -312,9 +312,9 @@ def _rows(walk: Walk, linear: Linear) -> _Pair:
     return _pair(walk, _hear(walk, [linear], [], lambda _, rows: rows)[linear])
 
 
-def inputs_of(walk: Walk, linear: Linear) -> Inputs:
+def inputs_of(walk: Walk, linear: Linear) -> LayerInputs:
     """The layer's inputs as criteria see them."""
-    return Inputs(keras.ops.convert_to_numpy(_rows(walk, linear).fit))
+    return LayerInputs(keras.ops.convert_to_numpy(_rows(walk, linear).fit))
 
 
 def _moments(walk: Walk, norm: keras.layers.BatchNormalization) -> Any:

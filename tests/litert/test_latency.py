@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.litert import benchmark
-from keras_pruner.litert.benchmark import benchmark_litert, find_litertjs
+from keras_pruner.litert import latency
 from keras_pruner.litert.export import export_litert
+from keras_pruner.litert.latency import benchmark, find_litertjs
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
@@ -34,7 +34,7 @@ def files(tmp_path_factory):
 
 
 def test_both_models_are_timed_in_turns_natively(files):
-    measured = benchmark_litert(*files, batch_sizes=[1, 8], seconds=0.3)
+    measured = benchmark(*files, batch_sizes=[1, 8], seconds=0.3)
     assert [t.batch_size for t in measured.timings] == [1, 8]
     for t in measured.timings:
         assert min(t.dense_ms, t.pruned_ms) > 0
@@ -50,40 +50,40 @@ def test_wasm_runs_in_node(files):
         pytest.skip("needs npm install @litertjs/core in this directory or above")
     if shutil.which("node") is None:
         pytest.skip("needs Node")
-    timing = benchmark_litert(*files, runtime="wasm", seconds=0.3).timings[0]
+    timing = benchmark(*files, runtime="wasm", seconds=0.3).timings[0]
     assert timing.difference < 1e-5
     assert timing.speedup > 0
 
 
 def test_missing_tools_are_named(files, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="npm install @litertjs/core"):
-        benchmark_litert(*files, runtime="wasm", node_modules=tmp_path)
+        benchmark(*files, runtime="wasm", node_modules=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="needs Node 20"):
-        benchmark_litert(*files, runtime="wasm")
+        benchmark(*files, runtime="wasm")
 
 
 def test_wrong_arguments_say_what_is_right(files, tmp_path):
     with pytest.raises(ValueError, match='"native" or "wasm"'):
-        benchmark_litert(*files, runtime="gpu")
+        benchmark(*files, runtime="gpu")
     with pytest.raises(ValueError, match="threads=1"):
-        benchmark_litert(*files, runtime="wasm", threads=2)
+        benchmark(*files, runtime="wasm", threads=2)
     with pytest.raises(ValueError, match="`threads` must be an integer of at least 1"):
-        benchmark_litert(*files, threads=0)
+        benchmark(*files, threads=0)
     other = keras.Sequential([keras.Input((7,)), keras.layers.Dense(3)])
     export_litert(other, tmp_path / "other.tflite")
     with pytest.raises(ValueError, match="must have the same inputs"):
-        benchmark_litert(files[0], tmp_path / "other.tflite")
+        benchmark(files[0], tmp_path / "other.tflite")
 
 
 @pytest.mark.parametrize("outputs", [[[1.0, 2.0], [3.0]], [[3.0], [1.0, 2.01]]], ids=str)
 def test_outputs_of_another_build_may_come_in_another_order(monkeypatch, outputs):
-    monkeypatch.setattr(benchmark, "_natively", lambda _: {"outputs": [[[1.0, 2.0], [3.0]]]})
-    benchmark._check_against_native(["m.tflite"], [outputs])
+    monkeypatch.setattr(latency, "_natively", lambda _: {"outputs": [[[1.0, 2.0], [3.0]]]})
+    latency._check_against_native(["m.tflite"], [outputs])
 
 
 @pytest.mark.parametrize("garbage", [[0.0, 7.5], [float("nan"), 2.0], [1.0]], ids=str)
 def test_garbage_from_litertjs_is_an_error(monkeypatch, garbage):
-    monkeypatch.setattr(benchmark, "_natively", lambda _: {"outputs": [[[1.0, 2.0]]]})
+    monkeypatch.setattr(latency, "_natively", lambda _: {"outputs": [[[1.0, 2.0]]]})
     with pytest.raises(RuntimeError, match=r"m.tflite computes something else in LiteRT.js"):
-        benchmark._check_against_native(["m.tflite"], [[garbage]])
+        latency._check_against_native(["m.tflite"], [[garbage]])

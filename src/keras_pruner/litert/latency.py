@@ -48,7 +48,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """What `benchmark_litert` measured; prints as a table.
+    """What `benchmark` measured; prints as a table.
 
     Attributes:
         runtime: "native" or "wasm".
@@ -72,7 +72,7 @@ class Latency:
         return tables.render(f"{self.runtime}, {self.threads} thread(s)", heads, rows)
 
 
-def benchmark_litert(
+def benchmark(
     dense: str | os.PathLike[str],
     pruned: str | os.PathLike[str],
     *,
@@ -195,7 +195,7 @@ def _check_against_native(files: list[str], outputs: list[list[list[float]]]) ->
                 raise RuntimeError(
                     f"{path} computes something else in LiteRT.js than natively: outputs differ "
                     f"by {nearest:.1e} of the largest. Its times mean nothing. What "
-                    "kp.verify_litert says of it, and kp.make_eligible, may help."
+                    "kp.litert.inspect says of it, and kp.litert.prepare_for_xnnpack, may help."
                 )
 
 

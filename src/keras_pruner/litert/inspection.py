@@ -44,7 +44,7 @@ class Contents:
         return f"{table_of(title, self.weights)}\nXNNPACK: {self.xnnpack}"
 
 
-def verify_litert(path: str | os.PathLike[str]) -> Contents:
+def inspect(path: str | os.PathLike[str]) -> Contents:
     """Read any `.tflite` file and say what its zeros are worth; nothing of it is run.
 
     Args:
