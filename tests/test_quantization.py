@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.oneshot import prune
+from keras_pruner.oneshot.prune import prune
 from keras_pruner.plan import Rules
 from keras_pruner.quantization import check_zeros, merge_lora, zero_masks
 from keras_pruner.storage.keras_file import save_compressed

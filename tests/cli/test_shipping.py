@@ -44,7 +44,7 @@ def test_gains_are_measured_once_and_then_read(capsys, saved, tmp_path, monkeypa
     points = [kp.litert.cost_model.Point(form, 1e6, 1, 0.0, 1.0) for form in ("block 1x4", "csr")]
     measured = kp.litert.SpeedupTable("litert-x86", "by hand", tuple(points))
     calls = []
-    monkeypatch.setattr(shipping, "measure_gains", lambda: calls.append(1) or measured)
+    monkeypatch.setattr(shipping, "measure_speedups", lambda: calls.append(1) or measured)
     path = tmp_path / "gains.json"
     for _ in range(2):
         data = json.loads(succeeds(capsys, "advise", saved, "--gains", path, "--json"))
