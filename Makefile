@@ -65,7 +65,7 @@ test-oldest-torch: .venv-oldest-torch/complete
 
 # Your copies of the data: SPEECH and REVIEWS as `--help` of keyword_spotting.py and imdb_lstm.py
 # says. Without SPEECH the smoke runs on made-up tones, and `results` leaves that recipe out.
-RECIPE = KERAS_BACKEND=tensorflow .venv-examples/bin/python examples
+RECIPE = KERAS_BACKEND=tensorflow .venv-examples/bin/python examples/recipes
 speech = $(if $(SPEECH),--data $(SPEECH))
 reviews = $(if $(REVIEWS),--data $(REVIEWS))
 SMOKE := $(or $(TMPDIR),/tmp)/keras-pruner-smoke
@@ -85,7 +85,7 @@ results-smoke: .venv-examples/complete
 	$(RECIPE)/translation.py $(smoke) --direction en-de
 	$(RECIPE)/speech_recognition.py $(smoke) $(speech)
 	$(RECIPE)/text_to_speech.py $(smoke) $(speech)
-	$(RECIPE)/results.py $(SMOKE) --output $(SMOKE)
+	.venv-examples/bin/python examples/lib/results.py $(SMOKE) --output $(SMOKE)
 
 results: .venv-examples/complete .venv-tfmot/complete
 	$(RECIPE)/mnist_cnn.py $(against) distilled --width 0.25
@@ -105,12 +105,12 @@ ifdef SPEECH
 	$(RECIPE)/speech_recognition.py $(against) $(speech)
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif
-	KERAS_BACKEND=jax .venv-examples/bin/python examples/translation.py $(short) --seeds 5
+	KERAS_BACKEND=jax .venv-examples/bin/python examples/recipes/translation.py $(short) --seeds 5
 	$(RECIPE)/transformer.py --seeds 5 $(reviews)
 	$(RECIPE)/imagenet.py $(against)
 	$(RECIPE)/imagenet.py --seeds 5 --sparsity 0.75 --pattern unstructured
 	$(RECIPE)/imagenet.py --full-size --model v1 v2 inception
-	$(RECIPE)/results.py
+	.venv-examples/bin/python examples/lib/results.py
 
 lint: .venv/complete
 	.venv/bin/python -m ruff check .

@@ -1,6 +1,6 @@
 """What TFMOT 0.8.1 does with a Bidirectional layer, before it has pruned anything.
 
-Why `examples/translation.py` has no row of TFMOT. Needs an environment of its own:
+Why `examples/recipes/translation.py` has no row of TFMOT. Needs an environment of its own:
 `pip install "tensorflow-model-optimization==0.8.1" tf-keras`.
 
     python benchmarks/tfmot_bidirectional.py

@@ -1,4 +1,4 @@
-"""A network's dense self as its teacher, as examples/distillation.py has it."""
+"""A network's dense self as its teacher, as examples/lib/distillation.py has it."""
 
 import sys
 from pathlib import Path
@@ -10,11 +10,11 @@ from models import values
 
 import keras_pruner as kp
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import recipe
-import recorded
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
+from lib import recipe, stored_runs
 
-distillation = pytest.importorskip("distillation")
+distillation = pytest.importorskip("lib.distillation")
 
 
 def network(outputs, activation):
@@ -103,6 +103,6 @@ def test_a_recipe_has_it_as_a_method(tmp_path, rows, start):
         [*command.split(), "--methods", "distilled", "--start", start]
     )
     recipe.run(options, [small])
-    line = recorded.read(tmp_path / "r" / "a-small-one.jsonl")[-1]
+    line = stored_runs.read(tmp_path / "r" / "a-small-one.jsonl")[-1]
     assert (line["method"], line["zeros"]) == ("distilled", 0.5)
     assert line["score"] > 0.6

@@ -1,4 +1,4 @@
-"""The pictures and networks of examples/imagenet.py, and its transformer's neighbour."""
+"""The pictures and networks of examples/recipes/imagenet.py, and its transformer's neighbour."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,10 @@ import pytest
 
 import keras_pruner as kp
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
 import imagenet
-import images
-import recipe
-import recorded
+from lib import images, recipe, stored_runs
 
 backend_free = pytest.mark.backend_free
 
@@ -110,6 +109,6 @@ def test_the_script_runs_from_end_to_end(tmp_path, script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script, *command.split()])
     __import__(script).main()
     (path,) = (tmp_path / "r").glob("*.jsonl")
-    methods = [line["method"] for line in recorded.read(path)]
+    methods = [line["method"] for line in stored_runs.read(path)]
     last = ["ours"] if script == "imagenet" else ["ours", "distilled"]
     assert methods == ["dense", "dense, longer", *last, *(["ours"] if script == "imagenet" else [])]

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-import datasets  # noqa: E402
-import recipe  # noqa: E402
-import recipe_tfmot  # noqa: E402
-import recorded  # noqa: E402
-import results  # noqa: E402
-import spoken_words  # noqa: E402
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
+from lib import datasets, recipe, results, spoken_words, stored_runs, tfmot_side
 
 backend_free = pytest.mark.backend_free
 
@@ -64,7 +59,7 @@ def lines_of(seeds, pruned):
 @backend_free
 def test_the_interval_is_students():
     # mean 3, deviation sqrt(2.5), t(0.975, 4) = 2.776: half = 2.776 sqrt(2.5 / 5) = 1.963
-    interval = recorded.Interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    interval = stored_runs.Interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert interval.mean == 3.0
     assert interval.low == pytest.approx(3 - 1.963, abs=1e-3)
     assert interval.high == pytest.approx(3 + 1.963, abs=1e-3)
@@ -72,15 +67,15 @@ def test_the_interval_is_students():
 
 @backend_free
 def test_one_value_has_no_interval():
-    assert str(recorded.Interval([2.0])) == "2.00"
-    assert np.isnan(recorded.Interval([2.0]).half)
+    assert str(stored_runs.Interval([2.0])) == "2.00"
+    assert np.isnan(stored_runs.Interval([2.0]).half)
     with pytest.raises(ValueError, match="must not be empty"):
-        recorded.Interval([])
+        stored_runs.Interval([])
 
 
 @backend_free
 def test_retained_is_of_the_better_dense_network():
-    (found,) = recorded.summaries(lines_of(2, [0.45, 0.9]))
+    (found,) = stored_runs.summaries(lines_of(2, [0.45, 0.9]))
     assert found.retained.values == pytest.approx([50.0, 100.0])
     assert found.lost().values == pytest.approx([45.0, 0.0])
     assert found.ratio() == 10.0
@@ -89,23 +84,23 @@ def test_retained_is_of_the_better_dense_network():
 @backend_free
 def test_nothing_is_retained_of_nothing():
     lines = [line(0, 0.0, "dense"), line(0, 0.0, "dense, longer"), line(0, 0.1)]
-    (found,) = recorded.summaries(lines)
+    (found,) = stored_runs.summaries(lines)
     assert np.isnan(found.retained.mean)
 
 
 @backend_free
 def test_a_time_that_nobody_knows_does_not_count():
     lines = lines_of(2, [0.45, 0.9])
-    (found,) = recorded.summaries([*lines[:-1], lines[-1] | {"seconds": None}])
+    (found,) = stored_runs.summaries([*lines[:-1], lines[-1] | {"seconds": None}])
     assert found.mean("seconds") == 1.0
-    (found,) = recorded.summaries([each | {"seconds": None} for each in lines])
+    (found,) = stored_runs.summaries([each | {"seconds": None} for each in lines])
     assert np.isnan(found.mean("seconds"))
 
 
 @backend_free
 def test_seeds_without_both_dense_lines_do_not_count():
     lines = [each for each in lines_of(2, [0.45, 0.9]) if each["method"] != "dense" or each["seed"]]
-    (found,) = recorded.summaries(lines)
+    (found,) = stored_runs.summaries(lines)
     assert [each["seed"] for each in found.lines] == [1]
 
 
@@ -113,10 +108,10 @@ def test_seeds_without_both_dense_lines_do_not_count():
 def test_differences_are_paired_by_seed():
     lines = lines_of(3, [0.7, 0.6, 0.5])
     lines += [line(seed, score, "tfmot") for seed, score in ((2, 0.4), (0, 0.5))]
-    ours, theirs = recorded.summaries(lines)
-    assert recorded.difference(ours, theirs).values == pytest.approx([20.0, 10.0])
-    (other,) = recorded.summaries(lines_of(1, [0.5]))
-    assert recorded.difference(other, dataclasses.replace(theirs, lines=[])) is None
+    ours, theirs = stored_runs.summaries(lines)
+    assert stored_runs.difference(ours, theirs).values == pytest.approx([20.0, 10.0])
+    (other,) = stored_runs.summaries(lines_of(1, [0.5]))
+    assert stored_runs.difference(other, dataclasses.replace(theirs, lines=[])) is None
 
 
 @backend_free
@@ -124,7 +119,7 @@ def test_other_settings_and_budgets_are_other_rows():
     lines = lines_of(1, [0.5])
     lines.append(line(0, 0.6, start="at once"))
     lines.append(line(0, 0.7, budget={"dense_epochs": 9, "pruning_epochs": 9}))  # no dense lines
-    assert [each.label for each in recorded.summaries(lines)] == [
+    assert [each.label for each in stored_runs.summaries(lines)] == [
         "ours, lamp, gradual",
         "ours, lamp, at once",
     ]
@@ -136,10 +131,10 @@ def test_other_settings_and_budgets_are_other_rows():
 @backend_free
 def test_lines_are_appended_whole(tmp_path):
     path = tmp_path / "deep" / "runs.jsonl"
-    assert recorded.read(path) == []
-    recorded.append(path, {"seed": 0})
-    recorded.append(path, {"seed": 1})
-    assert [each["seed"] for each in recorded.read(path)] == [0, 1]
+    assert stored_runs.read(path) == []
+    stored_runs.append(path, {"seed": 0})
+    stored_runs.append(path, {"seed": 1})
+    assert [each["seed"] for each in stored_runs.read(path)] == [0, 1]
 
 
 @backend_free
@@ -201,7 +196,7 @@ def test_tfmots_last_update_is_on_its_beat_and_leaves_steps_to_recover(steps):
         return types.SimpleNamespace(final=final, begin=begin, end=end, frequency=frequency)
 
     api = types.SimpleNamespace(PolynomialDecay=decay)
-    found = recipe_tfmot.schedule(recipe.Target(0.9), steps, api)
+    found = tfmot_side.schedule(recipe.Target(0.9), steps, api)
     assert found.final == 0.9
     assert (found.end - found.begin) % found.frequency == 0
     assert (found.end - found.begin) / found.frequency <= 200
@@ -241,7 +236,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path, capsys, s
     options = recipe.parser("").parse_args([*command.split(), "--start", start])
     recipe.run(options, [small(options)])
     path = tmp_path / "r" / "a-small-one.jsonl"
-    whole = recorded.read(path)
+    whole = stored_runs.read(path)
     assert [each["method"] for each in whole] == ["dense", "dense, longer", "ours", "ours"]
     assert [each["zeros"] for each in whole] == [0, 0, 0.5, 0.75]
     assert whole[3]["bytes"] < whole[1]["bytes"] < whole[1]["bytes, plain"]
@@ -252,25 +247,25 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path, capsys, s
 
     path.write_text("".join(json.dumps(each) + "\n" for each in whole[:3]), encoding="utf-8")
     recipe.run(options, [small(options)])
-    again = recorded.read(path)
+    again = stored_runs.read(path)
     assert again[:3] == whole[:3]
     assert len(again) == 4
     assert again[3]["score"] == pytest.approx(whole[3]["score"], abs=0.05)
     recipe.run(options, [small(options)])
-    assert recorded.read(path) == again
+    assert stored_runs.read(path) == again
 
 
 def test_a_network_built_with_its_weights_is_not_trained_before(tmp_path):
     command = f"--sparsity 0.5 --seeds 1 --epochs 0 2 --results {tmp_path}/r --work {tmp_path}/w"
     recipe.run(options := recipe.parser("").parse_args(command.split()), [small(options)])
-    dense, longer, ours = recorded.read(tmp_path / "r" / "a-small-one.jsonl")
+    dense, longer, ours = stored_runs.read(tmp_path / "r" / "a-small-one.jsonl")
     assert (dense["seconds"], longer["steps"], ours["zeros"]) == (0.0, 16, 0.5)
 
 
 def test_gradual_pruning_ends_where_it_was_told_to(tmp_path):
     command = f"--start gradual --prune-until 0.3 --results {tmp_path} --work {tmp_path}"
     options = recipe.parser("").parse_args(command.split())
-    training = pytest.importorskip("recipe_training")
+    training = pytest.importorskip("lib.training")
     side = training.Side(small(options), 0, tmp_path / "start.npz", options)
     schedule = side.schedule(0.8)  # over five epochs of eight steps
     assert (schedule.end_step, schedule.sparsity_at(12)) == (12, 0.8)
@@ -316,7 +311,7 @@ def test_runs_on_other_data_do_not_count_as_done(tmp_path):
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     options = recipe.parser("").parse_args(["--work", str(tmp_path)])
-    training = pytest.importorskip("recipe_training")
+    training = pytest.importorskip("lib.training")
     side = training.Side(small(options), 0, tmp_path / "start.npz", options)
     with pytest.raises(ValueError, match="not those of this network"):
         side.measured_with([np.zeros((2, 2))], None)
@@ -334,7 +329,7 @@ def test_the_page_says_what_the_lines_say(tmp_path, monkeypatch, capsys):
     lines += [line(seed, 0.85 + seed / 1000, "tfmot", allocation=None) for seed in range(3)]
     lines = [each | {"published": 94.84, "published dense": 95.23} for each in lines]
     for each in lines:
-        recorded.append(tmp_path / "a-model.jsonl", each)
+        stored_runs.append(tmp_path / "a-model.jsonl", each)
     monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path), "--output", str(tmp_path)])
     results.main()
     assert "2 rows of 1 recipes" in capsys.readouterr().out
@@ -415,13 +410,13 @@ def test_the_script_runs(command, tmp_path):
     options += ["--smoke", "--methods", *methods]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
-        [sys.executable, EXAMPLES / command[0], *command[1:], *options],
+        [sys.executable, EXAMPLES / "recipes" / command[0], *command[1:], *options],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = (tmp_path / "results").glob("*.jsonl")
-    found = {each["method"]: each for each in recorded.read(path)}
+    found = {each["method"]: each for each in stored_runs.read(path)}
     assert set(found) == {"dense", "dense, longer", *methods}
     assert all(found[method]["bytes"] < found["dense"]["bytes"] for method in methods)

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "sweep.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "distributed" / "sweep.py"
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ Nothing here imports Keras before something must be made: both sides of a compar
 import os
 
 import numpy as np
-from recipe import Arrays, Data
+
+from lib.recipe import Arrays, Data
 
 
 def cached(path, make):

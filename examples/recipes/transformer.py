@@ -1,16 +1,20 @@
 """A transformer that tells good film reviews from bad ones, pruned with its dense self as teacher.
 
-    KERAS_BACKEND=jax python examples/transformer.py --data vaderSentiment-3.3.2.tar.gz --seeds 5
-    python examples/transformer.py --data train.tsv --preset bert_tiny_en_uncased
+    KERAS_BACKEND=jax python examples/recipes/transformer.py --data vaderSentiment-3.3.2.tar.gz
+    python examples/recipes/transformer.py --data train.tsv --preset bert_tiny_en_uncased
 
 Data: as for `imdb_lstm.py`, and for the network of plain Keras layers. With --preset, and KerasHub
 (`pip install keras-hub`), its classifier of that name or directory is fine-tuned on --data, a file
 of lines "label TAB text", of which every fifth is tested with; its embeddings are left alone.
 """
 
-import datasets
+import sys
+from pathlib import Path
+
 import numpy as np
-import recipe
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import datasets, recipe
 
 OPTIONS = recipe.parser(__doc__)
 OPTIONS.set_defaults(methods=["ours", "distilled"])

@@ -6,7 +6,7 @@ every layer above it, one vocabulary of word pieces for both languages. One thin
 bottom decoder layer does not see the context of the step before, so that a whole sentence is
 trained by one product.
 
-    KERAS_BACKEND=jax python examples/translation.py --data wmt16 --layers 4 --width 1024
+    KERAS_BACKEND=jax python examples/recipes/translation.py --data wmt16 --layers 4 --width 1024
 
 `--data` is a directory with `train.en`, `train.de` and `newstest2015.en`, `newstest2015.de` (or
 the names of `--train` and `--test`): plain text, one sentence a line, the same line in both.
@@ -22,7 +22,7 @@ points; published 100, 99 and 98 %); with 40 + 44 epochs it was 73 % at 90 % fro
 one that learns all 12,237 pairs, and gains BLEU from every weight, keeps half at 80 %
 (examples/results.md):
 
-    python examples/translation.py --pairs 1250 --width 192 --batch 16 --epochs 50 70
+    python examples/recipes/translation.py --pairs 1250 --width 192 --batch 16 --epochs 50 70
 
 At 90 % from German, seed 0, where the dense network has 5.7 BLEU, that leaves 5.3. With one option
 more it was (single runs, not stored): 5.4 with `--epochs 50 110`, 4.7 with `--methods distilled`,
@@ -41,13 +41,16 @@ import dataclasses
 import gettext
 import io
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 from shutil import which
 
 import numpy as np
-import recipe
-from datasets import cached
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import recipe
+from lib.datasets import cached
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 

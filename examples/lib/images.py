@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import cached, digits_at_hand
-from recipe import Arrays, Data
+
+from lib.datasets import cached, digits_at_hand
+from lib.recipe import Arrays, Data
 
 READERS = 8  # threads that decode
 ENDINGS = {".jpg", ".jpeg", ".png"}

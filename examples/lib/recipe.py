@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import recorded
+
+from lib import stored_runs
 
 METHODS = ("ours", "distilled", "tfmot")
 PATTERNS = ("unstructured", "2:4", "4x1")
 ALLOCATIONS = ("lamp", "erk", "global", "uniform")
 PRUNE_UNTIL = 0.75  # of the second part of a training, if gradual
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]  # examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,14 +263,14 @@ def run(options, recipes):
     """Do what is not done yet of each recipe, and print its table."""
     check(options)
     if options.jobs:
-        import recipe_tfmot
+        from lib import tfmot_side
 
-        recipe_tfmot.work(options.jobs, {recipe.name: recipe for recipe in recipes})
+        tfmot_side.work(options.jobs, {recipe.name: recipe for recipe in recipes})
         return
     for recipe in recipes:
         path = options.results / f"{file_name(recipe.name)}.jsonl"
         Run(recipe, options, path).go()
-        print(recorded.table(recorded.read(path)), flush=True)
+        print(stored_runs.table(stored_runs.read(path)), flush=True)
 
 
 def file_name(name):
@@ -287,7 +288,7 @@ class Run:
 
     def go(self):
         """Every seed and method that has no line yet."""
-        import recipe_training as training
+        from lib import training
 
         self.check_source(self.recipe.data(0).source)
         here = [method for method in self.options.methods if method != "tfmot"]
@@ -312,7 +313,7 @@ class Run:
     def check_source(self, source):
         """Refuse runs on other data with the same budget, which would count as done."""
         budget = dataclasses.asdict(self.recipe.budget)
-        for line in recorded.read(self.path):
+        for line in stored_runs.read(self.path):
             theirs = line.get("source", source)
             same = theirs.partition(";")[0] == source.partition(";")[0]  # figures come after it
             if line["budget"] == budget and not same:
@@ -323,17 +324,17 @@ class Run:
 
     def under_tfmot(self, training):
         """What TFMOT is to do, in one process of its own; its weights are scored on this side."""
-        import recipe_tfmot
+        from lib import tfmot_side
 
         jobs = [
-            recipe_tfmot.Job(self.recipe.name, seed, self.start(seed), target)
+            tfmot_side.Job(self.recipe.name, seed, self.start(seed), target)
             for seed in range(self.options.seeds)
             for target in targets(self.options)
             if self.missing(seed, "tfmot", target)
         ]
         for seed in {job.seed for job in jobs if not job.start.exists()}:
             training.Side(self.recipe, seed, self.start(seed), self.options).dense()
-        for job, weights, seconds in recipe_tfmot.run(jobs, self.options):
+        for job, weights, seconds in tfmot_side.run(jobs, self.options):
             side = training.Side(self.recipe, job.seed, job.start, self.options)
             found = side.measured_with(weights, seconds)
             self.note(found, job.seed, "tfmot", job.target)
@@ -364,7 +365,7 @@ class Run:
     def missing(self, seed, method, target=None):
         """Whether it has no line yet."""
         key = self.key(seed, method, target)
-        return not any(key.items() <= line.items() for line in recorded.read(self.path))
+        return not any(key.items() <= line.items() for line in stored_runs.read(self.path))
 
     def note(self, found, seed, method, target=None):
         """Store the line of a run."""
@@ -372,4 +373,4 @@ class Run:
         line = self.key(seed, method, target)
         line |= {"measure": self.recipe.measure, "published": self.recipe.published.get(name)}
         line |= {"published dense": self.recipe.published.get("dense")}
-        recorded.append(self.path, line | found)
+        stored_runs.append(self.path, line | found)

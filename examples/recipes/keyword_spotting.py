@@ -1,6 +1,6 @@
 """Keyword spotting with the DS-CNNs of "Hello Edge" (Zhang et al. 2017, arXiv:1711.07128), pruned.
 
-    KERAS_BACKEND=tensorflow python examples/keyword_spotting.py --data recordings --size L
+    KERAS_BACKEND=tensorflow python examples/recipes/keyword_spotting.py --data recordings --size L
 
 Data, given by --data:
 - the Free Spoken Digit Dataset: a directory with 0_george_0.wav and so on, or its parent; or an
@@ -16,8 +16,11 @@ trained on dense, at 50 % and at 2:4 (`--size L --split theo --epochs 3 4`, five
 Features are computed by librosa: `pip install "keras-pruner[examples]"`.
 """
 
-import recipe
-import spoken_words
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import recipe, spoken_words
 
 SIZES = {  # filters; strides of the first convolution and of each separable one
     "S": (64, ((2, 2), 1, 1, 1, 1)),

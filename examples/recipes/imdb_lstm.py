@@ -1,14 +1,17 @@
 """TFMOT's IMDB example: an embedding and an LSTM that tell good reviews from bad ones, pruned.
 
-    KERAS_BACKEND=tensorflow python examples/imdb_lstm.py --data vaderSentiment-3.3.2.tar.gz
+    KERAS_BACKEND=tensorflow python examples/recipes/imdb_lstm.py --data vaderSentiment-3.3.2.tar.gz
 
 Data: `keras.datasets.imdb`; or, given by --data, the source archive of the package vaderSentiment,
 which holds 10,605 rated film snippets (Hutto & Gilbert 2014):
 `pip download --no-binary :all: --no-deps vaderSentiment==3.3.2`.
 """
 
-import datasets
-import recipe
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import datasets, recipe
 
 OPTIONS = recipe.parser(__doc__)
 OPTIONS.add_argument("--words", type=int, default=20000, help="in the vocabulary")

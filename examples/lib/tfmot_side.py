@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import recipe as recipes
+
+from lib import recipe as recipes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Sparsity x allocation x seed over a cluster with Ray Tune, to a plot of accuracy and bytes.
 
     pip install "keras-pruner[jax,report,sweep]"
-    KERAS_BACKEND=jax python examples/sweep.py sweep
+    KERAS_BACKEND=jax python examples/distributed/sweep.py sweep
 
 Every trial trains a small network on the package's digits while pruning it. After each epoch it
 reports its accuracy and hands its backup to Ray, so that a trial whose worker dies goes on, on

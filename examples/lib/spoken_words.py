@@ -5,7 +5,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from datasets import cached, classes
+
+from lib.datasets import cached, classes
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 DIGIT = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")

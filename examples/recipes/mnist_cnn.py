@@ -1,13 +1,16 @@
 """TFMOT's MNIST example, a convolutional network for digits, dense and pruned.
 
-    KERAS_BACKEND=tensorflow python examples/mnist_cnn.py --seeds 5 --methods ours tfmot
+    KERAS_BACKEND=tensorflow python examples/recipes/mnist_cnn.py --seeds 5 --methods ours tfmot
 
 Data: `keras.datasets.mnist`, or the file mnist.npz of it given by --data; where it cannot be had,
 the 10,000 digits of it that come with keras_pruner (8,000 to train with, 2,000 to test).
 """
 
-import datasets
-import recipe
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import datasets, recipe
 
 OPTIONS = recipe.parser(__doc__)
 OPTIONS.add_argument("--width", type=float, default=1.0, help="times the filters and units")

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import recipe as recipes
 
 import keras_pruner as kp
+from lib import recipe as recipes
 
 # As on TFMOT's side: Keras 2 compiles without XLA.
 JIT = False if keras.backend.backend() == "tensorflow" else "auto"
@@ -107,7 +107,7 @@ class Side:
         before = time.perf_counter() - begun
         trained = model
         if method == "distilled":
-            import distillation
+            from lib import distillation
 
             trained = distillation.with_teacher(model, self.started(), self.recipe)
         seconds, steps = self.fit(trained, False, callback)

@@ -1,8 +1,8 @@
 """The three networks of the published ImageNet table, dense and pruned.
 
-    python examples/imagenet.py --data ~/imagenet --model v1 v2 inception
-    KERAS_BACKEND=tensorflow python examples/imagenet.py --model v1 v2 --seeds 5 --pattern 2:4
-    python examples/imagenet.py --full-size
+    python examples/recipes/imagenet.py --data ~/imagenet --model v1 v2 inception
+    KERAS_BACKEND=tensorflow python examples/recipes/imagenet.py --seeds 5 --pattern 2:4
+    python examples/recipes/imagenet.py --full-size
 
 Data, given by --data: a directory with train/CLASS/*.jpg and val/CLASS/*.jpg; or, by --tfds, a set
 that `tensorflow_datasets` has prepared, such as imagenet2012. The networks then have their usual
@@ -18,9 +18,13 @@ and shows what becomes of the files and of the time of an inference; --model add
 The first convolution of MobileNets and the depthwise ones are left alone: they have few weights.
 """
 
-import images
+import sys
+from pathlib import Path
+
 import numpy as np
-import recipe
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import images, recipe
 
 MODELS = {
     "inception": (
@@ -140,7 +144,7 @@ def on_small_pictures(options, model, shared):
 def main():
     options = OPTIONS.parse_args()
     if options.full_size:
-        import full_size
+        from lib import full_size
 
         full_size.show({TITLES[model]: MODELS[model][0] for model in options.model})
     else:

@@ -1,6 +1,6 @@
 """A small acoustic model, text and speaker to mel spectrogram, pruned.
 
-    KERAS_BACKEND=jax python examples/text_to_speech.py --data recordings --wav spoken
+    KERAS_BACKEND=jax python examples/recipes/text_to_speech.py --data recordings --wav spoken
 
 In the manner of FastSpeech (Ren et al., 2019): no attention and no loop, all frames at once. A
 small duration model says how long the utterance is; convolutions over the places of its frames,
@@ -20,12 +20,14 @@ Spectra, alignment and --wav, through Griffin and Lim's algorithm, are librosa's
 """
 
 import string
+import sys
 from pathlib import Path
 
 import numpy as np
-import recipe
-import spoken_words
-from datasets import cached
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import recipe, spoken_words
+from lib.datasets import cached
 
 RATE, WINDOW, HOP, MELS = 8000, 512, 128, 40
 FRAMES = 64  # a second

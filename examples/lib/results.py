@@ -1,23 +1,25 @@
 """From the stored runs to `results.md` and `results.png`: every recipe beside what was published.
 
-python examples/results.py                      what lies in examples/results
-python examples/results.py DIR --output DIR     something else
+python examples/lib/results.py                      what lies in examples/results
+python examples/lib/results.py DIR --output DIR     something else
 """
 
 import argparse
+import sys
 import textwrap
 from pathlib import Path
 
-import recorded
-from recorded import difference, summaries
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import stored_runs
+from lib.stored_runs import difference, summaries
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]  # examples
 COLORS = {"ours": "C0", "tfmot": "C1", "distilled": "C2"}
 MOST_LOST = 0.5  # points; what "6x smaller with minimal loss" may cost here
 LEAST_RETAINED = 99  # per cent; 0.5 points are much of a low score
 HEAD = (
     "# The published results, run here\n\n"
-    "Made by `python examples/results.py` from the lines in `examples/results/`, one for each "
+    "Made by `python examples/lib/results.py` from the lines in `examples/results/`, one for each "
     "run. Scores are per cent (accuracy, BLEU; whatever the table's second column says), the "
     "mean over the seeds; in brackets is the 95 % interval by Student's t, over the seeds or "
     "over the differences within a seed. Each recipe trains a network, then trains on from the "
@@ -246,7 +248,7 @@ def main():
     files = sorted(options.results.glob("*.jsonl"))
     everything = {}
     for path in files:
-        lines = recorded.read(path)
+        lines = stored_runs.read(path)
         if found := summaries(lines):
             everything[lines[0]["recipe"]] = found
     if not everything:

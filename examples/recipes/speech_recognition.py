@@ -1,6 +1,6 @@
 """A recogniser of spoken digit sequences, trained with CTC (Graves et al., 2006) and pruned.
 
-    KERAS_BACKEND=jax python examples/speech_recognition.py --data recordings
+    KERAS_BACKEND=jax python examples/recipes/speech_recognition.py --data recordings
 
 Convolutions and an LSTM over log-mel frames; of every second or two of speech it says which digits
 were spoken, in their order, without being told where they are. The measure is 1 - the word error
@@ -13,10 +13,14 @@ number 5 only (the official split), those of the training side only the others. 
 computed by librosa: `pip install "keras-pruner[examples]"`.
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import recipe
-import spoken_words
-from datasets import cached
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lib import recipe, spoken_words
+from lib.datasets import cached
 
 RATE, HOP, MELS = 8000, 100, 32
 FRAMES = 280  # three and a half seconds
