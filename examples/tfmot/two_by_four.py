@@ -1,9 +1,10 @@
-"""The 2-by-4 guide: two zeros in every four weights; only the import of tfmot has changed."""
+"""The 2-by-4 guide: two zeros in every four weights; only the imports have changed."""
 
 import keras
 from data import mnist
 
 import keras_pruner.tfmot as tfmot
+from keras_pruner.litert.nm_check import check_m_by_n
 
 keras.utils.set_random_seed(0)
 x_train, y_train, x_test, y_test = mnist(2000)
@@ -40,7 +41,7 @@ model.fit(
 )
 print("accuracy", model.evaluate(x_test, y_test, verbose=0)[1])
 model = tfmot.sparsity.keras.strip_pruning(model)
-check = tfmot.tools.check_m_by_n(model, (2, 4))
+check = check_m_by_n(model, (2, 4))
 print(check)
 # One input channel is too few to choose two zeros of four.
 assert [name for name, holds in check.weights.items() if holds] == [
@@ -52,4 +53,4 @@ if keras.backend.backend() == "tensorflow":
 
     path = f"{tempfile.mkdtemp()}/two_by_four.tflite"
     model.export(path, format="litert", verbose=False)
-    print(tfmot.tools.check_m_by_n(path, (2, 4)))
+    print(check_m_by_n(path, (2, 4)))

@@ -44,11 +44,14 @@ def succeeds(capsys, *arguments):
 
 
 def misused(capsys, *arguments):
-    """Run a command whose arguments are wrong; what it says is returned."""
+    """Run a command whose arguments are wrong; what it says, in one line, is returned."""
     with pytest.raises(SystemExit) as exit_:
         commands.main([str(argument) for argument in arguments])
     assert exit_.value.code == 2
-    return capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.endswith("--help`.\n")
+    return said
 
 
 def test_inspect_counts(capsys, dense):
@@ -66,7 +69,7 @@ def test_inspect_counts(capsys, dense):
 def test_prune_writes_what_the_function_makes(capsys, dense, tmp_path):
     out = tmp_path / "out.keras"
     said = succeeds(capsys, "prune", dense, "--sparsity", "0.75", "-o", out)
-    assert "without what only training needs" in said
+    assert "without optimizer and loss" in said
     model = keras.saving.load_model(dense, compile=False)
     kp.prune(model, 0.75)
     report = kp.summarize(model)
@@ -338,31 +341,82 @@ def test_bad_requests_change_nothing(capsys, dense, tmp_path):
 
 
 def test_wrong_usage_exits_with_2(capsys, dense):
-    assert "pass --sparsity=0.8" in misused(
-        capsys, "prune", dense, "--sparsity", "80", "-o", "out.keras"
-    )
-    assert "like 2:4" in misused(capsys, "prune", dense, "--nm", "24", "-o", "out.keras")
-    assert "below m" in misused(capsys, "prune", dense, "--nm", "4:2", "-o", "out.keras")
+    for sparsity in ("80", "-1", "1", "nan", "half"):
+        said = misused(capsys, "prune", dense, f"--sparsity={sparsity}", "-o", "out.keras")
+        assert f"0.8 for 80% zeros. Received '{sparsity}'" in said
+    for nm in ("24", "4:2", "4:4", "0:4", "a:b", "2:4:8", ":"):
+        said = misused(capsys, "prune", dense, "--nm", nm, "-o", "out.keras")
+        assert f"0 < N < M, like 2:4: N weights stay of every M. Received '{nm}'" in said
+    for option in ("--filters", "--leave"):
+        said = misused(capsys, "prune", dense, "-o", "out.keras", option, "(")
+        assert f"argument {option}: '(' is not a regular expression: missing )" in said
     assert "not allowed with" in misused(
         capsys, "prune", dense, "--nm", "2:4", "--block", "4", "1", "-o", "out.keras"
     )
     assert "at least 1" in misused(capsys, "demo", "--epochs", "0")
     assert "give --sparsity" in misused(capsys, "prune", dense, "-o", "out.keras")
-    assert "--nm has a sparsity of its own, 0.5: leave out --sparsity 0.8" in misused(
+    assert "--nm 2:4 has a sparsity of 0.5: leave out --sparsity 0.8" in misused(
         capsys, "prune", dense, "--nm", "2:4", "--sparsity", "0.8", "-o", "out.keras"
     )
-    misused(capsys)
+    assert "arguments are required: command" in misused(capsys)
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["demo", "inspect", "prune", "sensitivity", "advise", "export", "verify", "compare"],
-)
-def test_help_has_examples(capsys, command):
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_help_has_examples_and_a_word_on_every_option(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         commands.main([command, "--help"])
     assert exit_.value.code == 0
-    assert f"examples:\n  keras-pruner {command}" in capsys.readouterr().out
+    help = capsys.readouterr().out
+    assert f"examples:\n  keras-pruner {command}" in help
+    assert "default: None" not in help
+
+
+@pytest.mark.parametrize(
+    "example", [line for command in commands.COMMANDS.values() for line in command.examples]
+)
+def test_the_examples_of_the_help_can_be_parsed(example):
+    assert commands._parser().parse_args(example.split()).run
+
+
+def test_leave_names_the_weights_that_there_are(capsys, dense, tmp_path):
+    command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras", "--leave"]
+    said = fails(capsys, *command, "one", "nope")
+    assert "--leave nope matches no weight. The weights are: one/kernel, one/bias, two/ke" in said
+    succeeds(capsys, *command, "one/kernel", "one", "bias")  # that they overlap is no matter
+
+
+def test_errors_name_options_and_not_arguments_of_python(capsys, dense, samples, tmp_path):
+    command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras"]
+    assert "`filters`" not in fails(capsys, *command, "--filters", "nothing")
+    said = fails(capsys, *command, "--calibration", samples, "--samples", "1")
+    assert "--samples must be" in said
+
+
+def test_inspect_looks_for_n_of_m(capsys, dense, tmp_path):
+    out = tmp_path / "out.keras"
+    succeeds(capsys, "prune", dense, "--nm", "2:4", "-o", out)
+    assert "yes" in succeeds(capsys, "inspect", out, "--nm", "2:4")
+    found = json.loads(succeeds(capsys, "inspect", out, "--nm", "2:4", "--json"))
+    assert found["weights"] == {"one/kernel": True, "two/kernel": True}
+    assert commands.main(["inspect", str(out), "--nm", "1:4"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("no") >= 2
+    assert "at most 1 non-zero weights in every 4; these have more: one/kernel" in printed.err
+    keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()]).save(out)
+    assert commands.main(["inspect", str(out), "--nm", "2:4"]) == 1
+    assert "has no prunable kernel" in capsys.readouterr().err
+
+
+@pytest.mark.backend_free
+def test_a_closed_pipe_ends_quietly(monkeypatch, capsys, dense, tmp_path):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(commands, "_show", closed)
+    with (tmp_path / "pipe").open("w") as pipe:
+        monkeypatch.setattr(commands.sys, "stdout", pipe)
+        assert commands.main(["inspect", str(dense)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 # ------------------------------------------------------- which backend the script runs on

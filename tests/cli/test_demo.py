@@ -25,8 +25,16 @@ def test_the_demo_prunes_saves_and_reports(result):
     page = result.report.read_text()
     assert page.count("<svg") == 3
     assert "save_compressed" in page
-    loaded = keras.saving.load_model(result.report.parent / "pruned.keras")
+    loaded = keras.saving.load_model(result.folder / "pruned.keras")
     assert kp.summarize(loaded) == pruned.report
+
+
+def test_the_files_of_the_demo_can_be_compared_as_it_says(result, capsys):
+    command = str(result).rpartition("keras-pruner ")[2].split()
+    assert command[0] == "compare"
+    assert commands.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pruned"]["scores"] == pytest.approx(result.comparison.pruned.scores)
 
 
 def test_the_command_passes_its_arguments_on_and_prints_the_table(result, monkeypatch, capsys):

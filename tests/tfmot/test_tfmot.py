@@ -15,7 +15,6 @@ from models import Subclassed, compile_, mlp, sparsity
 
 import keras_pruner as kp
 import keras_pruner.tfmot as tfmot
-from keras_pruner.cli import commands
 from keras_pruner.training.optimizer import find, wrappers
 
 S = tfmot.sparsity.keras
@@ -384,53 +383,6 @@ def test_nothing_leaks_out_of_the_package(data):
     assert find(other) is None
     other.fit(*data, verbose=0)
     assert sparsity(kernels_of(other)) < 0.1
-
-
-def test_prune_for_benchmark_leaves_the_model_alone():
-    model = mlp()
-    pruned = tfmot.tools.prune_for_benchmark(model, 0.5, (2, 1))
-    assert sparsity(kernels_of(model)) < 0.1
-    assert is_half(pruned)
-
-
-def test_m_by_n_is_checked_weight_by_weight():
-    model = mlp()
-    assert not tfmot.tools.check_m_by_n(model).passed
-    kp.prune(model, pattern=kp.NM(2, 4))
-    check = tfmot.tools.check_m_by_n(model)
-    assert check.passed
-    assert list(check.weights) == ["hidden/kernel", "head/kernel"]
-    assert "yes" in str(check)
-    assert not tfmot.tools.check_m_by_n(model, (3, 4)).passed
-
-
-def test_m_by_n_of_a_tflite_file(tmp_path):
-    pytest.importorskip("ai_edge_litert")
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("the conversion is TensorFlow's")
-    model = mlp()
-    kp.export_litert(model, tmp_path / "dense.tflite")
-    kp.prune(model, pattern=kp.NM(2, 4))
-    kp.export_litert(model, tmp_path / "pruned.tflite")
-    assert not tfmot.tools.check_m_by_n(tmp_path / "dense.tflite").passed
-    assert tfmot.tools.check_m_by_n(tmp_path / "pruned.tflite").passed
-
-
-def test_the_tools_on_the_command_line(tmp_path, capsys):
-    mlp().save(tmp_path / "model.keras")
-    paths = [str(tmp_path / name) for name in ("model.keras", "out.keras")]
-    assert (
-        commands.main(["prune-for-benchmark", paths[0], "--sparsity", "0.5", "-o", paths[1]]) == 0
-    )
-    assert commands.main(["zipped-size", *paths, "--json"]) == 0
-    out = capsys.readouterr().out
-    sizes = json.loads(out[out.rindex('{\n  "files"') :])["files"]
-    assert sizes[1]["zipped"] < sizes[0]["zipped"]
-    assert commands.main(["check-m-by-n", paths[0]]) == 1
-    assert "not every weight has 2 zeros in every 4" in capsys.readouterr().err
-    keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()]).save(paths[0])
-    assert commands.main(["check-m-by-n", paths[0]]) == 1
-    assert "no kernel that could have 2 zeros in every 4" in capsys.readouterr().err
 
 
 def test_a_loop_with_keras_own_list_of_callbacks_keeps_the_zeros(data):

@@ -1,1 +1,1 @@
-"""The command line: `keras-pruner`."""
+"""The command line `keras-pruner`, and its demo."""

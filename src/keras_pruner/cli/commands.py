@@ -1,43 +1,77 @@
-"""The command line; here are `demo`, `inspect`, `prune` and `sensitivity`.
+"""The command line, `keras-pruner COMMAND`: every option, every command, the table of both.
 
-Exit codes: 0 it worked, 1 it failed (with one line on standard error), 2 wrong usage.
+Exit codes: 0 success, 1 failure (with one line on standard error), 2 wrong usage.
 """
 
 import argparse
 import dataclasses
+import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import keras
+import numpy as np
 
 from keras_pruner import __version__
 from keras_pruner.allocations import NAMED
-from keras_pruner.cli import demo, shipping, tool_commands
-from keras_pruner.cli.arguments import (
-    add_command,
-    add_pattern,
-    add_trust,
-    pattern_of,
-    positive,
-    show,
-    sparsity,
-)
+from keras_pruner.cli import demo
+from keras_pruner.compare import compare
 from keras_pruner.criteria import magnitude, wanda
+from keras_pruner.litert.advise import advise
+from keras_pruner.litert.cost_model import DENSE_RUNTIMES, RUNTIMES, SpeedupTable
+from keras_pruner.litert.export import export_litert
+from keras_pruner.litert.inspection import inspect
+from keras_pruner.litert.measure_gains import measure_speedups
+from keras_pruner.litert.nm_check import check_m_by_n
+from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import sensitivity
+from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
 from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.storage import model_file
-from keras_pruner.validation import one_line
+from keras_pruner.storage.keras_file import save_compressed
+from keras_pruner.storage.safetensors_file import save_sparse
+from keras_pruner.validation import as_json, check_sparsity, one_line
+
+Arguments = argparse.Namespace
+_AXES = {"outputs": -1, "inputs": -2}
+_CRITERIA: dict[str, Any] = {
+    "magnitude": magnitude,
+    "refit": "refit",
+    "wanda": wanda,
+    "sparsegpt": "sparsegpt",
+}
+_WEIGHTS_BY_ENDING = {
+    ".tflite": ("float32", "float16", "int8"),
+    ".keras": ("float32", "float16"),
+    ".safetensors": ("float32",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; `argv` is the command line without the program's name."""
+    """Run one command.
+
+    Args:
+        argv: the command line without the program's name. None: that of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+    except BrokenPipeError:  # `keras-pruner inspect model.keras | head`
+        with open(os.devnull, "w") as nowhere:  # else Python reports the pipe again as it ends
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
     except (model_file.FileError, ValueError, ImportError, OSError) as error:
-        print(f"keras-pruner: {one_line(error, longest=2000)}", file=sys.stderr)
+        message = one_line(error, longest=2000)
+        print(f"keras-pruner: {_by_options(message, arguments)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:  # of a converter or a runtime, whose own words follow
+    except RuntimeError as error:  # of a converter, whose own lines help to find the layer
         print(f"keras-pruner: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -46,10 +80,172 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------- commands
+def _by_options(message: str, arguments: Arguments) -> str:
+    """The message with the options of the command in place of Python's argument names."""
+    names = set(vars(arguments)) - {"model", "dense", "pruned", "output"}
+
+    def option(name: re.Match[str]) -> str:
+        return f"--{name[1].replace('_', '-')}" if name[1] in names else name[0]
+
+    return re.sub(r"`(\w+)`", option, message)
 
 
-def _demo(arguments: argparse.Namespace) -> None:
+def _show(arguments: Arguments, data: dict[str, Any], text: object) -> None:
+    print(as_json(data) if arguments.json else text)
+
+
+# ------------------------------------------------------------------ types of arguments
+
+
+def _sparsity(text: str) -> float:
+    try:
+        check_sparsity("sparsity", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be the fraction of zeros, in [0, 1): 0.8 for 80% zeros. Received {text!r}"
+        ) from None
+    return float(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _nm(text: str) -> NM:
+    kept, _, group = text.partition(":")
+    if not (kept.isdecimal() and group.isdecimal() and 0 < int(kept) < int(group)):
+        raise argparse.ArgumentTypeError(
+            f"must be N:M with 0 < N < M, like 2:4: N weights stay of every M. Received {text!r}"
+        )
+    return NM(int(kept), int(group))
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+# ------------------------------------------------------------------------- options
+
+Option = Callable[[Any], object]
+"""Adds itself to a command, or to a group of options."""
+
+
+def _option(usage: str, help: str, **settings: Any) -> Option:
+    """An argument by its usage: "model", "--samples N", "--block H W" or "--leave REGEX...".
+
+    An option without a value or choices is a flag.
+    """
+    words = usage.removesuffix("...").split()
+    names = [word for word in words if word.startswith("-")] or words
+    values = tuple(word for word in words if word not in names)
+    if usage.endswith("..."):
+        settings |= {"nargs": "+", "metavar": values[0]}
+    elif len(values) > 1:
+        settings |= {"nargs": len(values), "metavar": values}
+    elif values:
+        settings |= {"metavar": values[0]}
+    elif usage.startswith("-") and "choices" not in settings:
+        settings |= {"action": "store_true"}
+    return lambda command: command.add_argument(*names, help=help, **settings)
+
+
+def _one_of(*options: Option) -> Option:
+    def add(command: Any) -> None:
+        group = command.add_mutually_exclusive_group()
+        for option in options:
+            option(group)
+
+    return add
+
+
+JSON = _option("--json", "print JSON instead of text")
+MODEL = _option("model", "a .keras or .h5 file")
+OUTPUT = _option("-o --output OUT.keras", "the file to write", required=True)
+OUTPUT_BY_ENDING = _option("output", "the file to write: .tflite, .keras or .safetensors")
+FORCE = _option("--force", "overwrite an existing file")
+TRUST = _option("--trust", "allow Python code in the model file (Lambda layers) to run")
+SPARSITY = _option("--sparsity S", "fraction of zeros, in [0, 1)", type=_sparsity)
+SPARSITY_80 = _option(
+    "--sparsity S", "fraction of zeros, in [0, 1); default: 0.8", type=_sparsity, default=0.8
+)
+BLOCK = _option("--block H W", "prune blocks of H inputs by W outputs", type=_positive)
+KEEP_NM = _option("--nm N:M", "keep N weights of every M consecutive inputs, like 2:4", type=_nm)
+CHANNEL = _option("--channel", "prune whole channels", choices=_AXES)
+PATTERN = _one_of(BLOCK, KEEP_NM, CHANNEL)
+ANY_PATTERN = _one_of(
+    BLOCK,
+    KEEP_NM,
+    CHANNEL,
+    _option("--unstructured", "zeros anywhere; default: the best pattern for each layer"),
+)
+ALLOCATION = _option(
+    "--allocation",
+    "how the sparsity is split over the layers; auto needs --calibration and tries several",
+    choices=["auto", *sorted(NAMED)],
+)
+CRITERION = _option(
+    "--criterion",
+    "how weights are ranked; default: refit with --calibration, else magnitude",
+    choices=list(_CRITERIA),
+)
+CALIBRATION = _option(
+    "--calibration SAMPLES.npz",
+    "a few hundred inputs, named x, without labels, to adjust the remaining weights with",
+)
+SAMPLES = _option("--samples N", "use at most N calibration samples; default: 1024", type=_positive)
+DISTILLATION = _option(
+    "--distillation-epochs N",
+    "then train the pruned model for N epochs to reproduce the outputs of the dense one; 15 is a "
+    "good number with a few thousand --samples",
+    type=_positive,
+    default=0,
+)
+ONESHOT = (CALIBRATION, SAMPLES, DISTILLATION, CRITERION)
+FILTERS = _option("--filters REGEX...", "consider only layers whose path matches", type=_regex)
+LEAVE = _option("--leave REGEX...", "do not prune weights whose path matches", type=_regex)
+SPARSITIES = _option(
+    "--sparsities S...",
+    "sparsities to try for each weight; default: %(default)s",
+    type=_sparsity,
+    default=[0.5, 0.8, 0.9],
+)
+RUNTIME, ANY_RUNTIME = (
+    _one_of(
+        _option("--runtime", f"where the model will run; default: {names[0]}", choices=names),
+        _option(
+            "--speedups FILE.json",
+            "speed-ups of sparse layers on this machine; measured and written if there is no file",
+        ),
+    )
+    for names in (RUNTIMES, (*RUNTIMES, *DENSE_RUNTIMES))
+)
+BATCH_SIZE = _option(
+    "--batch-size N", "samples per inference; default: 1", type=_positive, default=1
+)
+WEIGHTS = _option(
+    "--weights",
+    "type in which kernels are stored; default: float32",
+    choices=_WEIGHTS_BY_ENDING[".tflite"],
+    default="float32",
+)
+INPUT_SHAPE = _option(
+    "--input-shape N...",
+    "input shape with the batch, like 1 224 224 3, for a model that has none",
+    type=_positive,
+)
+PREPARE = _option("--prepare-for-xnnpack", "first rewrite a CNN so that XNNPACK can run it sparse")
+
+
+# ------------------------------------------------------------------------ commands
+
+
+def _demo(arguments: Arguments) -> None:
     result = demo.run(
         arguments.output,
         sparsity=arguments.sparsity,
@@ -57,65 +253,71 @@ def _demo(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         samples=arguments.samples,
     )
-    each = arguments.epochs
-    show(
-        arguments,
-        result.as_dict(),
-        f"{result.comparison}\n\n"
-        f"Both were trained for {2 * each} epochs; for the pruned one the first {each} were dense, "
-        f"to an accuracy\nof {result.accuracy_before:.4f}. "
-        f"It took {result.seconds:.0f} s. More in {result.report}",
-    )
+    _show(arguments, result.as_dict(), result)
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
-    report = summarize(model_file.load(arguments.model, trust=arguments.trust))
-    show(arguments, report.as_dict(), str(report))
+def _inspect(arguments: Arguments) -> None:
+    model: Any = arguments.model
+    if not model.endswith(".tflite"):
+        model = model_file.load(model, trust=arguments.trust)
+    if arguments.nm is not None:
+        _check_nm(arguments, model)
+        return
+    report: Any = inspect(model) if isinstance(model, str) else summarize(model)
+    _show(arguments, report.as_dict(), report)
 
 
-def _prune(arguments: argparse.Namespace) -> None:
+def _check_nm(arguments: Arguments, model: keras.Model | str) -> None:
+    """Show which weights have N:M zeros; raises if one has not, or if there is none."""
+    kept, group = arguments.nm.n, arguments.nm.m
+    check = check_m_by_n(model, (group - kept, group))
+    _show(arguments, {"passed": check.passed, "weights": check.weights}, check)
+    if not check.passed:
+        failed = [name for name, passed in check.weights.items() if not passed]
+        what = f"these have more: {', '.join(failed)}" if failed else "it has no prunable kernel"
+        raise ValueError(
+            f"--nm {kept}:{group} allows at most {kept} non-zero weights in every {group}; {what}."
+        )
+
+
+def _prune(arguments: Arguments) -> None:
     _check_prune(arguments)
     model_file.check_output(arguments.output, overwrite=arguments.force)
     model = model_file.load(arguments.model, trust=arguments.trust)
+    calibration = arguments.calibration and model_file.samples(arguments.calibration, model)
     done = prune(
         model,
         arguments.sparsity,
-        pattern=pattern_of(arguments),
+        pattern=_pattern(arguments),
         allocation=arguments.allocation,
         criterion=_CRITERIA.get(arguments.criterion),
         filters=arguments.filters,
-        overrides=dict.fromkeys(arguments.leave) if arguments.leave else None,
-        calibration=model_file.samples(arguments.calibration, model)
-        if arguments.calibration
-        else None,
+        overrides=_left_alone(arguments.leave, model),
+        calibration=calibration,
         samples=arguments.samples,
         distillation_epochs=arguments.distillation_epochs,
     )
     report = summarize(model)
     model_file.save(model, arguments.output, overwrite=arguments.force)
-    what = done.as_dict()
-    result = {"output": str(arguments.output), **report.as_dict(), "skipped": what["skipped"]}
+    found = done.as_dict()
+    data = {"output": str(arguments.output), **report.as_dict(), "skipped": found["skipped"]}
     text = str(report)
     if arguments.calibration:
-        result["oneshot"] = what
+        data["oneshot"] = found
         text = f"{done}\n\n{report}"
-    show(
-        arguments,
-        result,
-        f"{text}\n\nSaved the model as {arguments.output}, without what only training needs "
-        "(optimizer, loss).",
-    )
+    saved = f"Saved {arguments.output}, without optimizer and loss: compile it to train on."
+    _show(arguments, data, f"{text}\n\n{saved}")
 
 
-def _check_prune(arguments: argparse.Namespace) -> None:
-    """Exit as for wrong usage if the options do not go together."""
+def _check_prune(arguments: Arguments) -> None:
+    """Exit as for wrong usage if options contradict each other or one is missing."""
     given, nm = arguments.sparsity, arguments.nm
     if given is None and nm is None:
-        arguments.misused("give --sparsity, the fraction of zeros (or --nm)")
+        arguments.misused("give --sparsity, the fraction of zeros, or --nm")
     if given is not None and nm is not None and not nm.is_own(given):
-        own = nm.own_sparsity
         arguments.misused(
-            f"--nm has a sparsity of its own, {own:g}: leave out --sparsity {given:g}"
+            f"--nm {nm.n}:{nm.m} has a sparsity of {nm.own_sparsity:g}: leave out "
+            f"--sparsity {given:g}"
         )
     needs_samples = {
         "--allocation auto": arguments.allocation == "auto",
@@ -128,7 +330,29 @@ def _check_prune(arguments: argparse.Namespace) -> None:
             arguments.misused(f"{option} needs --calibration SAMPLES.npz")
 
 
-def _sensitivity(arguments: argparse.Namespace) -> None:
+def _pattern(arguments: Arguments) -> Pattern:
+    if arguments.block:
+        return Block(tuple(arguments.block))
+    if arguments.channel:
+        return Channel(_AXES[arguments.channel])
+    return arguments.nm or Unstructured()
+
+
+def _left_alone(regexes: list[str] | None, model: keras.Model) -> dict[str, None] | None:
+    """One override for all the weights that `--leave` names."""
+    if regexes is None:
+        return None
+    paths = [row.path for row in summarize(model).rows]
+    for regex in regexes:
+        if not any(re.search(regex, path) for path in paths):
+            shown = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
+            raise ValueError(f"--leave {regex} matches no weight. The weights are: {shown}.")
+    return {"|".join(f"(?:{regex})" for regex in regexes): None}
+
+
+def _sensitivity(arguments: Arguments) -> None:
+    if arguments.calibration is None:
+        arguments.misused("give --calibration SAMPLES.npz")
     model = model_file.load(arguments.model, trust=arguments.trust)
     found = sensitivity(
         model,
@@ -136,157 +360,290 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
         sparsities=arguments.sparsities,
         filters=arguments.filters,
     )
-    show(arguments, dataclasses.asdict(found), str(found))
+    _show(arguments, dataclasses.asdict(found), found)
 
 
-# ----------------------------------------------------------------------- arguments
+def _advise(arguments: Arguments) -> None:
+    model = model_file.load(arguments.model, trust=arguments.trust)
+    chosen = arguments.unstructured or arguments.block or arguments.nm or arguments.channel
+    advice = advise(
+        model,
+        _runtime(arguments),
+        sparsity=arguments.sparsity,
+        pattern=_pattern(arguments) if chosen else None,
+        batch_size=arguments.batch_size,
+    )
+    _show(arguments, advice.as_dict(), advice)
+
+
+def _runtime(arguments: Arguments) -> str | SpeedupTable:
+    """The runtime by name, or the speed-ups in a file, measured if the file is missing."""
+    if arguments.speedups is None:
+        return arguments.runtime or RUNTIMES[0]
+    path = Path(arguments.speedups)
+    if not path.exists():
+        _check_directory(path)
+        path.write_text(json.dumps(measure_speedups().as_dict(), indent=2), encoding="utf-8")
+    try:
+        return SpeedupTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise model_file.FileError(f"{path} holds no table of speed-ups: {error}") from None
+
+
+def _export(arguments: Arguments) -> None:
+    output = Path(arguments.output)
+    _check_export(arguments, output)
+    model = model_file.load(arguments.model, trust=arguments.trust)
+    rewrite = prepare_for_xnnpack(model) if arguments.prepare_for_xnnpack else None
+    data, text = _write(rewrite.model if rewrite else model, output, arguments)
+    if rewrite:
+        data |= {"changes": list(rewrite.changes), "obstacles": list(rewrite.obstacles)}
+        text = f"{rewrite}\n{text}"
+    _show(arguments, data, text)
+
+
+def _check_export(arguments: Arguments, output: Path) -> None:
+    """Raise for options that do not go together, before a model is loaded."""
+    if output.suffix not in _WEIGHTS_BY_ENDING:
+        raise ValueError(f"{output} must end in .tflite, .keras or .safetensors.")
+    if arguments.weights not in _WEIGHTS_BY_ENDING[output.suffix]:
+        raise ValueError(f"--weights {arguments.weights} is not for {output.suffix} files.")
+    for option in ("runtime", "speedups", "input_shape"):
+        if output.suffix != ".tflite" and getattr(arguments, option):
+            raise ValueError(f"`{option}` is not for {output.suffix} files.")
+    model_file.check_free(output, overwrite=arguments.force)
+
+
+def _write(model: keras.Model, output: Path, arguments: Arguments) -> tuple[dict[str, Any], str]:
+    """Write the file by its ending; what there is to say of it, as data and as text."""
+    if output.suffix == ".tflite":
+        done = export_litert(
+            model,
+            output,
+            weights=arguments.weights,
+            runtime=_runtime(arguments),
+            input_signature=_signature(model, arguments.input_shape),
+        )
+        return done.as_dict(), str(done)
+    if output.suffix == ".safetensors":
+        size = save_sparse(model, output)
+    else:
+        narrow = None if arguments.weights == "float32" else arguments.weights
+        size = save_compressed(model, output, weights=narrow)
+    return {"path": str(output), "size": size}, f"{output}: {size:,} bytes"
+
+
+def _signature(model: keras.Model, shape: list[int] | None) -> list[keras.InputSpec] | None:
+    if shape is None:
+        return None
+    inputs = getattr(model, "inputs", None) or []
+    if len(inputs) > 1:
+        raise ValueError(
+            f"--input-shape is for models of one input; this one has {len(inputs)}. In Python, "
+            "pass input_signature to kp.export_litert."
+        )
+    dtype = inputs[0].dtype if inputs else "float32"
+    return [keras.InputSpec(dtype=dtype, shape=tuple(shape))]
+
+
+def _compare(arguments: Arguments) -> None:
+    page = None if arguments.html is None else Path(arguments.html)
+    if page is not None:
+        model_file.check_free(page, overwrite=arguments.force)
+        _check_directory(page)
+    paths = (arguments.dense, arguments.pruned)
+    data = None if arguments.data is None else _labelled_samples(arguments.data)
+    comparison = compare(
+        *(model_file.load(path, trust=arguments.trust, compile=data is not None) for path in paths),
+        data=data,
+        names=paths,
+        litert=arguments.litert,
+        latency=arguments.latency,
+        seconds=arguments.seconds,
+        node_modules=arguments.node_modules,
+    )
+    text = str(comparison)
+    if page is not None:
+        page.write_text(comparison.to_html(), encoding="utf-8")
+        text += f"\nWith plots: {page}"
+    _show(arguments, comparison.as_dict(), text)
+
+
+def _labelled_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
+    data = model_file.arrays(path)
+    if not {"x", "y"} <= set(data):
+        raise model_file.FileError(
+            f"{path} must hold the arrays x and y. It holds: {sorted(data)}."
+        )
+    return data["x"], data["y"]
+
+
+def _check_directory(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise model_file.FileError(f"{path.parent} does not exist: make the directory first.")
+
+
+# ---------------------------------------------------------------------- the table
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """A command of the table.
+
+    Attributes:
+        run: runs it.
+        purpose: one sentence for the help text.
+        options: the arguments that it takes, besides --json.
+        examples: command lines, without the program's name.
+    """
+
+    run: Callable[[Arguments], None]
+    purpose: str
+    options: Sequence[Option]
+    examples: Sequence[str]
+
+
+COMMANDS = {
+    "demo": _Command(
+        _demo,
+        "Train a small network on real digits, prune it, compare, and write report.html.",
+        [
+            _option(
+                "-o --output DIR",
+                "directory to write to; default: %(default)s",
+                default="keras-pruner-demo",
+            ),
+            SPARSITY_80,
+            _option(
+                "--epochs N",
+                "train N epochs dense, then N while pruning; default: %(default)s",
+                type=_positive,
+                default=4,
+            ),
+            _option("--seed N", "random seed; default: %(default)s", type=int, default=0),
+            _option(
+                "--samples N",
+                "train with N digits; default: all %(default)s",
+                type=_positive,
+                default=demo.TRAIN_SAMPLES,
+            ),
+        ],
+        ["demo", "demo --sparsity 0.95 --output /tmp/digits"],
+    ),
+    "inspect": _Command(
+        _inspect,
+        "Show the zeros of every weight in a .keras, .h5 or .tflite file.",
+        [
+            _option("model", "a .keras, .h5 or .tflite file, of any producer"),
+            _option(
+                "--nm N:M",
+                "check instead that at most N of every M consecutive inputs are not zero; exit "
+                "code 1 if a weight fails",
+                type=_nm,
+            ),
+            TRUST,
+        ],
+        ["inspect model.keras", "inspect model.tflite --json", "inspect model.tflite --nm 2:4"],
+    ),
+    "prune": _Command(
+        _prune,
+        "Prune a model file at once, without training.",
+        [MODEL, OUTPUT, SPARSITY, PATTERN, ALLOCATION, *ONESHOT, FILTERS, LEAVE, FORCE, TRUST],
+        [
+            "prune model.keras --sparsity 0.8 -o out.keras",
+            "prune model.keras --sparsity 0.8 --calibration samples.npz -o out.keras",
+            "prune model.keras --sparsity 0.8 --calibration samples.npz --samples 4096 "
+            "--distillation-epochs 15 -o out.keras",
+            "prune model.keras --sparsity 0.5 --block 4 1 --allocation erk -o out.keras",
+            "prune model.keras --nm 2:4 --filters conv dense --leave head -o out.keras",
+        ],
+    ),
+    "sensitivity": _Command(
+        _sensitivity,
+        "Prune one weight at a time and measure how much the outputs change.",
+        [MODEL, CALIBRATION, SPARSITIES, FILTERS, TRUST],
+        [
+            "sensitivity model.keras --calibration samples.npz",
+            "sensitivity model.keras --calibration samples.npz --sparsities 0.6 0.9",
+        ],
+    ),
+    "advise": _Command(
+        _advise,
+        "Show which layers would run faster with zeros, before any training.",
+        [MODEL, ANY_RUNTIME, SPARSITY_80, BATCH_SIZE, ANY_PATTERN, TRUST],
+        [
+            "advise model.keras --runtime litert-x86 --sparsity 0.9",
+            "advise model.keras --runtime litert-wasm --unstructured --json",
+        ],
+    ),
+    "export": _Command(
+        _export,
+        "Write a LiteRT file, a small .keras file or a sparse weights file, by the ending.",
+        [MODEL, OUTPUT_BY_ENDING, WEIGHTS, RUNTIME, INPUT_SHAPE, PREPARE, FORCE, TRUST],
+        [
+            "export out.keras out.tflite",
+            "export out.keras out.tflite --weights int8",
+            "export mobilenet.keras web.tflite --runtime litert-wasm --prepare-for-xnnpack",
+            "export out.keras small.keras --weights float16",
+        ],
+    ),
+    "compare": _Command(
+        _compare,
+        "Compare a dense model file with a pruned one: accuracy, zeros, bytes, time.",
+        [
+            _option("dense", "the model file before pruning"),
+            _option("pruned", "the model file after pruning"),
+            _option(
+                "--data SAMPLES.npz",
+                "arrays x and y to measure loss and metrics on, if a model is compiled",
+            ),
+            _option("--litert", "convert both and show the bytes of the LiteRT files"),
+            _option(
+                "--latency",
+                "convert both and time them: on this machine, or in LiteRT.js under Node",
+                choices=["native", "wasm"],
+            ),
+            _option(
+                "--seconds N",
+                "seconds to measure each latency; default: %(default)s",
+                type=_positive,
+                default=3,
+            ),
+            _option("--node-modules DIR", "directory that holds @litertjs/core"),
+            _option("--html REPORT.html", "also write a page with plots"),
+            FORCE,
+            TRUST,
+        ],
+        [
+            "compare model.keras out.keras",
+            "compare model.keras out.keras --data samples.npz --html report.html",
+            "compare model.keras out.keras --litert --latency native --json",
+        ],
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where to find the rest."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message.rstrip('.')}. See `{self.prog} --help`.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="keras-pruner",
-        description="Set the insignificant weights of Keras models to zero; see what it bought.",
-    )
+    parser = _Parser(prog="keras-pruner", description="Prune Keras models and measure the result.")
     parser.add_argument("--version", action="version", version=f"keras-pruner {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    _add_demo(commands)
-    _add_inspect(commands)
-    _add_prune(commands)
-    _add_sensitivity(commands)
-    shipping.add_commands(commands)
-    tool_commands.add_commands(commands)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.purpose,
+            description=command.purpose,
+            epilog="\n  ".join(["examples:", *(f"keras-pruner {e}" for e in command.examples)])
+            + "\n",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for option in (*command.options, JSON):
+            option(sub)
+        sub.set_defaults(run=command.run, misused=sub.error)
     return parser
-
-
-def _add_demo(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "demo",
-        _demo,
-        "Train a small network on real digits, prune it, compare, and write report.html.",
-        "keras-pruner demo",
-        "keras-pruner demo --sparsity 0.95 --output /tmp/digits",
-    )
-    command.add_argument(
-        "-o", "--output", metavar="DIR", default="keras-pruner-demo", help="default: %(default)s"
-    )
-    command.add_argument("--sparsity", type=sparsity, default=0.8, help="default: %(default)s")
-    command.add_argument(
-        "--epochs",
-        type=positive,
-        default=4,
-        help="of dense training, and again of pruning; default: %(default)s",
-    )
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    command.add_argument(
-        "--samples",
-        type=positive,
-        default=demo.TRAIN_SAMPLES,
-        help="digits to train with; default: all %(default)s",
-    )
-
-
-def _add_inspect(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "inspect",
-        _inspect,
-        "Count the zeros in a model file, weight by weight.",
-        "keras-pruner inspect model.keras",
-        "keras-pruner inspect model.keras --json",
-    )
-    command.add_argument("model", help="a .keras or .h5 file")
-    add_trust(command)
-
-
-def _add_prune(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "prune",
-        _prune,
-        "Prune a model file at once, without training.",
-        "keras-pruner prune model.keras --sparsity 0.8 -o out.keras",
-        "keras-pruner prune model.keras --sparsity 0.8 --calibration samples.npz -o out.keras",
-        "keras-pruner prune model.keras --sparsity 0.8 --calibration samples.npz --samples 4096 "
-        "--distillation-epochs 15 -o out.keras",
-        "keras-pruner prune model.keras --sparsity 0.5 --block 4 1 --allocation erk -o out.keras",
-        "keras-pruner prune model.keras --nm 2:4 --filters conv dense --leave head -o out.keras",
-    )
-    command.add_argument("model", help="a .keras or .h5 file")
-    command.add_argument(
-        "-o", "--output", required=True, metavar="OUT.keras", help="the file to write"
-    )
-    command.add_argument(
-        "--sparsity", type=sparsity, help="the fraction of zeros, in [0, 1); not with --nm"
-    )
-    add_pattern(command)
-    command.add_argument(
-        "--allocation",
-        choices=["auto", *sorted(NAMED)],
-        help="how the zeros are split over the layers; auto, with --calibration, tries several",
-    )
-    command.add_argument(
-        "--calibration",
-        metavar="SAMPLES.npz",
-        help="a few hundred inputs without labels, named x: what is left is refitted to them",
-    )
-    command.add_argument("--samples", type=positive, help="the most of them to use; default: 1024")
-    command.add_argument(
-        "--distillation-epochs",
-        type=positive,
-        default=0,
-        metavar="N",
-        help="train what is left for N epochs over the samples to give the model's outputs again; "
-        "with a few thousand samples, and as many --samples, 15 is a good number",
-    )
-    command.add_argument(
-        "--criterion",
-        choices=list(_CRITERIA),
-        help="what decides which weights stay; default: refit with --calibration, without it "
-        "magnitude; all but magnitude need --calibration",
-    )
-    command.add_argument(
-        "--filters", nargs="+", metavar="REGEX", help="prune only layers whose path matches"
-    )
-    command.add_argument(
-        "--leave", nargs="+", metavar="REGEX", help="leave weights alone whose path matches"
-    )
-    command.add_argument("--force", action="store_true", help="overwrite the output")
-    add_trust(command)
-
-
-def _add_sensitivity(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "sensitivity",
-        _sensitivity,
-        "Prune one weight at a time and see how far the outputs stay the same.",
-        "keras-pruner sensitivity model.keras --calibration samples.npz",
-        "keras-pruner sensitivity model.keras --calibration samples.npz --sparsities 0.6 0.9",
-    )
-    command.add_argument("model", help="a .keras or .h5 file")
-    command.add_argument(
-        "--calibration",
-        required=True,
-        metavar="SAMPLES.npz",
-        help="a few hundred inputs without labels, named x",
-    )
-    command.add_argument(
-        "--sparsities",
-        nargs="+",
-        type=sparsity,
-        default=[0.5, 0.8, 0.9],
-        help="to try for each weight; default: %(default)s",
-    )
-    command.add_argument(
-        "--filters", nargs="+", metavar="REGEX", help="look only at layers whose path matches"
-    )
-    add_trust(command)
-
-
-_CRITERIA: dict[str, Any] = {
-    "magnitude": magnitude,
-    "refit": "refit",
-    "wanda": wanda,
-    "sparsegpt": "sparsegpt",
-}

@@ -1,4 +1,4 @@
-"""The demo: a digit classifier is trained, pruned while it trains on, and both are compared."""
+"""The demo: train a digit classifier, prune a copy while it trains on, compare both."""
 
 import dataclasses
 import importlib.resources
@@ -16,25 +16,31 @@ from keras_pruner.storage import model_file
 
 TRAIN_SAMPLES = 8000
 BATCH_SIZE = 64
+_LOSS: dict[str, Any] = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """What the demo found.
+    """The result of the demo; prints as a table.
 
     Attributes:
         comparison: the dense and the pruned model, trained for the same number of epochs.
-        accuracy_before: of the network when the pruning began.
-        history: sparsity and accuracy on the test digits after each epoch of the pruned model.
-        seconds: how long it took.
-        report: the page that was written.
+        accuracy_before: test accuracy when pruning began, in [0, 1].
+        history: sparsity and test accuracy after each epoch of the pruned model.
+        seconds: duration of the demo.
+        folder: holds `dense.keras`, `pruned.keras`, the test digits and `report.html`.
     """
 
     comparison: Comparison
     accuracy_before: float
     history: dict[str, list[float]]
     seconds: float
-    report: Path
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """The page with plots."""
+        return self.folder / "report.html"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers."""
@@ -46,6 +52,18 @@ class Demo:
             "report": str(self.report),
         }
 
+    def __str__(self) -> str:
+        epochs = len(self.history["sparsity"])
+        return (
+            f"{self.comparison}\n\n"
+            f"Both models were trained for {epochs} epochs. The pruned one was dense for the first "
+            f"{epochs // 2},\nand had a test accuracy of {self.accuracy_before:.4f} when pruning "
+            f"began. All this took {self.seconds:.0f} s.\n"
+            f"Page with plots: {self.report}\n"
+            "The same from the files: keras-pruner compare "
+            f"{self.folder}/dense.keras {self.folder}/pruned.keras --data {self.folder}/test.npz"
+        )
+
 
 def run(
     output: str | Path = "keras-pruner-demo",
@@ -55,29 +73,26 @@ def run(
     seed: int = 0,
     samples: int = TRAIN_SAMPLES,
 ) -> Demo:
-    """Train a network, then go on with it twice, dense and pruned; save and compare both.
+    """Train a network, then train it on twice, dense and pruned; save and compare both.
 
     Args:
-        output: directory for `dense.keras`, `pruned.keras` and `report.html`.
-        sparsity: the fraction of zeros to end with.
-        epochs: before the ways part, and again on each of the two.
-        seed: of the weights and of the order of the data.
-        samples: how many digits to train with, of 8,000.
+        output: directory for the files; made if it does not exist.
+        sparsity: final fraction of zeros, in [0, 1).
+        epochs: epochs of dense training, and again of training each of the two models.
+        seed: seed of the initial weights and of the order of the data.
+        samples: number of digits to train with, at most 8,000.
     """
     begun = time.perf_counter()
-    pruning = GradualPruning(sparsity)  # a wrong sparsity is told before anything is trained
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    pruning = GradualPruning(sparsity)  # raises for a wrong sparsity before anything is trained
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     x, y, *test = digits(samples)
+    np.savez_compressed(folder / "test.npz", x=test[0], y=test[1])
     model = network()
 
     def train(title: str, learning_rate: float, *callbacks: keras.callbacks.Callback) -> Any:
-        model.compile(
-            keras.optimizers.Adam(learning_rate),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-        )
+        model.compile(keras.optimizers.Adam(learning_rate), **_LOSS)
         progress = [*callbacks, Lines(title)]
         fit = {"batch_size": BATCH_SIZE, "epochs": epochs, "callbacks": progress, "verbose": 0}
         return model.fit(x, y, **fit, validation_data=test).history
@@ -85,24 +100,24 @@ def run(
     before = train("dense", 2e-3)
     start = model.get_weights()
     train("dense, as long", 5e-4)
-    dense = _ship(model, output / "dense.keras")
+    dense = _save(model, folder / "dense.keras")
     model.set_weights(start)
     after = train("pruned", 5e-4, pruning)
-    pruned = _ship(model, output / "pruned.keras")
-    dense.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    pruned = _save(model, folder / "pruned.keras")
     comparison = compare(dense, pruned, data=test, progress=False)
     history = {
         "sparsity": [0.0] * epochs + after["sparsity"],
         "test accuracy": before["val_accuracy"] + after["val_accuracy"],
     }
-    report = output / "report.html"  # without matplotlib it has no plots, and says how to have them
-    report.write_text(comparison.to_html(history=history), encoding="utf-8")
     seconds = time.perf_counter() - begun
-    return Demo(comparison, before["val_accuracy"][-1], history, seconds, report)
+    result = Demo(comparison, before["val_accuracy"][-1], history, seconds, folder)
+    # Without matplotlib the page has no plots, and says how to get them.
+    result.report.write_text(comparison.to_html(history=history), encoding="utf-8")
+    return result
 
 
 def digits(samples: int = TRAIN_SAMPLES) -> tuple[np.ndarray, ...]:
-    """MNIST digits from within the package: x, y to train with, and x, y of 2,000 to test."""
+    """MNIST digits stored in the package: x, y for training, then x, y of 2,000 test digits."""
     file = importlib.resources.files("keras_pruner") / "data" / "mnist_10k.npz"
     with file.open("rb") as stream, np.load(stream) as data:
         x, y = data["x"][..., None].astype(np.float32) / 255, data["y"].astype(np.int32)
@@ -110,7 +125,7 @@ def digits(samples: int = TRAIN_SAMPLES) -> tuple[np.ndarray, ...]:
 
 
 def network(name: str = "digits") -> keras.Model:
-    """A small convolutional network; most of its weights are in one dense layer."""
+    """A small convolutional network; one dense layer holds most of its weights."""
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -130,7 +145,7 @@ class Lines(keras.callbacks.Callback):
     """One line of progress after each epoch, on standard error.
 
     Args:
-        title: what is being trained.
+        title: name of the model in training.
     """
 
     def __init__(self, title: str) -> None:
@@ -138,7 +153,7 @@ class Lines(keras.callbacks.Callback):
         self.title = title
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Say how far it is."""
+        """Print the line."""
         logs = logs or {}
         sparsity = f"  sparsity {logs['sparsity']:.3f}" if "sparsity" in logs else ""
         print(
@@ -149,9 +164,10 @@ class Lines(keras.callbacks.Callback):
         )
 
 
-def _ship(model: keras.Model, path: Path) -> keras.Model:
-    """Save the model without what only training needs, and give back what was saved."""
-    bare = network(path.stem)
-    bare.set_weights(model.get_weights())
-    model_file.save(bare, path, overwrite=True)
-    return bare
+def _save(model: keras.Model, path: Path) -> keras.Model:
+    """Save the model with its loss and metrics, without Adam's state; returns the saved model."""
+    saved = network(path.stem)
+    saved.set_weights(model.get_weights())
+    saved.compile(keras.optimizers.SGD(), **_LOSS)
+    model_file.save(saved, path, overwrite=True)
+    return saved

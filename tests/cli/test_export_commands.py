@@ -1,4 +1,4 @@
-"""`keras-pruner advise`, `export`, `verify` and the page of `compare`."""
+"""`keras-pruner advise`, `export`, `inspect` of LiteRT files and the page of `compare`."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pytest
 from test_commands import fails, misused, succeeds
 
 import keras_pruner as kp
-from keras_pruner.cli import commands, shipping
+from keras_pruner.cli import commands
 from keras_pruner.reporting import console as console_module
 from keras_pruner.storage import model_file
 
@@ -37,25 +37,29 @@ def test_advise_prints_what_the_function_says(capsys, saved):
     assert "litert-wasm at sparsity 0.8" in text
     assert "unpacks zeros" in succeeds(capsys, "advise", saved, "--runtime", "openvino")
     assert "invalid choice" in misused(capsys, "advise", saved, "--runtime", "tpu")
-    assert "pass --sparsity=0.8" in misused(capsys, "advise", saved, "--sparsity", "80")
+    assert "0.8 for 80% zeros" in misused(capsys, "advise", saved, "--sparsity", "80")
 
 
-def test_gains_are_measured_once_and_then_read(capsys, saved, tmp_path, monkeypatch):
+def test_speedups_are_measured_once_and_then_read(capsys, saved, tmp_path, monkeypatch):
     points = [kp.litert.cost_model.Point(form, 1e6, 1, 0.0, 1.0) for form in ("block 1x4", "csr")]
     measured = kp.litert.SpeedupTable("litert-x86", "by hand", tuple(points))
     calls = []
-    monkeypatch.setattr(shipping, "measure_speedups", lambda: calls.append(1) or measured)
-    path = tmp_path / "gains.json"
+    monkeypatch.setattr(commands, "measure_speedups", lambda: calls.append(1) or measured)
+    path = tmp_path / "speedups.json"
     for _ in range(2):
-        data = json.loads(succeeds(capsys, "advise", saved, "--gains", path, "--json"))
+        data = json.loads(succeeds(capsys, "advise", saved, "--speedups", path, "--json"))
         assert data == json.loads(json.dumps(kp.advise(model_file.load(saved), measured).as_dict()))
     assert calls == [1]
-    command = ["advise", saved, "--gains", path, "--runtime", "litert-x86"]
+    command = ["advise", saved, "--speedups", path, "--runtime", "litert-x86"]
     assert "not allowed with" in misused(capsys, *command)
     path.write_text("[1]")
-    assert "holds no gains" in fails(capsys, "advise", saved, "--gains", path)
-    assert "make the directory" in fails(capsys, "advise", saved, "--gains", tmp_path / "no" / "g")
-    assert "not for .keras" in fails(capsys, "export", saved, tmp_path / "s.keras", "--gains", path)
+    assert "holds no table of speed-ups" in fails(capsys, "advise", saved, "--speedups", path)
+    assert "make the directory" in fails(
+        capsys, "advise", saved, "--speedups", tmp_path / "no" / "g"
+    )
+    assert "not for .keras" in fails(
+        capsys, "export", saved, tmp_path / "s.keras", "--speedups", path
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_export_stores_by_the_ending(capsys, saved, tmp_path, name, arguments):
     assert kp.summarize(other).rows == kp.summarize(model).rows
 
 
-def test_export_and_verify_litert(capsys, saved, tmp_path):
+def test_export_and_inspect_litert(capsys, saved, tmp_path):
     pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
     pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
     if not CONVERTS:
@@ -85,10 +89,10 @@ def test_export_and_verify_litert(capsys, saved, tmp_path):
     data = json.loads(succeeds(capsys, "export", saved, out, "--json"))
     assert data["size"] == out.stat().st_size
     assert data["difference"] < 1e-5
-    found = json.loads(succeeds(capsys, "verify", out, "--json"))
+    found = json.loads(succeeds(capsys, "inspect", out, "--json"))
     assert found["sparsity"] == pytest.approx(0.9, abs=0.01)
     assert not found["xnnpack"]["eligible"]
-    assert "XNNPACK" in succeeds(capsys, "verify", out)
+    assert "XNNPACK" in succeeds(capsys, "inspect", out)
     text = succeeds(capsys, "export", saved, out, "--weights", "int8", "--force")
     assert "int8" in text
     command = ["export", saved, out, "--input-shape", "2", "64", "--force"]
@@ -100,7 +104,7 @@ def test_export_rewrites_a_cnn_when_asked(capsys, tmp_path):
     x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(image)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 1)(x))
     keras.Model(image, keras.layers.Dense(2)(x)).save(tmp_path / "cnn.keras")
-    command = ["export", tmp_path / "cnn.keras", tmp_path / "out.keras", "--make-eligible"]
+    command = ["export", tmp_path / "cnn.keras", tmp_path / "out.keras", "--prepare-for-xnnpack"]
     data = json.loads(succeeds(capsys, *command, "--json"))
     assert any("reversed" in change for change in data["changes"])
     assert data["obstacles"] == []
@@ -134,8 +138,9 @@ def test_bad_exports_are_refused_before_anything_is_loaded(capsys, saved, tmp_pa
 
 def test_what_is_no_tflite_file_is_refused(capsys, saved, tmp_path):
     pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
-    assert "no .tflite file" in fails(capsys, "verify", saved)
-    assert "No such file" in fails(capsys, "verify", tmp_path / "nothing.tflite")
+    saved.rename(tmp_path / "model.tflite")
+    assert "no .tflite file" in fails(capsys, "inspect", tmp_path / "model.tflite")
+    assert "No such file" in fails(capsys, "inspect", tmp_path / "nothing.tflite")
 
 
 def test_compare_writes_a_page(capsys, saved, tmp_path):
@@ -158,7 +163,7 @@ def test_a_failing_conversion_is_shown_whole(capsys, saved, tmp_path, monkeypatc
     def fail(*_):
         raise RuntimeError("The conversion failed.\nThe converter said: so and so")
 
-    monkeypatch.setattr("keras_pruner.cli.shipping.export_litert", lambda *_, **__: fail())
+    monkeypatch.setattr("keras_pruner.cli.commands.export_litert", lambda *_, **__: fail())
     assert commands.main(["export", str(saved), str(tmp_path / "out.tflite")]) == 1
     assert "converter said: so and so" in capsys.readouterr().err
 
