@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import math
 import re
-import sys
 
 import keras
 import numpy as np
@@ -130,12 +128,18 @@ def test_the_page_stands_alone_and_has_a_plot_for_everything_measured():
     found = kp.reports.Comparison(found.dense, found.pruned, Latency("native", 1, (timing,)))
     history = {"sparsity": [0.0, 0.8], "val_accuracy": [0.9, 0.8]}
     text = found.to_html(history=history)
-    assert text.count("<svg") == 4
-    for word in ("megabytes", "milliseconds", "entropy of the weights", "head/kernel", "2.00"):
+    assert text.count("<svg") == 2  # sparsity and accuracy
+    assert text.count("<section>") == 4
+    for word in (
+        "megabytes",
+        "milliseconds",
+        "entropy of the weights, bytes",
+        "head/kernel",
+        "2.00",
+    ):
         assert word in text
     assert "<b>" not in text
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", text)
-    assert not re.search(r"#0[1-5]0[1-5]0[1-5]", text)
 
 
 def test_what_fit_returned_is_plotted_without_empty_curves():
@@ -146,17 +150,6 @@ def test_what_fit_returned_is_plotted_without_empty_curves():
         assert page.to_html(history=history) == page.to_html(history={"sparsity": [0.0, 0.8]})
         assert "While training" in page.to_html(history=history)
         assert "While training" not in page.to_html(history={"val_accuracy": []})
-
-
-def test_without_matplotlib_the_page_says_how_to_have_plots(monkeypatch):
-    found = kp.compare(network(), network(0.8))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    text = found.to_html(history={"sparsity": [0.5]})
-    assert "keras-pruner[report]" in text
-    assert "<svg" not in text
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install "keras-pruner\[report\]"'):
-        found.to_html(plots=True)
 
 
 def test_litert_files_are_converted_and_timed_when_asked():

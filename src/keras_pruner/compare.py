@@ -1,7 +1,6 @@
 """Two models side by side: what pruning cost and what it bought."""
 
 import dataclasses
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +13,18 @@ import numpy as np
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.latency import Latency, benchmark
 from keras_pruner.model_weights import check_model, weights_of
-from keras_pruner.reporting import html, tables
-from keras_pruner.reporting.console import stages
-from keras_pruner.reporting.sparsity import Row, SparsityReport, curves, numbers, share, summarize
+from keras_pruner.reporting import html
+from keras_pruner.reporting.console import show_progress
+from keras_pruner.reporting.html import numbers
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.sparsity import SparsityReport, Weight, layer_chart, share, summarize
+from keras_pruner.reporting.tables import Table
 from keras_pruner.sizes import entropy_bytes, stored_sizes
 from keras_pruner.storage import model_file
 from keras_pruner.validation import one_line, shown
 
 COLUMNS = ["", ">dense", ">pruned", ">dense / pruned"]
-LAYER_COLUMNS = [
-    "weight", ">size", ">zeros, dense", ">zeros, pruned", ">bytes", ">entropy, dense",
-    ">entropy, pruned",
-]  # fmt: skip
+LAYER_COLUMNS = ["weight", ">size", ">zeros, dense", ">zeros, pruned"]
 _RUNTIMES = {"native": "litert-x86", "wasm": "litert-wasm"}
 
 
@@ -51,24 +50,9 @@ class Side:
     entropy: tuple[int, ...]
     scores: Mapping[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        found = self.report.as_dict()
-        for row, size, entropy in zip(
-            found["weights"], self.weight_bytes, self.entropy, strict=True
-        ):
-            row |= {"bytes": size, "entropy_bytes": entropy}
-        return {
-            "name": self.name,
-            "sizes": dict(self.sizes),
-            "entropy_bytes": sum(self.entropy),
-            "scores": dict(self.scores),
-            **found,
-        }
-
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(Report):
     """A dense model and a pruned one. Prints as tables.
 
     Attributes:
@@ -84,7 +68,7 @@ class Comparison:
     @property
     def same_architecture(self) -> bool:
         """Whether both have the same layers, with weights of the same shapes."""
-        shapes = [[row.shape for row in side.report.rows] for side in (self.dense, self.pruned)]
+        shapes = [[row.shape for row in side.report.weights] for side in (self.dense, self.pruned)]
         return self.dense.layers == self.pruned.layers and shapes[0] == shapes[1]
 
     def overall(self) -> list[tuple[str, ...]]:
@@ -116,77 +100,49 @@ class Comparison:
         ]  # fmt: skip
 
     def by_layer(self) -> list[tuple[str, ...]]:
-        """Each prunable weight: its zeros, its bytes, and the entropy of both, in bytes."""
+        """Each prunable weight: its size and its zeros in both models."""
         sides = [_kernels(side) for side in (self.dense, self.pruned)]
         if self.same_architecture:  # names may differ then
             return [_layer(*pair) for pair in zip(*(side.values() for side in sides), strict=True)]
         return [_layer(sides[0].get(p), sides[1].get(p)) for p in {**sides[0], **sides[1]}]
 
-    def __str__(self) -> str:
-        title = f"{self.dense.name} and {self.pruned.name}"
+    def headline(self) -> str:
+        """The names of both models."""
+        return f"{self.dense.name} and {self.pruned.name}"
+
+    def tables(self) -> list[Table]:
+        """The models as a whole, then weight by weight."""
+        rows = self.by_layer()
+        sizes = [float(row[1].replace(",", "")) for row in rows]
+        return [
+            Table("", COLUMNS, self.overall()),
+            Table("Layer by layer", LAYER_COLUMNS, rows, importance=sizes),
+        ]
+
+    def notes(self) -> list[str]:
+        """Reasons for caution."""
+        found = []
         if not self.same_architecture:
-            title += "\nThey are not of the same architecture."
+            found.append("They are not of the same architecture.")
         prunable = [f"{side.report.prunable.size:,}" for side in (self.dense, self.pruned)]
         if prunable[0] != prunable[1]:
-            title += f"\nPrunable weights: {' and '.join(prunable)}. Quantized ones are not among "
-            title += "them: kp.quantization.zero_masks(model) counts their zeros."
-        overall = tables.render(title, COLUMNS, self.overall())
-        return f"{overall}\n{tables.render('', LAYER_COLUMNS, self.by_layer(), width=130)}"
+            found.append(
+                f"Prunable weights: {' and '.join(prunable)}. Quantized ones are not among "
+                "them: kp.quantization.zero_masks(model) counts their zeros."
+            )
+        return [*found, _ENTROPY]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return {
-            "same_architecture": self.same_architecture,
-            "dense": self.dense.as_dict(),
-            "pruned": self.pruned.as_dict(),
-            "latency": None if self.latency is None else dataclasses.asdict(self.latency),
-        }
-
-    def to_html(
-        self,
-        *,
-        history: Mapping[str, Sequence[float]] | keras.callbacks.History | None = None,
-        plots: bool | None = None,
-    ) -> str:
-        """One page that needs nothing else: no script, no request.
-
-        Args:
-            history: of the pruned model's training, as `fit` returned it; plotted as well.
-            plots: whether to draw. None: if matplotlib is installed; without, the page says so.
-
-        Returns:
-            The text of the page.
-
-        Raises:
-            ImportError: if plots are asked for and matplotlib is not installed.
-        """
-        if plots is None:
-            plots = importlib.util.find_spec("matplotlib") is not None
-        parts = [html.table("Before and after pruning", COLUMNS, self.overall())]
-        if plots:
-            parts += self._figures()
-            if drawn := curves(history):
-                parts.append(html.figure("While training", html.lines("epoch", drawn)))
-        else:
-            parts.append(html.note(f"There are no plots here. {html.INSTALL}"))
-        parts.append(html.table("Layer by layer", LAYER_COLUMNS, self.by_layer()))
-        parts.append(html.note(_ENTROPY))
-        return html.document(f"{self.dense.name} and {self.pruned.name}", parts)
-
-    def _figures(self) -> list[str]:
+    def charts(self) -> list[str]:
+        """Sizes, zeros by layer, and latency if it was measured."""
         a, b = self.dense, self.pruned
         sizes = [(f, a.sizes[f] / 1e6, b.sizes[f] / 1e6) for f in a.sizes if f in b.sizes]
-        sizes.append(("entropy of the weights", sum(a.entropy) / 1e6, sum(b.entropy) / 1e6))
-        drawn = [html.figure("Size", html.pairs("megabytes", ("dense", "pruned"), sizes))]
-        kernels = [(row.path, row.sparsity) for row in b.report.rows if row.prunable]
-        if kernels:
-            drawn.append(html.figure("Sparsity by layer", html.bars("sparsity", kernels)))
+        sides = ("dense", "pruned")
+        drawn = [html.pairs("Size", "megabytes", sides, sizes), *layer_chart(b.report.weights)]
         if self.latency is not None:
             times = [(f"batch {t.batch_size}", t.dense_ms, t.pruned_ms)
                      for t in self.latency.timings]  # fmt: skip
             title = f"Latency in LiteRT, {self.latency.runtime}"
-            plot = html.pairs("milliseconds", ("dense", "pruned"), times)
-            drawn.append(html.figure(title, plot))
+            drawn.append(html.pairs(title, "milliseconds", sides, times))
         return drawn
 
 
@@ -261,7 +217,7 @@ def compare(
         raise ValueError(
             f'`node_modules` is for latency="wasm". Received: latency={latency!r}. Leave it out.'
         )
-    with stages(shown=progress) as announce:
+    with show_progress("comparing", shown=progress) as announce:
         announce("loading")
         given = (dense, pruned)
         models = [_loaded(one, compile=data is not None) for one in given]
@@ -392,11 +348,11 @@ def _latency(
 
 # -------------------------------------------------------------------- cells of tables
 
-_Kernel = tuple[Row, int, int]  # a weight, its bytes and the bytes of its entropy
+_Kernel = tuple[Weight, int, int]  # a weight, its bytes and the bytes of its entropy
 
 
 def _kernels(side: Side) -> dict[str, _Kernel]:
-    every = zip(side.report.rows, side.weight_bytes, side.entropy, strict=True)
+    every = zip(side.report.weights, side.weight_bytes, side.entropy, strict=True)
     return {row.path: (row, size, entropy) for row, size, entropy in every if row.prunable}
 
 
@@ -404,8 +360,7 @@ def _layer(dense: _Kernel | None, pruned: _Kernel | None) -> tuple[str, ...]:
     either = dense or pruned
     assert either is not None
     zeros = ["-" if side is None else f"{side[0].sparsity:.4f}" for side in (dense, pruned)]
-    entropy = ["-" if side is None else f"{side[2]:,}" for side in (dense, pruned)]
-    return either[0].path, f"{either[0].size:,}", *zeros, f"{either[1]:,}", *entropy
+    return either[0].path, f"{either[0].size:,}", *zeros
 
 
 def _alive(report: SparsityReport) -> int:

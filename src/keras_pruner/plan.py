@@ -13,7 +13,8 @@ from keras_pruner.criteria import magnitude
 from keras_pruner.model_weights import Axes, OwnedWeight, check_model, weights_of
 from keras_pruner.overrides import check_filters, check_overrides, read_override
 from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import shown, value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
@@ -89,7 +90,7 @@ class Skip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Report):
     """The targets of a model and the reasons for all other variables; prints as a table.
 
     Attributes:
@@ -106,13 +107,21 @@ class Plan:
     allocation: Allocation
     criterion: Criterion
 
-    def __str__(self) -> str:
-        rows: list[tuple[object, ...]] = [
+    def headline(self) -> str:
+        """The number of weights that are pruned and that are left alone."""
+        return f"plan: {len(self.targets)} weights are pruned, {len(self.skipped)} left alone"
+
+    def tables(self) -> list[Table]:
+        """The targets, then the variables left alone with the reasons."""
+        targets = [
             (t.path, t.shape, t.pattern, "shared budget" if t.sparsity is None else t.sparsity)
             for t in self.targets
         ]
-        rows += [(s.path, s.shape, "-", s.reason) for s in self.skipped]
-        return tables.render("plan", ["weight", "shape", "pattern", "sparsity, or why not"], rows)
+        left = [(skip.path, skip.shape, skip.reason) for skip in self.skipped]
+        return [
+            Table("", ["weight", "shape", "pattern", "sparsity"], targets),
+            Table("left alone", ["weight", "shape", "reason"], left),
+        ]
 
     def check_final(self, sparsity: float | None) -> None:
         """Raise if a mapping given as `allocation` does not come to the final sparsity."""

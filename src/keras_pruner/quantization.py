@@ -9,6 +9,8 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.model_weights import check_model, layer_path, weights_of
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +94,16 @@ def _values(layer: Any, variable: keras.Variable) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Merge:
-    """What merging LoRA did.
+class Merge(Report):
+    """The result of `merge_lora`.
 
     Attributes:
-        layers: paths of the layers that were merged.
-        kept_zeros: zeros in their kernels, before and after.
-        discarded: largest change that the zeros kept out, in units of the largest weight.
-        loss_before: what `loss` said of the model with LoRA; None without one.
-        loss_after: what it says of the merged model.
+        layers: the paths of the merged layers.
+        kept_zeros: the number of zeros in their kernels, the same before and after.
+        discarded: the largest change that was dropped to keep a zero, relative to the largest
+            weight of its kernel.
+        loss_before: the loss of the model with LoRA; None without `loss`.
+        loss_after: the loss of the merged model; None without `loss`.
     """
 
     layers: tuple[str, ...]
@@ -108,6 +111,18 @@ class Merge:
     discarded: float
     loss_before: float | None = None
     loss_after: float | None = None
+
+    def headline(self) -> str:
+        """The zeros kept and what they cost."""
+        text = f"LoRA merged into {len(self.layers)} layers: {self.kept_zeros:,} zeros kept, "
+        text += f"changes up to {self.discarded:.3g} of the largest weight dropped"
+        if self.loss_before is None or self.loss_after is None:
+            return text
+        return f"{text}; loss {self.loss_before:.4g} before, {self.loss_after:.4g} after"
+
+    def tables(self) -> list[Table]:
+        """The merged layers."""
+        return [Table("", ["layer"], [(path,) for path in self.layers])]
 
 
 def merge_lora(

@@ -1,4 +1,8 @@
-"""Every result that a function of this package returns; each prints as a table."""
+"""The results that functions of this package return; each is a `Report`.
+
+A report prints as tables (`print(report)`; `report.full()` has every row), shows as tables in a
+notebook, and gives plain data (`as_dict`, `to_json`) and one HTML page (`to_html`).
+"""
 
 from keras_pruner.compare import Comparison
 from keras_pruner.litert.advise import Advice
@@ -10,6 +14,7 @@ from keras_pruner.oneshot.report import PruneReport
 from keras_pruner.oneshot.search import Sensitivity, SparsityCurve
 from keras_pruner.plan import Plan
 from keras_pruner.quantization import Merge
+from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import SparsityReport
 
 __all__ = [
@@ -21,6 +26,7 @@ __all__ = [
     "Merge",
     "Plan",
     "PruneReport",
+    "Report",
     "Rewrite",
     "Sensitivity",
     "SparsityCurve",

@@ -1,6 +1,5 @@
 """`keras-pruner advise`, `export`, `inspect` of LiteRT files and the page of `compare`."""
 
-import io
 import json
 
 import keras
@@ -10,7 +9,6 @@ from test_commands import fails, misused, succeeds
 
 import keras_pruner as kp
 from keras_pruner.cli import commands
-from keras_pruner.reporting import console as console_module
 from keras_pruner.storage import model_file
 
 CONVERTS = keras.backend.backend() == "tensorflow"
@@ -77,7 +75,7 @@ def test_export_stores_by_the_ending(capsys, saved, tmp_path, name, arguments):
         kp.storage.load_sparse(other, out)
     else:
         other = keras.saving.load_model(out)
-    assert kp.summarize(other).rows == kp.summarize(model).rows
+    assert kp.summarize(other).weights == kp.summarize(model).weights
 
 
 def test_export_and_inspect_litert(capsys, saved, tmp_path):
@@ -166,19 +164,3 @@ def test_a_failing_conversion_is_shown_whole(capsys, saved, tmp_path, monkeypatc
     monkeypatch.setattr("keras_pruner.cli.commands.export_litert", lambda *_, **__: fail())
     assert commands.main(["export", str(saved), str(tmp_path / "out.tflite")]) == 1
     assert "converter said: so and so" in capsys.readouterr().err
-
-
-@pytest.mark.backend_free
-def test_stages_are_shown_on_a_terminal_only(monkeypatch, capsys):
-    with console_module.stages(shown=True) as announce:
-        announce("converting")
-    assert capsys.readouterr().err == ""
-    out = io.StringIO()
-    console = console_module.Console(file=out, force_terminal=True)
-    monkeypatch.setattr(console_module, "Console", lambda **_: console)
-    with console_module.stages(shown=False) as announce:
-        announce("converting")
-    assert out.getvalue() == ""
-    with console_module.stages(shown=True) as announce:
-        announce("converting")
-    assert "converting" in out.getvalue()

@@ -208,7 +208,7 @@ def test_as_many_layers_are_announced_as_were_promised(monkeypatch, options):
         promised.append(total)
         yield announced.append
 
-    monkeypatch.setattr(prune, "announcing", announcing)
+    monkeypatch.setattr(prune, "show_progress", announcing)
     kp.prune(network(), 0.5, calibration=samples(), **options)
     assert promised == [len(announced)]
 

@@ -1,55 +1,102 @@
 """Text tables."""
 
-import builtins
+import os
+import subprocess
+import sys
 
 import pytest
 
 from keras_pruner.reporting import tables
+from keras_pruner.reporting.tables import Table
 
 pytestmark = pytest.mark.backend_free
 
 
 def test_a_table():
-    found = tables.render("plan", ["weight", ">kept"], [("a/kernel", 3), ("b/kernel", 12)])
-    assert [line.split() for line in found.splitlines() if line.strip("─ ")] == [
-        ["plan"],
-        ["weight", "kept"],
-        ["a/kernel", "3"],
-        ["b/kernel", "12"],
-    ]
+    found = Table("plan", ["weight", ">kept"], [("a/kernel", 3), ("b/kernel", 12)]).text()
+    assert found == "\n".join(
+        [
+            "plan",
+            "  weight    kept",
+            "  ──────────────",
+            "  a/kernel     3",
+            "  b/kernel    12",
+        ]
+    )
 
 
-def test_columns_of_numbers_are_right_aligned():
-    found = tables.render("t", [">n", "text"], [(1, "one"), (100, "hundred")])
-    rows = [line for line in found.splitlines() if "one" in line or "hundred" in line]
-    assert rows[0].index("1") == rows[1].index("100") + 2
-    assert rows[0].index("one") == rows[1].index("hundred")
+def test_totals_come_first():
+    found = Table("", ["weight", ">zeros"], [("a", 3), ("b", 4)], [("all", 7)]).text()
+    assert [line.strip("─ ") for line in found.splitlines()] == [
+        "weight  zeros", "", "all         7", "", "a           3", "b           4",
+    ]  # fmt: skip
 
 
 def test_cells_are_not_read_as_markup_or_emoji():
     path = "[red]block[/red]/:smile:/kernel"
-    assert path in tables.render("[bold]t[/bold]", ["weight"], [(path,)])
+    assert path in Table("[bold]t[/bold]", ["weight"], [(path,)]).text()
 
 
-def test_nothing_is_cut_off():
+def test_without_a_width_nothing_is_cut_off():
     path = "a_block_of_a_model/" * 12 + "kernel"
-    found = tables.render("plan", ["weight", "shape"], [(path, (3, 3, 64, 64))], width=80)
-    assert max(map(len, found.splitlines())) <= 80
-    assert path in "".join(line.split()[0] for line in found.splitlines()[4:] if line.strip())
+    assert path in Table("plan", ["weight", "shape"], [(path, (3, 3, 64, 64))]).text()
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_a_table_fits_its_width(width):
+    path = "a_block_of_a_model/" * 12 + "kernel"
+    reason = "its layer does not match the filters, and it is frozen besides"
+    columns = ["weight", "shape", ">number of zeros", "reason"]
+    found = Table("plan", columns, [(path, (3, 3, 64, 64), 12, reason)]).text(width=width)
+    assert max(map(len, found.splitlines())) <= width
+    assert " 12 " in found  # a number is never cut
+
+
+def test_a_long_name_is_cut_in_the_middle_with_an_ellipsis():
+    found = Table("", ["weight"], [("a_block/" * 12 + "kernel",)]).text(width=30)
+    (name,) = (line.strip() for line in found.splitlines()[2:])
+    assert name.startswith("a_block")
+    assert "…" in name
+    assert name.endswith("/kernel")
+
+
+def test_the_most_important_rows_are_shown_in_order():
+    table = Table("", ["n"], [(i,) for i in range(5)], importance=[1, 9, 0, 8, 7])
+    assert table.most_important(3) == [(1,), (3,), (4,)]
+    assert table.most_important(None) == table.most_important(5) == table.rows
+    assert Table("", ["n"], [(i,) for i in range(5)]).most_important(2) == [(0,), (1,)]
 
 
 def test_no_trailing_spaces_no_colour():
-    found = tables.render("t", ["a", "b"], [("x", ""), ("", "y")])
+    found = Table("t", ["a", "b"], [("x", ""), ("", "y")]).text()
     assert all(line == line.rstrip() for line in found.splitlines())
     assert "\x1b" not in found
 
 
+def test_control_characters_of_a_name_are_escaped():
+    found = Table("\x1b[2J", ["weight"], [("evil\x1b[31m\n/kernel",)]).text()
+    assert "\x1b" not in found
+    assert "evil\\x1b[31m /kernel" in found
+
+
 def test_no_rows():
-    assert "weight" in tables.render("t", ["weight"], [])
+    assert "weight" in Table("t", ["weight"], []).text()
 
 
-def test_a_table_is_text_in_a_notebook_too(monkeypatch):
-    expected = tables.render("t", ["a"], [(1,)])
-    shell = type("ZMQInteractiveShell", (), {})  # by which rich knows a notebook
-    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
-    assert tables.render("t", ["a"], [(1,)]) == expected != ""
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8"])
+def test_any_encoding_prints_any_table(encoding):
+    code = "from keras_pruner.reporting.tables import Table; "
+    code += r"print(Table('t \u5c64', ['weight'], [('\u5c64/kernel' * 9,)]).text(width=40))"
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    text = out.stdout.decode(encoding)
+    assert ("─" in text) == (encoding == "utf-8")
+    assert ("----" in text) == (encoding != "utf-8")
+    assert ("層" in text) == (encoding == "utf-8")
+
+
+def test_the_width_is_that_of_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "66")
+    assert tables.terminal_width() == 66
+    monkeypatch.delenv("COLUMNS")
+    assert tables.terminal_width() == 80  # the tests run without a terminal

@@ -11,7 +11,8 @@ from keras_pruner.litert import cost_model, xnnpack_rewrite
 from keras_pruner.model_weights import check_model
 from keras_pruner.patterns import Block, Pattern, Unstructured
 from keras_pruner.plan import Plan, Rules
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_integer, check_sparsity
 
 _STEP = 4000.0  # nanoseconds of a recurrent layer's step besides its products
@@ -37,7 +38,7 @@ class LayerAdvice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Advice:
+class Advice(Report):
     """What pruning can bring to a model on a runtime; prints as a table.
 
     Attributes:
@@ -45,31 +46,32 @@ class Advice:
         sparsity: fraction of zeros in the weights that are pruned.
         layers: each prunable weight.
         gain: how many times faster the whole model runs, estimated; 1.0 is "none".
-        notes: what else to know: steps to take first, and the alternatives.
+        hints: what else to know: steps to take first, and the alternatives.
     """
 
     runtime: str
     sparsity: float
     layers: tuple[LayerAdvice, ...]
     gain: float
-    notes: tuple[str, ...]
+    hints: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers; a pattern as its text, None for dense."""
-        found = dataclasses.asdict(self)
-        for row, layer in zip(found["layers"], self.layers, strict=True):
-            row["pattern"] = None if layer.pattern is None else repr(layer.pattern)
-        return found
+    def headline(self) -> str:
+        """The estimated speed-up of the whole model."""
+        gain = f"{self.gain:.1f}x faster" if self.gain > 1 else "not faster"
+        return f"{self.runtime} at sparsity {self.sparsity:g}: {gain}"
 
-    def __str__(self) -> str:
+    def tables(self) -> list[Table]:
+        """The advice for each weight; the short form has the slowest layers."""
         rows = [
             (x.path, f"{x.share:.0%}", x.pattern or "dense", f"{x.gain:.1f}x", x.reason)
             for x in self.layers
         ]
-        gain = f"{self.gain:.1f}x faster" if self.gain > 1 else "not faster"
-        title = f"{self.runtime} at sparsity {self.sparsity:g}: {gain}"
         heads = ["weight", ">time", "zeros", ">gain", "why"]
-        return "\n".join([tables.render(title, heads, rows, width=130), *self.notes])
+        return [Table("", heads, rows, importance=[x.share for x in self.layers])]
+
+    def notes(self) -> tuple[str, ...]:
+        """The hints."""
+        return self.hints
 
     def settings(self) -> dict[str, Any]:
         """The arguments for `kp.prune` or `kp.GradualPruning` that make what is recommended.

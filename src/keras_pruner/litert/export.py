@@ -14,7 +14,9 @@ from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
 from keras_pruner.litert.difference import largest_difference
 from keras_pruner.litert.sparse_tensors import Encoded, encode, table_of
 from keras_pruner.model_weights import check_model
-from keras_pruner.reporting.console import stages
+from keras_pruner.reporting.console import show_progress
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 from keras_pruner.storage.destination import complete
 
 # Largest difference of an output, in units of the largest output.
@@ -22,7 +24,7 @@ _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(Report):
     """What an export did; prints as a table.
 
     Attributes:
@@ -39,16 +41,16 @@ class Export:
     weights: tuple[Encoded, ...]
     difference: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        title = (
+    def headline(self) -> str:
+        """The size of the file and the difference of its outputs."""
+        return (
             f"{self.path}: {self.size:,} bytes, {self.dense_size / self.size:.1f}x smaller than "
             f"dense; outputs differ by {self.difference:.1e}"
         )
-        return table_of(title, self.weights)
+
+    def tables(self) -> list[Table]:
+        """How each weight is stored."""
+        return [table_of(self.weights)]
 
 
 def export_litert(
@@ -106,7 +108,10 @@ def export_litert(
     signature = _signature(model, input_signature)
     batches = _batches(signature, samples)
     flatbuffer.schema()
-    with complete(path, ".tflite") as unfinished, stages(shown=progress) as announce:
+    with (
+        complete(path, ".tflite") as unfinished,
+        show_progress("exporting", shown=progress) as announce,
+    ):
         dense = unfinished.parent / "dense.tflite"
         announce(f"converting {model.name} with TensorFlow")
         convert(model, dense, signature, weights)

@@ -10,10 +10,12 @@ import numpy as np
 from keras_pruner.litert import encoding, flatbuffer
 from keras_pruner.litert.sparse_tensors import Encoded, table_of
 from keras_pruner.litert.xnnpack import Eligibility, eligibility
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class Contents(Report):
     """The weights of a `.tflite` file; prints as a table.
 
     Attributes:
@@ -35,13 +37,17 @@ class Contents:
         zeros = sum(w.sparsity * size for w, size in zip(self.weights, sizes, strict=True))
         return zeros / max(1, sum(sizes))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return {**dataclasses.asdict(self), "sparsity": self.sparsity}
+    def headline(self) -> str:
+        """The size of the file and its sparsity."""
+        return f"{self.path}: {self.size:,} bytes, {self.sparsity:.1%} zeros"
 
-    def __str__(self) -> str:
-        title = f"{self.path}: {self.size:,} bytes, {self.sparsity:.1%} zeros"
-        return f"{table_of(title, self.weights)}\nXNNPACK: {self.xnnpack}"
+    def tables(self) -> list[Table]:
+        """How each weight is stored."""
+        return [table_of(self.weights)]
+
+    def notes(self) -> list[str]:
+        """Whether XNNPACK runs its convolutions sparse."""
+        return [f"XNNPACK: {self.xnnpack}"]
 
 
 def inspect(path: str | os.PathLike[str]) -> Contents:

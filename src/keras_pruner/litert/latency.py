@@ -17,7 +17,8 @@ import numpy as np
 
 from keras_pruner.litert import flatbuffer, interpreter
 from keras_pruner.litert.difference import largest_difference
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_integer
 
 _NODE = ["node", "--experimental-wasm-relaxed-simd"]
@@ -47,7 +48,7 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Latency:
+class Latency(Report):
     """What `benchmark` measured; prints as a table.
 
     Attributes:
@@ -60,7 +61,12 @@ class Latency:
     threads: int
     timings: tuple[Timing, ...]
 
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """Where the files ran."""
+        return f"latency: {self.runtime}, {self.threads} thread(s)"
+
+    def tables(self) -> list[Table]:
+        """A row for each batch size."""
         rows = [
             (
                 t.batch_size, f"{t.dense_ms:.3f}", f"{t.pruned_ms:.3f}", f"{t.speedup:.2f}x",
@@ -69,7 +75,7 @@ class Latency:
             for t in self.timings
         ]  # fmt: skip
         heads = [">batch", ">dense ms", ">pruned ms", ">speed-up", ">quartiles", ">outputs differ"]
-        return tables.render(f"{self.runtime}, {self.threads} thread(s)", heads, rows)
+        return [Table("", heads, rows)]
 
 
 def benchmark(

@@ -13,7 +13,7 @@ from keras_pruner.litert.convert import convert
 from keras_pruner.litert.cost_model import FORMS, Point, SpeedupTable
 from keras_pruner.litert.latency import benchmark
 from keras_pruner.litert.sparse_tensors import store_native
-from keras_pruner.reporting.console import stages
+from keras_pruner.reporting.console import show_progress
 
 # Widths of the layers that are timed: weights that fit the caches close to a core, the caches
 # around it, and none.
@@ -50,7 +50,10 @@ def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupT
             f"{platform.machine()!r}."
         )
     points: list[Point] = []
-    with tempfile.TemporaryDirectory() as scratch, stages(shown=progress) as announce:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        show_progress("measuring", shown=progress) as announce,
+    ):
         for widths in _STACKS:
             announce(f"timing Dense layers {'-'.join(map(str, widths))}")
             dense = Path(scratch, "dense.tflite")

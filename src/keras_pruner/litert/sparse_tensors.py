@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_pruner.litert import encoding, flatbuffer
 from keras_pruner.litert.cost_model import LEAST_GAIN, SpeedupTable, gains_of
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.tables import Table
 
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
@@ -39,14 +39,13 @@ class Encoded:
     reason: str
 
 
-def table_of(title: str, weights: Sequence[Encoded]) -> str:
-    """What became of the weights of a file, as a table."""
+def table_of(weights: Sequence[Encoded]) -> Table:
+    """How each weight of a file is stored; the short form has the largest weights."""
     rows = [
-        (w.name[-40:], w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason)
-        for w in weights
+        (w.name, w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason) for w in weights
     ]
     heads = ["weight", "shape", ">zeros", "stored", "runs", "why"]
-    return tables.render(title, heads, rows, width=140)
+    return Table("", heads, rows, importance=[float(math.prod(w.shape)) for w in weights])
 
 
 def encode(model: Any, runtime: str | SpeedupTable, batch_size: int) -> list[Encoded]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_pruner.litert.difference import largest_difference
 from keras_pruner.model_weights import check_model
+from keras_pruner.reporting.report import Report
 
 _FLIPPED = (1, 2)  # height and width
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
@@ -28,7 +29,7 @@ _ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Rewrite:
+class Rewrite(Report):
     """A model rewritten for XNNPACK, and what became of it.
 
     Attributes:
@@ -39,16 +40,21 @@ class Rewrite:
         difference: of the outputs, in units of the largest.
     """
 
-    model: keras.Model
+    model: keras.Model = dataclasses.field(repr=False)
     changes: tuple[str, ...]
     obstacles: tuple[str, ...]
     difference: float
 
-    def __str__(self) -> str:
-        lines = [f"{self.model.name}: outputs differ by {self.difference:.1e}"]
-        lines += [f"  changed: {change}" for change in self.changes]
-        lines += [f"  in the way: {obstacle}" for obstacle in self.obstacles]
-        return "\n".join(lines)
+    def headline(self) -> str:
+        """The difference of the outputs."""
+        return f"{self.model.name}: outputs differ by {self.difference:.1e}"
+
+    def notes(self) -> list[str]:
+        """The changes, then the obstacles that are left."""
+        return [
+            *(f"  changed: {change}" for change in self.changes),
+            *(f"  in the way: {obstacle}" for obstacle in self.obstacles),
+        ]
 
 
 def prepare_for_xnnpack(model: keras.Model) -> Rewrite:

@@ -20,7 +20,7 @@ from keras_pruner.oneshot.sparsegpt import Groups
 from keras_pruner.oneshot.survey import Survey, survey
 from keras_pruner.patterns import NM
 from keras_pruner.plan import Plan, Target
-from keras_pruner.reporting.progress import Announce
+from keras_pruner.reporting.console import Announce
 
 _NO_PRODUCT = "no product of inputs with this weight is known: mask alone"
 _EMBEDDING = "an embedding looks rows up; each stands alone, so that nothing can make up for it"

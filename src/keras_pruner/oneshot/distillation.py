@@ -15,7 +15,7 @@ from keras_pruner.oneshot.attempt import masked_logits, outputs_of
 from keras_pruner.oneshot.batch_norm import in_order, reestimate
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.plan import Plan
-from keras_pruner.reporting.progress import Announce
+from keras_pruner.reporting.console import Announce
 from keras_pruner.schedules import ConstantSparsity
 from keras_pruner.training.optimizer import PrunedOptimizer
 

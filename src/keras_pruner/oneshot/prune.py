@@ -20,7 +20,7 @@ from keras_pruner.oneshot.reconstruct import Outcome
 from keras_pruner.oneshot.report import Candidate, Distillation, PrunedWeight, PruneReport
 from keras_pruner.patterns import NM, Pattern, Unstructured
 from keras_pruner.plan import Filters, Override, Plan, Rules
-from keras_pruner.reporting.progress import Announce, announcing
+from keras_pruner.reporting.console import Announce, show_progress
 from keras_pruner.training.optimizer import find
 from keras_pruner.validation import check_integer, check_sparsity
 
@@ -182,7 +182,7 @@ def _best(
     total += 0 if teacher is None else teacher.epochs
     distillation = None
     try:
-        with announcing(title, total, shown=shown) as announce:
+        with show_progress(title, total, shown=shown) as announce:
             for name, candidate in plans.items():
                 if results:
                     dense.restore()

@@ -1,12 +1,13 @@
 """What pruning at once has done, as data; printing is a method of it."""
 
 import dataclasses
-from typing import Any
+import math
 
 import keras
 
 from keras_pruner.plan import Skip
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +67,6 @@ class Distillation:
         """Whether it was kept; if it made the outputs worse, it was undone."""
         return self.after < self.before
 
-    def as_dict(self) -> dict[str, Any]:
-        """What it came to, as JSON can hold it."""
-        return {**dataclasses.asdict(self), "kept": self.kept}
-
     def __str__(self) -> str:
         if self.kept:
             return f"{self.before:.3g} before {self.epochs} epochs of distillation"
@@ -77,7 +74,7 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneReport:
+class PruneReport(Report):
     """What `prune` has done; prints as tables.
 
     Attributes:
@@ -101,40 +98,30 @@ class PruneReport:
     seconds: float
     model: keras.Model = dataclasses.field(repr=False, compare=False)
 
-    def as_dict(self) -> dict[str, Any]:
-        """What was done, as JSON can hold it."""
-        return {
-            "sparsity": self.sparsity,
-            "weights": [dataclasses.asdict(weight) for weight in self.weights],
-            "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
-            "divergence": self.divergence,
-            "candidates": [dataclasses.asdict(candidate) for candidate in self.candidates],
-            "distillation": self.distillation and self.distillation.as_dict(),
-            "seconds": self.seconds,
-        }
-
-    def __str__(self) -> str:
-        title = f"pruned to a sparsity of {self.sparsity:.4g} in {self.seconds:.1f} s"
+    def headline(self) -> str:
+        """The sparsity, and what it did to the outputs."""
+        text = f"pruned to a sparsity of {self.sparsity:.4g} in {self.seconds:.1f} s"
         if self.divergence is not None:
-            title += f"; outputs on held-out samples differ by {self.divergence:.3g}"
-        if self.distillation is not None:
-            title += f" ({self.distillation})"
+            text += f"; outputs on held-out samples differ by {self.divergence:.3g}"
+        return text if self.distillation is None else f"{text} ({self.distillation})"
+
+    def tables(self) -> list[Table]:
+        """The pruned weights, the allocations that were tried, the weights left alone."""
         rows = [
             (w.path, w.shape, f"{w.sparsity:.4f}", _number(w.before), _number(w.after), w.note)
             for w in self.weights
         ]
+        tried = [
+            (c.name, f"{c.divergence:.4g}", "chosen" if c.chosen else "") for c in self.candidates
+        ]
+        left = [(s.path, s.shape, s.reason) for s in self.skipped]
         columns = ["weight", "shape", ">sparsity", ">error, mask", ">refitted", "note"]
-        parts = [tables.render(title, columns, rows, width=140)]
-        if self.candidates:
-            tried = [
-                (c.name, f"{c.divergence:.4g}", "chosen" if c.chosen else "")
-                for c in self.candidates
-            ]
-            parts.append(tables.render("tried", ["allocation", ">divergence", ""], tried))
-        if self.skipped:
-            left = [(s.path, s.shape, s.reason) for s in self.skipped]
-            parts.append(tables.render("left alone", ["weight", "shape", "why"], left, width=140))
-        return "\n".join(parts)
+        sizes = [float(math.prod(w.shape)) for w in self.weights]
+        return [
+            Table("", columns, rows, importance=sizes),
+            Table("tried", ["allocation", ">divergence", ""], tried),
+            Table("left alone", ["weight", "shape", "why"], left),
+        ]
 
 
 def _number(error: float | None) -> str:

@@ -18,14 +18,15 @@ from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.patterns import Pattern
 from keras_pruner.plan import Rules
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_integer, check_sparsity, shown
 
 Metric = Callable[[keras.Model], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class SparsityCurve:
+class SparsityCurve(Report):
     """What `find_sparsity` has found; prints as a table.
 
     Attributes:
@@ -40,13 +41,17 @@ class SparsityCurve:
     dense: float
     points: tuple[tuple[float, float], ...]
 
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """The sparsity that was found."""
+        return f"largest sparsity within a drop of {self.max_drop:g}: {self.sparsity:.4g}"
+
+    def tables(self) -> list[Table]:
+        """The metric at each sparsity that was tried."""
         rows = [
             (f"{s:.4f}", f"{m:.4f}", f"{self.dense - m:.4f}", "<" if s == self.sparsity else "")
             for s, m in self.points
         ]
-        title = f"largest sparsity within a drop of {self.max_drop:g}: {self.sparsity:.4g}"
-        return tables.render(title, [">sparsity", ">metric", ">drop", ""], rows)
+        return [Table("", [">sparsity", ">metric", ">drop", ""], rows)]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the curve into an image file; needs `pip install keras-pruner[report]`."""
@@ -66,7 +71,7 @@ class SparsityCurve:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Report):
     """The drop of a metric with one weight pruned at a time; prints as a table.
 
     Attributes:
@@ -79,11 +84,15 @@ class Sensitivity:
     sparsities: tuple[float, ...]
     drops: dict[str, tuple[float, ...]]
 
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """The metric of the dense model."""
+        return f"drop from {self.dense:.4g}, most sensitive first"
+
+    def tables(self) -> list[Table]:
+        """The drop of each weight at each sparsity."""
         order = sorted(self.drops, key=lambda path: -self.drops[path][-1])
         rows = [(path, *(f"{drop:.4f}" for drop in self.drops[path])) for path in order]
-        columns = ["weight", *(f">{sparsity:g}" for sparsity in self.sparsities)]
-        return tables.render(f"drop from {self.dense:.4g}, most sensitive first", columns, rows)
+        return [Table("", ["weight", *(f">{sparsity:g}" for sparsity in self.sparsities)], rows)]
 
 
 def find_sparsity(

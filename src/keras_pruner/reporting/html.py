@@ -1,48 +1,83 @@
-"""One HTML page that stands alone: tables, and plots as inline SVG that follow light and dark."""
+"""HTML pages that need nothing else: tables, and charts in HTML and SVG, in light and dark."""
 
 import html
-import io
-import re
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-INSTALL = 'Plots need matplotlib: pip install "keras-pruner[report]"'
+import keras
+import numpy as np
 
-# Matplotlib draws in these colours, each of which stands for a variable of the style sheet.
-_INK, _SOFT, _PAPER = "#010101", "#020202", "#030303"
-_FIRST, _SECOND = "#040404", "#050505"
-_VARIABLES = {
-    _INK: "--ink",
-    _SOFT: "--soft",
-    _PAPER: "--paper",
-    _FIRST: "--first",
-    _SECOND: "--second",
-}
+from keras_pruner.reporting.tables import Table
+
+History = Any  # `keras.callbacks.History`, or its dict: a name -> one number for each epoch
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #6b7480;
-        --rule: #d5dae0; --first: #0a63c9; --second: #b1500c; }
+:root { color-scheme: light dark; --paper: #fff; --card: #f5f7f9; --ink: #1f2328; --soft: #5f6975;
+        --rule: #d5dae0; --first: #0a63c9; --second: #b1500c; --zero: #dbe3ec; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #14171b; --ink: #e3e7ec; --soft: #98a2ae; --rule: #353c45;
-          --first: #6cb0ff; --second: #f2a15f; } }
-body { max-width: 52rem; margin: 2.5rem auto; padding: 0 1.2rem; background: var(--paper);
+  :root { --paper: #14171b; --card: #1d2127; --ink: #e3e7ec; --soft: #98a2ae; --rule: #353c45;
+          --first: #6cb0ff; --second: #f2a15f; --zero: #333c47; } }
+* { box-sizing: border-box; }
+body { max-width: 60rem; margin: 0 auto; padding: 2rem 1.2rem; background: var(--paper);
        color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 1.5rem; overflow-wrap: anywhere; }
-h2, caption, figcaption { font-size: 1.05rem; font-weight: 600; text-align: left; }
-table, figure { margin: 0 0 2.2rem; }
-figcaption, caption { padding: 0 0 .6rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1.5rem; overflow-wrap: anywhere; }
+h2, caption { font-size: 1.05rem; font-weight: 600; text-align: left; margin: 0;
+              padding: 0 0 .6rem; }
+section, .wide { margin: 0 0 2.2rem; }
+p { margin: 0 0 .8rem; color: var(--soft); overflow-wrap: anywhere; }
+.figures { display: grid; gap: .8rem;
+           grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
+.figures div { background: var(--card); border-radius: .6rem; padding: 1rem 1.1rem; }
+.figures strong { display: block; font-size: 2.2rem; line-height: 1.15; font-weight: 650;
+                  color: var(--first); }
+.figures small { display: block; color: var(--soft); }
+.bars { display: grid; grid-template-columns: minmax(6rem, 15rem) 1fr auto; gap: .3rem .9rem;
+        align-items: center; font-size: .93rem; }
+.bars .name { overflow-wrap: anywhere; line-height: 1.3; }
+.bars .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.track { display: flex; flex-direction: column; gap: 3px; }
+.fill { display: flex; height: .8rem; min-width: 2px; border-radius: 2px; overflow: hidden;
+        background: var(--first); }
+.fill.before { background: var(--soft); }
+.fill.zero { background: var(--zero); }
+.fill.zero span { background: var(--first); }
+.key { font-size: .9rem; }
+.key i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px;
+         margin: 0 .35rem 0 0; vertical-align: -1px; background: var(--first); }
+.key i.before { background: var(--soft); }
+.key i.zero { background: var(--zero); }
+.key span { margin-right: 1.1rem; }
+.curve { display: grid; grid-template-columns: auto 1fr; gap: .2rem .5rem; font-size: .85rem;
+         color: var(--soft); margin: 0 0 1.2rem; font-variant-numeric: tabular-nums; }
+.curve b { grid-column: 1 / 3; color: var(--ink); font-weight: 500; }
+.curve .ends { display: flex; flex-direction: column; justify-content: space-between;
+               text-align: right; }
+.curve .steps { grid-column: 2; display: flex; justify-content: space-between; }
+.curve svg { width: 100%; height: 9rem; overflow: visible; border-bottom: 1px solid var(--rule);
+             border-left: 1px solid var(--rule); }
+path { fill: none; stroke: var(--second); stroke-width: 2; vector-effect: non-scaling-stroke;
+       stroke-linecap: round; stroke-linejoin: round; }
+path.points { stroke-width: 6; }
+path.sparsity { stroke: var(--first); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left;
-         font-size: .93rem; }
+         font-size: .93rem; vertical-align: top; }
 td { overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
-tfoot td { font-weight: 600; }
-p { color: var(--soft); }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: system-ui, sans-serif !important; }
+tbody.totals td { font-weight: 600; }
+@media (max-width: 36rem) {
+  body { padding: 1.2rem .8rem; }
+  .bars { grid-template-columns: 1fr auto; }
+  .bars .name { grid-column: 1 / 3; margin-top: .35rem; }
+  th, td { padding-right: .5rem; font-size: .85rem; } }
+@media print { body { max-width: none; } section { break-inside: avoid; } }
 """
+
+# A notebook brings its own colours and tables.
+_CELL = ".kp-report th, .kp-report td { text-align: left } .kp-report .number { text-align: right }"
 
 
 def document(title: str, parts: Iterable[str]) -> str:
@@ -57,110 +92,129 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    totals: Iterable[Sequence[object]] = (),
-) -> str:
-    """A table; columns whose heading starts with ">" are right-aligned, as in `tables.render`."""
-    right = [column.startswith(">") for column in columns]
-    heads = _cells("th", [column.lstrip(">") for column in columns], right)
-    body = "\n".join(f"<tr>{_cells('td', row, right)}</tr>" for row in rows)
-    foot = "\n".join(f"<tr>{_cells('td', row, right)}</tr>" for row in totals)
+def cell(parts: Iterable[str]) -> str:
+    """The output of a notebook cell; `parts` are HTML."""
+    content = "\n".join(parts)
+    return f'<style>{_CELL}</style>\n<div class="kp-report">\n{content}\n</div>'
+
+
+def table(shown: Table, limit: int | None = None) -> str:
+    """A table, of `limit` rows at most."""
+    right = [column.startswith(">") for column in shown.columns]
+    heads = _cells("th", [column.removeprefix(">") for column in shown.columns], right)
+    totals = _rows(shown.totals, right)
+    caption = f"<caption>{html.escape(shown.title)}</caption>" if shown.title else ""
     return (
-        f'<div class="wide"><table><caption>{html.escape(caption)}</caption>\n'
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
-        f"<tfoot>\n{foot}\n</tfoot></table></div>"
+        f'<div class="wide"><table>{caption}\n<thead><tr>{heads}</tr></thead>\n'
+        + (f'<tbody class="totals">\n{totals}\n</tbody>\n' if totals else "")
+        + f"<tbody>\n{_rows(shown.most_important(limit), right)}\n</tbody></table></div>"
     )
 
 
 def note(text: str) -> str:
     """A paragraph."""
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{html.escape(text)}</p>" if text else ""
 
 
-def figure(caption: str, svg: str) -> str:
-    """A plot with its caption."""
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>\n{svg}\n</figure>"
+def figures(values: Iterable[tuple[str, str, str]]) -> str:
+    """Large numbers side by side, each with a label and a line of detail."""
+    cards = [
+        f"<div>{html.escape(label)}<strong>{html.escape(number)}</strong>"
+        f"<small>{html.escape(detail)}</small></div>"
+        for number, label, detail in values
+    ]
+    return f'<section class="figures">{"".join(cards)}</section>' if cards else ""
 
 
-def bars(label: str, values: Sequence[tuple[str, float]]) -> str:
-    """Fractions as horizontal bars, one below the other, as SVG."""
-    drawing = _figure(1.0 + 0.32 * len(values))
-    axes = drawing.subplots()
-    positions = range(len(values))
-    axes.barh(positions, [share for _, share in values], color=_FIRST, height=0.62)
-    for position, (_, share) in zip(positions, values, strict=True):
-        inside = share > 0.9
-        axes.text(
-            share - 0.008 if inside else share + 0.008,
-            position,
-            f"{share:.3f}",
-            va="center",
-            ha="right" if inside else "left",
-            color=_PAPER if inside else _INK,
-        )
-    axes.set(xlim=(0, 1), xlabel=label, ylim=(len(values) - 0.4, -0.6))
-    # A name may hold a dollar sign, which is no formula.
-    axes.set_yticks(positions, [_short(name) for name, _ in values], parse_math=False)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
-    return _svg(drawing, label)
+def pairs(
+    title: str, unit: str, sides: tuple[str, str], values: Sequence[tuple[str, float, float]]
+) -> str:
+    """Two horizontal bars for each name, one for each side, with their numbers.
 
-
-def pairs(label: str, sides: tuple[str, str], values: Sequence[tuple[str, float, float]]) -> str:
-    """Two horizontal bars for each name, one for each side, with their numbers, as SVG."""
-    drawing = _figure(1.1 + 0.55 * len(values))
-    axes = drawing.subplots()
-    largest = max((number for _, *both in values for number in both), default=0.0) or 1.0
-    for side, (name, color) in enumerate(zip(sides, (_SOFT, _FIRST), strict=True)):
-        positions = [row + 0.36 * (side - 0.5) for row in range(len(values))]
-        numbers = [both[side] for _, *both in values]
-        axes.barh(positions, numbers, color=color, height=0.34, label=name)
-        for position, number in zip(positions, numbers, strict=True):
-            place = number + 0.01 * largest
-            axes.text(place, position, f"{number:.3g}", va="center", color=_INK, fontsize=9)
-    axes.set(xlim=(0, 1.12 * largest), xlabel=label, ylim=(len(values) - 0.4, -0.6))
-    axes.set_yticks(range(len(values)), [_short(name) for name, *_ in values], parse_math=False)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, labelcolor=_INK)
-    return _svg(drawing, label)
-
-
-def lines(label: str, curves: Mapping[str, Sequence[float]]) -> str:
-    """Curves over steps, each with a panel of its own, as SVG.
-
-    A shorter one has no value for every step. For which is not known (`validation_freq` is not in
-    a history), so that its panel counts the values themselves, and says so.
+    Args:
+        title: the heading.
+        unit: of the numbers.
+        sides: the names of the two sides; the first is drawn grey.
+        values: (name, number of the first side, number of the second).
     """
-    drawing = _figure(0.5 + 2.0 * len(curves))
-    longest = max(map(len, curves.values()))
-    alike = all(len(values) == longest for values in curves.values())
-    panels = drawing.subplots(len(curves), 1, sharex=alike, squeeze=False)[:, 0]
-    for panel, (name, values) in zip(panels, curves.items(), strict=True):
-        is_short = len(values) < longest
-        steps = range(1, len(values) + 1)
-        color = _FIRST if name == "sparsity" else _SECOND
-        panel.plot(steps, values, color=color, marker="o", markersize=4, linewidth=1.8)
-        title = f"{name}, {len(values)} values over {longest} {label}s" if is_short else name
-        panel.set_title(title, loc="left", fontsize=10, color=_INK, pad=10, parse_math=False)
-        panel.grid(axis="y")
-        panel.annotate(
-            f"{values[-1]:.4g}",
-            (len(values), values[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=_INK,
-        )
-        panel.margins(y=0.15)
-        panel.set_xlim(0.7, len(values) + 0.7)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        if not alike or panel is panels[-1]:
-            panel.set_xlabel("value" if is_short else label)
-    return _svg(drawing, " and ".join(curves))
+    largest = max((number for _, *both in values for number in both), default=0.0) or 1.0
+    rows = []
+    for name, before, after in values:
+        fills = _fill("before", before / largest) + _fill("", after / largest)
+        numbers = f"{before:.3g}<br>{after:.3g}"
+        rows.append(_bar(name, fills, numbers))
+    key = _key(("before", sides[0]), ("", sides[1]))
+    return _section(title, f"{key}{_bars(f'{title}, {unit}', rows)}{note(f'In {unit}.')}")
+
+
+def layers(title: str, weights: Sequence[tuple[str, int, int]]) -> str:
+    """One bar for each weight, as wide as its number of entries; the zeros are drawn lighter.
+
+    Args:
+        title: the heading.
+        weights: (name, number of entries, number of zeros).
+    """
+    largest = max((size for _, size, _ in weights), default=0) or 1
+    rows = []
+    for name, size, zeros in weights:
+        kept = 1 - zeros / size if size else 0.0
+        inner = f'<span style="width:{100 * kept:.2f}%"></span>'
+        share = f"{zeros / size:.4f}" if size else "-"
+        rows.append(_bar(name, _fill("zero", size / largest, inner), f"{share} of {size:,}"))
+    key = _key(("", "kept"), ("zero", "zero"))
+    return _section(title, f"{key}{_bars(f'{title}: sparsity and number of weights', rows)}")
+
+
+def training(history: History) -> list[str]:
+    """The sparsity and the validation metrics of a history, epoch by epoch; [] without any."""
+    drawn = curves(history)
+    return [lines("While training", "epoch", drawn)] if drawn else []
+
+
+def lines(title: str, step: str, values: Mapping[str, Sequence[float]]) -> str:
+    """Curves over steps, each in a panel of its own.
+
+    A curve with fewer values than the longest has no value for every step, and a history does
+    not say for which (`validation_freq`): its panel counts the values, and its heading says so.
+    """
+    longest = max(map(len, values.values()))
+    panels = []
+    for name, points in values.items():
+        is_short = len(points) < longest
+        heading = f"{name}, {len(points)} values over {longest} {step}s" if is_short else name
+        panels.append(_curve(name, heading, "value" if is_short else step, points))
+    return _section(title, "".join(panels))
+
+
+def curves(history: History) -> dict[str, list[float]]:
+    """The curves of a history worth drawing: the sparsity, and the validation metrics if any."""
+    given = history.history if isinstance(history, keras.callbacks.History) else history
+    found: dict[str, list[float]] = {}
+    for name, values in (given or {}).items():
+        for each in values:
+            for entry, number in numbers(name, each):
+                found.setdefault(entry, []).append(number)
+    validated = [name for name in found if name.startswith("val_")]
+    measured = validated or [name for name in found if name != "sparsity"]
+    chosen = [name for name in measured if "loss" not in name] or measured
+    order = [name for name in ("sparsity",) if name in found] + chosen
+    return {name.removeprefix("val_"): found[name] for name in order}
+
+
+def numbers(name: str, value: Any) -> list[tuple[str, float]]:
+    """A metric as numbers: itself, or each of its entries, `name[0]` and so on."""
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    if not array.ndim:
+        return [(name, float(array))]
+    return [(f"{name}{list(at)}", float(array[at])) for at in np.ndindex(array.shape)]
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
+
+
+def _rows(rows: Iterable[Sequence[object]], right: Sequence[bool]) -> str:
+    return "\n".join(f"<tr>{_cells('td', row, right)}</tr>" for row in rows)
 
 
 def _cells(tag: str, values: Sequence[object], right: Sequence[bool]) -> str:
@@ -172,39 +226,46 @@ def _cells(tag: str, values: Sequence[object], right: Sequence[bool]) -> str:
     )
 
 
-def _short(name: str, length: int = 44) -> str:
-    """The end of a long path, which tells more than its beginning."""
-    return name if len(name) <= length else "…" + name[1 - length :]
+def _bars(label: str, rows: Sequence[str]) -> str:
+    return f'<div class="bars" role="group" aria-label="{html.escape(label)}">{"".join(rows)}</div>'
 
 
-def _figure(height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(INSTALL) from None
-    return Figure(figsize=(8.4, height), layout="constrained")
+def _bar(name: str, fills: str, value: str) -> str:
+    return (
+        f'<span class="name">{html.escape(name)}</span><span class="track">{fills}</span>'
+        f'<span class="value">{value}</span>'
+    )
 
 
-def _svg(drawing: Any, label: str) -> str:
-    """The figure as an SVG element, in the colours of the page."""
-    import matplotlib
+def _fill(kind: str, share: float, inner: str = "") -> str:
+    name = f"fill {kind}".strip()
+    return f'<span class="{name}" style="width:{100 * share:.2f}%">{inner}</span>'
 
-    for axes in drawing.axes:
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(_SOFT)
-        axes.tick_params(color=_SOFT, labelcolor=_INK, labelsize=9)
-        axes.tick_params(axis="x", labelcolor=_SOFT)
-        axes.xaxis.label.set_color(_SOFT)
-        axes.set_axisbelow(True)
-        for line in [*axes.get_xgridlines(), *axes.get_ygridlines()]:
-            line.set(color=_SOFT, alpha=0.25, linewidth=0.8)
-    out = io.StringIO()
-    # Text stays text; the salt keeps the ids of two plots on one page apart.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        drawing.savefig(out, format="svg", transparent=True, metadata=metadata)
-    svg = out.getvalue()
-    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+
+def _key(*entries: tuple[str, str]) -> str:
+    shown = "".join(
+        f'<span><i class="{kind}"></i>{html.escape(name)}</span>' for kind, name in entries
+    )
+    return f'<p class="key">{shown}</p>'
+
+
+def _curve(name: str, heading: str, step: str, points: Sequence[float]) -> str:
+    """A panel: the curve is stretched to its place, its text is not."""
+    finite = [value for value in points if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    places = [
+        (100 * i / max(1, len(points) - 1), 95 - 90 * (value - low) / ((high - low) or 1.0))
+        for i, value in enumerate(points)
+        if math.isfinite(value)
+    ]
+    joined = "L".join(f"{x:.2f} {y:.2f}" for x, y in places)
+    dots = "".join(f"M{x:.2f} {y:.2f}h0" for x, y in places)
+    kind = " sparsity" if name == "sparsity" else ""
+    label = html.escape(f"{heading}: from {points[0]:.4g} to {points[-1]:.4g}")
+    return (
+        f'<div class="curve"><b>{html.escape(heading)}: {points[-1]:.4g}</b>'
+        f'<span class="ends"><span>{high:.4g}</span><span>{low:.4g}</span></span>'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<path class="line{kind}" d="M{joined}"/><path class="points{kind}" d="{dots}"/></svg>'
+        f'<span class="steps"><span>{step} 1</span><span>{len(points)}</span></span></div>'
+    )

@@ -1,26 +1,44 @@
-"""What a model's weights look like: data first, then text, JSON and one HTML page."""
+"""The zeros in a model, weight by weight."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_pruner.model_weights import check_model, weights_of
-from keras_pruner.reporting import html, tables
-from keras_pruner.validation import as_json
+from keras_pruner.reporting import html
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One weight of a model.
+class Count:
+    """The zeros among a number of weights.
+
+    Attributes:
+        size: the number of weights.
+        zeros: the number of them that are exactly zero.
+    """
+
+    size: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros, in [0, 1]."""
+        return self.zeros / self.size if self.size else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """The zeros in one weight of a model.
 
     Attributes:
         path: its name in the model.
-        shape: of the weight.
-        zeros: how many of its entries are exactly zero.
-        prunable: whether it would be pruned by default.
+        shape: its shape.
+        zeros: the number of its entries that are exactly zero.
+        prunable: whether it is pruned by default: kernels and tables, but no biases.
     """
 
     path: str
@@ -30,198 +48,124 @@ class Row:
 
     @property
     def size(self) -> int:
-        """How many entries it has."""
+        """The number of its entries."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def sparsity(self) -> float:
-        """The fraction of zeros."""
+        """The fraction of zeros, in [0, 1]."""
         return self.zeros / self.size if self.size else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Total:
-    """The sum over some weights.
-
-    Attributes:
-        size: how many entries they have.
-        zeros: how many of them are exactly zero.
-    """
-
-    size: int
-    zeros: int
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of zeros."""
-        return self.zeros / self.size if self.size else 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class SparsityReport:
-    """The zeros in a model, weight by weight. Prints as a table.
+class SparsityReport(Report):
+    """The zeros in a model, weight by weight; what `kp.summarize` returns.
 
     Attributes:
         model: the model's name.
-        rows: one for each weight, in the order of the model's layers; each weight once.
+        weights: each weight once, in the order of the model's layers.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> report = kp.prune(model, 0.5)
+        >>> print(kp.summarize(model))
+        sparsity of sequential: 4 of 8 prunable weights are zero
+          weight            shape   size  zeros  sparsity
+          ───────────────────────────────────────────────
+          prunable weights             8      4    0.5000
+          all weights                 10      6    0.6000
+          ───────────────────────────────────────────────
+          head/kernel       (4, 2)     8      4    0.5000
+          head/bias         (2,)       2      2    1.0000
     """
 
     model: str
-    rows: tuple[Row, ...]
+    weights: tuple[Weight, ...]
 
     @property
-    def prunable(self) -> Total:
-        """Over what is pruned by default: kernels and tables."""
-        return _total([row for row in self.rows if row.prunable])
+    def prunable(self) -> Count:
+        """All weights that are pruned by default: kernels and tables."""
+        return _total([weight for weight in self.weights if weight.prunable])
 
     @property
-    def all(self) -> Total:
-        """Over all weights, biases and moving statistics among them."""
-        return _total(self.rows)
+    def all(self) -> Count:
+        """All weights, biases and moving statistics included."""
+        return _total(self.weights)
 
-    def __str__(self) -> str:
-        rows = self._row_cells() + self._total_cells()
-        return tables.render(f"sparsity of {self.model}", COLUMNS, rows)
+    def headline(self) -> str:
+        """The sparsity of the prunable weights."""
+        found = self.prunable
+        zeros = f"{found.zeros:,} of {found.size:,} prunable weights are zero"
+        return f"sparsity of {self.model}: {zeros}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        rows = [
-            {
-                "path": row.path,
-                "shape": list(row.shape),
-                "size": row.size,
-                "zeros": row.zeros,
-                "sparsity": row.sparsity,
-                "prunable": row.prunable,
-            }
-            for row in self.rows
-        ]
-        return {
-            "model": self.model,
-            "prunable": _total_as_dict(self.prunable),
-            "all": _total_as_dict(self.all),
-            "weights": rows,
-        }
-
-    def to_json(self) -> str:
-        """`as_dict` as JSON text; null for what is not finite."""
-        return as_json(self.as_dict())
-
-    def to_html(
-        self,
-        *,
-        history: Mapping[str, Sequence[float]] | keras.callbacks.History | None = None,
-        facts: str = "",
-        plots: bool = True,
-    ) -> str:
-        """One page that needs nothing else: no script, no request.
-
-        Args:
-            history: what `fit` returned; plotted are "sparsity" and each metric of
-                the validation data, epoch by epoch.
-            facts: HTML to stand before the plots, such as a `html.table`.
-            plots: False leaves them out.
-
-        Returns:
-            The text of the page.
-
-        Raises:
-            ImportError: if plots are asked for and matplotlib is not installed.
-        """
-        kernels = [row for row in self.rows if row.prunable]
-        parts = [facts] if facts else []
-        if plots and kernels:
-            bars = [(row.path, row.sparsity) for row in kernels]
-            parts.append(html.figure("Sparsity by layer", html.bars("sparsity", bars)))
-        if plots and (drawn := curves(history)):
-            parts.append(html.figure("While training", html.lines("epoch", drawn)))
-        if not plots:
-            parts.append(html.note(f"There are no plots here. {html.INSTALL}"))
-        parts.append(html.table("Every weight", COLUMNS, self._row_cells(), self._total_cells()))
-        return html.document(f"Sparsity of {self.model}", parts)
-
-    def _row_cells(self) -> list[tuple[str, ...]]:
-        return [_cells(row.path, str(row.shape), row) for row in self.rows]
-
-    def _total_cells(self) -> list[tuple[str, ...]]:
+    def tables(self) -> list[Table]:
+        """One table; its short form has the largest weights."""
         totals = {"prunable weights": self.prunable, "all weights": self.all}
-        return [_cells(name, "", total) for name, total in totals.items()]
+        return [
+            Table(
+                "",
+                ["weight", "shape", ">size", ">zeros", ">sparsity"],
+                [(weight.path, weight.shape, *_cells(weight)) for weight in self.weights],
+                [(name, "", *_cells(total)) for name, total in totals.items()],
+                [weight.size for weight in self.weights],
+            )
+        ]
+
+    def charts(self) -> list[str]:
+        """A bar for each prunable weight."""
+        return layer_chart(self.weights)
 
 
-COLUMNS = ["weight", "shape", ">size", ">zeros", ">sparsity"]
+def share(counted: Weight | Count) -> str:
+    """The sparsity as a cell of a table; "-" for no weights."""
+    return f"{counted.sparsity:.4f}" if counted.size else "-"
+
+
+def layer_chart(weights: Sequence[Weight]) -> list[str]:
+    """The zeros of the prunable weights as HTML; [] if there are none."""
+    bars = [(weight.path, weight.size, weight.zeros) for weight in weights if weight.prunable]
+    return [html.layers("Sparsity by layer", bars)] if bars else []
 
 
 def summarize(model: keras.Model) -> SparsityReport:
-    """Count the zeros in a model.
+    """Count the zeros in each weight of a model.
 
     Args:
         model: any built Keras 3 model or layer.
 
     Returns:
-        A report with a row for each weight; one that is shared is counted once.
+        A report with each weight; one that layers share is counted once.
 
     Raises:
-        ValueError: if `model` is no built Keras 3 model.
+        ValueError: if `model` is not a built Keras 3 model.
 
     Example:
+        >>> import keras, numpy as np, keras_pruner as kp
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> model.layers[0].kernel.assign([[1, 0], [0, 2], [0, 0], [3, 0]])  # doctest: +SKIP
-        >>> report = summarize(model)
-        >>> report.prunable.size, report.all.size
-        (8, 10)
+        >>> model.layers[0].set_weights([np.array([[1, 0], [0, 2], [0, 0], [3, 4]]), np.ones(2)])
+        >>> report = kp.summarize(model)
+        >>> report.prunable.size, report.prunable.sparsity, report.all.size
+        (8, 0.5, 10)
     """
     check_model(model)
-    rows = []
+    weights = []
     for owned in weights_of(model):
-        weight = np.asarray(keras.ops.convert_to_numpy(owned.variable.value))
-        rows.append(
-            Row(
+        values = np.asarray(keras.ops.convert_to_numpy(owned.variable.value))
+        weights.append(
+            Weight(
                 path=owned.path,
-                shape=tuple(weight.shape),
-                zeros=int(weight.size - np.count_nonzero(weight)),
+                shape=tuple(values.shape),
+                zeros=int(values.size - np.count_nonzero(values)),
                 prunable=not owned.reason(by_default=True),
             )
         )
-    return SparsityReport(model.name, tuple(rows))
+    return SparsityReport(model.name, tuple(weights))
 
 
-def _total(rows: Sequence[Row]) -> Total:
-    return Total(sum(row.size for row in rows), sum(row.zeros for row in rows))
+def _cells(counted: Weight | Count) -> tuple[str, str, str]:
+    return f"{counted.size:,}", f"{counted.zeros:,}", share(counted)
 
 
-def _total_as_dict(total: Total) -> dict[str, Any]:
-    return {"size": total.size, "zeros": total.zeros, "sparsity": total.sparsity}
-
-
-def _cells(name: str, shape: str, counted: Row | Total) -> tuple[str, ...]:
-    return name, shape, f"{counted.size:,}", f"{counted.zeros:,}", share(counted)
-
-
-def share(counted: Row | Total) -> str:
-    """The sparsity as a cell; of nothing there is none."""
-    return f"{counted.sparsity:.4f}" if counted.size else "-"
-
-
-def numbers(name: str, value: Any) -> list[tuple[str, float]]:
-    """A metric as numbers: itself, or each of its entries, `name[0]` and so on."""
-    array = np.asarray(keras.ops.convert_to_numpy(value))
-    if not array.ndim:
-        return [(name, float(array))]
-    return [(f"{name}{list(at)}", float(array[at])) for at in np.ndindex(array.shape)]
-
-
-def curves(
-    history: Mapping[str, Sequence[float]] | keras.callbacks.History | None,
-) -> dict[str, Sequence[float]]:
-    """What to plot of a history: sparsity, and the metrics of the validation data, or any."""
-    given = history.history if isinstance(history, keras.callbacks.History) else history
-    found: dict[str, list[float]] = {}
-    for name, values in (given or {}).items():
-        for each in values:
-            for entry, number in numbers(name, each):
-                found.setdefault(entry, []).append(number)
-    validated = [name for name in found if name.startswith("val_")]
-    measured = validated or [name for name in found if name != "sparsity"]
-    chosen = [name for name in measured if "loss" not in name] or measured
-    order = [name for name in ("sparsity",) if name in found] + chosen
-    return {name.removeprefix("val_"): found[name] for name in order}
+def _total(weights: Sequence[Weight]) -> Count:
+    return Count(sum(weight.size for weight in weights), sum(weight.zeros for weight in weights))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.reporting.sparsity import numbers
+from keras_pruner.reporting.html import numbers
 from keras_pruner.tfmot.events import EventFile
 from keras_pruner.training.optimizer import wrappers
 from keras_pruner.training.state import Masked

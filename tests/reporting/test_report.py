@@ -1,0 +1,135 @@
+"""The form that all results share."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras_pruner as kp
+from keras_pruner.reporting import html
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
+
+pytestmark = pytest.mark.backend_free
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    name: str
+    size: int
+
+    @property
+    def doubled(self):
+        return 2 * self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Report):
+    parts: tuple[Part, ...]
+    score: float = float("nan")
+    pattern: object = None
+    secret: object = dataclasses.field(default=None, repr=False)
+
+    @property
+    def total(self):
+        return sum(part.size for part in self.parts)
+
+    def headline(self):
+        return f"{self.total} in all"
+
+    def tables(self):
+        rows = [(part.name, part.size) for part in self.parts]
+        sizes = [part.size for part in self.parts]
+        return [Table("parts", ["name", ">size"], rows, importance=sizes), Table("none", ["x"], [])]
+
+    def notes(self):
+        return ["A note."]
+
+
+def many(count=30):
+    return Parts(tuple(Part(f"<b>{i}", i) for i in range(count)))
+
+
+def test_the_short_form_has_the_rows_that_matter_and_says_where_the_others_are():
+    text = str(many())
+    lines = text.splitlines()
+    assert lines[0] == "435 in all"
+    assert len(lines) == 4 + 20 + 1 + 1
+    assert "<b>10 " in text
+    assert "<b>9 " not in text
+    assert lines[-2:] == ["  ... and 10 more: print(report.full())", "A note."]
+    assert "none" not in text
+
+
+def test_everything_is_there_on_request():
+    text = many().full()
+    assert "<b>0 " in text
+    assert "more" not in text
+
+
+def test_data_are_fields_and_properties_and_plain():
+    report = Parts((Part("a", np.int64(3)),), np.float32("inf"), kp.Block((4, 1)), object())
+    data = report.as_dict()
+    assert data == {
+        "parts": [{"name": "a", "size": 3, "doubled": 6}],
+        "score": None,
+        "pattern": "Block(shape=(4, 1))",
+        "total": 3,
+    }
+    assert json.loads(report.to_json()) == data
+
+
+def test_a_notebook_shows_a_table_that_escapes_names():
+    shown = many()._repr_html_()
+    assert shown.count("<table>") == 1
+    assert "&lt;b&gt;29" in shown
+    assert "<b>" not in shown
+    assert "10 more: print(report.full())" in shown
+
+
+def test_the_page_has_every_row_and_stands_alone(tmp_path):
+    path = tmp_path / "report.html"
+    page = many().to_html(path)
+    assert path.read_text(encoding="utf-8") == page
+    assert "&lt;b&gt;0<" in page
+    assert "<b>" not in page
+    assert "<title>435 in all</title>" in page
+    assert "src=" not in page
+
+
+def test_a_page_shows_the_training():
+    page = many().to_html(history={"sparsity": [0.0, 0.5, 0.8], "val_accuracy": [0.9, np.nan, 0.8]})
+    assert page.count("<svg") == 2
+    assert "sparsity: from 0 to 0.8" in page
+    assert "nan" not in page.replace("none", "")
+
+
+def test_bars_are_as_long_as_their_numbers():
+    shown = html.pairs("Size", "megabytes", ("dense", "pruned"), [("file", 2.0, 0.5)])
+    assert 'class="fill before" style="width:100.00%"' in shown
+    assert 'class="fill" style="width:25.00%"' in shown
+    shown = html.layers("Zeros", [("a", 200, 150), ("b", 100, 0), ("c", 0, 0)])
+    assert 'class="fill zero" style="width:50.00%"><span style="width:100.00%">' in shown
+    assert 'class="fill zero" style="width:100.00%"><span style="width:25.00%">' in shown
+
+
+RESULTS = [getattr(kp.reports, name) for name in kp.reports.__all__ if name != "Report"]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda cls: cls.__name__)
+def test_every_result_is_a_report(result):
+    assert issubclass(result, Report)
+    assert dataclasses.is_dataclass(result)
+    assert "__str__" not in vars(result)
+
+
+def test_every_result_is_listed():
+    source = Path(kp.__file__).parent
+    text = "\n".join(path.read_text() for path in sorted(source.rglob("*.py")))
+    named = {cls.__name__ for cls in Report.__subclasses__() if cls.__module__ != __name__}
+    assert named <= set(kp.reports.__all__)
+    assert inspect.getdoc(Report)
+    assert text.count("(Report):") - 1 == len(named)  # one in the example of Report
