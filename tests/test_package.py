@@ -210,7 +210,6 @@ WITHOUT_EXAMPLE = {
     "kp.reports.Rewrite",
     "kp.reports.Sensitivity",
     "kp.reports.SparsityCurve",
-    "kp.reports.SparsityReport",
     "kp.save_compressed",
     "kp.schedules.Schedule",
     "kp.schedules.as_schedule",

@@ -713,13 +713,13 @@ def test_a_keras_2_model():
 
 def test_a_plan_prints_as_a_table_with_reasons(model):
     plan = Rules(Block((4, 1)), overrides={"head": None, "conv_1": 0.5}).plan(model)
-    lines = {line.split()[0]: " ".join(line.split()) for line in str(plan).splitlines() if line}
+    lines = {line.split()[0]: " ".join(line.split()) for line in plan.full().splitlines() if line}
     assert lines["conv_1/kernel"] == (
         "conv_1/kernel (3, 3, 2, 4) Block(shape=(4, 1), pooling='mean') 0.5"
     )
     assert lines["ffn/kernel"].endswith("shared budget")
-    assert lines["head/kernel"] == "head/kernel (8, 3) - left alone by an override"
-    assert lines["ffn/bias"] == f"ffn/bias (8,) - {VECTOR}"
+    assert lines["head/kernel"] == "head/kernel (8, 3) left alone by an override"
+    assert lines["ffn/bias"] == f"ffn/bias (8,) {VECTOR}"
     assert len([key for key in lines if "/" in key]) == len(model.weights)
 
 

@@ -230,8 +230,8 @@ def test_compare_shows_cost_and_gain(capsys, dense, tmp_path):
     np.savez(samples, x=np.ones((6, 8)), y=np.ones((6, 4)))
     data = json.loads(succeeds(capsys, "compare", dense, out, "--data", samples, "--json"))
     assert data["same_architecture"] is True
-    assert data["dense"]["prunable"]["zeros"] == 0
-    assert data["pruned"]["prunable"]["sparsity"] == 0.75
+    assert data["dense"]["report"]["prunable"]["zeros"] == 0
+    assert data["pruned"]["report"]["prunable"]["sparsity"] == 0.75
     sizes = data["pruned"]["sizes"]
     assert sizes["save_compressed"] < sizes["plain .keras"] < out.stat().st_size * 1.05
     assert data["latency"] is None

@@ -4,7 +4,6 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
-from keras_pruner import oneshot
 from keras_pruner.oneshot import search
 
 
@@ -71,7 +70,7 @@ def test_the_model_is_as_it_was_after_an_error():
 
 def test_the_curve_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    curve = oneshot.SparsityCurve(0.5, 0.1, 0.9, ((0.5, 0.85), (0.8, 0.2)))
+    curve = kp.reports.SparsityCurve(0.5, 0.1, 0.9, ((0.5, 0.85), (0.8, 0.2)))
     curve.plot(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 

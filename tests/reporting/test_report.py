@@ -76,7 +76,7 @@ def test_data_are_fields_and_properties_and_plain():
     assert data == {
         "parts": [{"name": "a", "size": 3, "doubled": 6}],
         "score": None,
-        "pattern": "Block(shape=(4, 1))",
+        "pattern": "Block(shape=(4, 1), pooling='mean')",
         "total": 3,
     }
     assert json.loads(report.to_json()) == data

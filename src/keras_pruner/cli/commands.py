@@ -342,7 +342,7 @@ def _left_alone(regexes: list[str] | None, model: keras.Model) -> dict[str, None
     """One override for all the weights that `--leave` names."""
     if regexes is None:
         return None
-    paths = [row.path for row in summarize(model).rows]
+    paths = [row.path for row in summarize(model).weights]
     for regex in regexes:
         if not any(re.search(regex, path) for path in paths):
             shown = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")

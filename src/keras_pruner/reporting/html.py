@@ -50,7 +50,7 @@ p { margin: 0 0 .8rem; color: var(--soft); overflow-wrap: anywhere; }
 .key span { margin-right: 1.1rem; }
 .curve { display: grid; grid-template-columns: auto 1fr; gap: .2rem .5rem; font-size: .85rem;
          color: var(--soft); margin: 0 0 1.2rem; font-variant-numeric: tabular-nums; }
-.curve b { grid-column: 1 / 3; color: var(--ink); font-weight: 500; }
+.curve .heading { grid-column: 1 / 3; color: var(--ink); font-weight: 500; }
 .curve .ends { display: flex; flex-direction: column; justify-content: space-between;
                text-align: right; }
 .curve .steps { grid-column: 2; display: flex; justify-content: space-between; }
@@ -263,7 +263,7 @@ def _curve(name: str, heading: str, step: str, points: Sequence[float]) -> str:
     kind = " sparsity" if name == "sparsity" else ""
     label = html.escape(f"{heading}: from {points[0]:.4g} to {points[-1]:.4g}")
     return (
-        f'<div class="curve"><b>{html.escape(heading)}: {points[-1]:.4g}</b>'
+        f'<div class="curve"><span class="heading">{html.escape(heading)}: {points[-1]:.4g}</span>'
         f'<span class="ends"><span>{high:.4g}</span><span>{low:.4g}</span></span>'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{label}">'
         f'<path class="line{kind}" d="M{joined}"/><path class="points{kind}" d="{dots}"/></svg>'
