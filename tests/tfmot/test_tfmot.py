@@ -1,13 +1,8 @@
 """TFMOT's names do here what they do there."""
 
-import importlib.util
 import inspect
 import json
-import os
-import subprocess
-import sys
 
-import event_files
 import keras
 import numpy as np
 import pytest
@@ -275,62 +270,12 @@ def test_wrong_arguments_are_told_at_once(arguments, message):
         (lambda: S.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
         (lambda: S.ConstantSparsity(0.5, 0, None), "`end_step` must be a number"),
         (lambda: S.PolynomialDecay(0.1, 0.5, 0, 9, frequency=None), "`frequency` must be a number"),
-        (lambda: S.PruningSummaries(""), "non-empty string"),
-        (lambda: S.PruningSummaries("logs", update_freq="steps"), "`update_freq` must be"),
-        (lambda: S.PruningSummaries("logs", update_freq=0), "`update_freq` must be"),
     ],
-    ids=range(10),
+    ids=range(7),
 )
 def test_wrong_schedules_are_told_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-READ = """
-import json, sys
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-reader = EventAccumulator(sys.argv[1])
-reader.Reload()
-tags = reader.Tags()["scalars"]
-print(json.dumps({tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in tags}))
-"""
-
-
-def test_a_real_tensorboard_reads_the_summaries(data, tmp_path):
-    """In this environment, or in that of TENSORBOARD_PYTHON."""
-    here = sys.executable if importlib.util.find_spec("tensorboard") else None
-    python = os.environ.get("TENSORBOARD_PYTHON", here)
-    if python is None:
-        pytest.skip("no TensorBoard here, and TENSORBOARD_PYTHON names no environment with one")
-    model = S.prune_low_magnitude(mlp(), HALF)
-    summaries = S.PruningSummaries(str(tmp_path), update_freq=3)
-    history = model.fit(
-        *data, 8, epochs=2, verbose=0, callbacks=[summaries], validation_data=data
-    ).history
-    seen = {}
-    for folder in ("metrics", "train", "validation"):
-        out = subprocess.run(
-            [python, "-c", READ, str(tmp_path / folder)], check=True, capture_output=True, text=True
-        )
-        scalars = json.loads(out.stdout)
-        seen[folder] = {tag: [tuple(pair) for pair in pairs] for tag, pairs in scalars.items()}
-        assert seen[folder] == event_files.read(tmp_path / folder)
-    steps = [step for step, _ in seen["metrics"]["head/kernel/threshold"]]
-    assert steps == [0, 3, 6, 8, 9, 12, 15, 16]
-    assert seen["metrics"]["hidden/kernel/sparsity"][-1] == (16, 0.5)
-    for folder, name in (("train", "loss"), ("validation", "val_loss")):
-        told = [number for _, number in seen[folder]["epoch_loss"]]
-        np.testing.assert_allclose(told, history[name], rtol=1e-6)
-
-
-def test_summaries_take_a_metric_of_many_numbers_apart(data, tmp_path):
-    model = S.prune_low_magnitude(mlp(), HALF)
-    summaries = S.PruningSummaries(str(tmp_path))
-    summaries.set_model(model)
-    summaries.on_epoch_end(0, {"f1": np.array([0.25, 0.5])})
-    summaries.on_train_end()
-    seen = event_files.read(tmp_path / "train")
-    assert seen == {"epoch_f1[0]": [(0, 0.25)], "epoch_f1[1]": [(0, 0.5)]}
 
 
 @pytest.mark.backend_free

@@ -1,5 +1,6 @@
 """`tfmot.sparsity.keras`: TFMOT's eleven names."""
 
+from keras_pruner.callbacks.pruning_summaries import PruningSummaries
 from keras_pruner.tfmot.callbacks import UpdatePruningStep
 from keras_pruner.tfmot.interfaces import (
     PrunableLayer,
@@ -8,7 +9,6 @@ from keras_pruner.tfmot.interfaces import (
 )
 from keras_pruner.tfmot.pruning import prune_low_magnitude, prune_scope, strip_pruning
 from keras_pruner.tfmot.schedules import ConstantSparsity, PolynomialDecay, PruningSchedule
-from keras_pruner.tfmot.summaries import PruningSummaries
 
 __all__ = [
     "ConstantSparsity",
