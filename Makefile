@@ -6,16 +6,19 @@ BACKENDS := tensorflow jax torch
 PYTEST := -m pytest -p no:cacheprovider
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-oldest test-oldest-torch results results-smoke lint clean
+.PHONY: help demo test test-slow test-python test-oldest test-oldest-torch lint docs clean
+.PHONY: results results-smoke
 
 help:
-	@echo "make demo         prune a network on real data to 80 % and see what it cost (3 minutes)"
-	@echo "make test         every test on TensorFlow, JAX and PyTorch"
-	@echo "make test-slow    the ones that take long, too"
-	@echo "make test-oldest  on the oldest supported releases of Keras, TensorFlow and JAX"
-	@echo "make results-smoke  every recipe of examples/ once, as short as can be (5 minutes)"
-	@echo "make results      all of them, to examples/results.md (hours; goes on where it stopped)"
-	@echo "make lint         formatting, lint rules and types"
+	@echo "make demo           prune a network on real data to 80 % and print what it cost (3 minutes)"
+	@echo "make test           all tests on TensorFlow, JAX and PyTorch (20 minutes on two cores)"
+	@echo "make test-slow      the tests that take long"
+	@echo "make test-python PYTHON=python3.13 BACKEND=jax   all tests on another Python and one backend"
+	@echo "make test-oldest    all tests on the oldest supported Keras, TensorFlow and JAX"
+	@echo "make lint           formatting, lint rules and types"
+	@echo "make docs           the documentation as a site, in site/"
+	@echo "make results-smoke  every recipe of examples/ once, as short as possible (5 minutes)"
+	@echo "make results        all recipes in full, to examples/results.md (hours; can be interrupted)"
 
 # $(1): directory; $(2): what to install
 define environment
@@ -38,6 +41,16 @@ endef
 .venv-oldest-torch/complete: pyproject.toml constraints-oldest.txt
 	$(call environment,.venv-oldest-torch,-c constraints-oldest.txt torch==2.6.0 -e ".[torch$(comma)report$(comma)test]")
 
+# An environment for each interpreter and backend; only `test-python` asks for the version.
+BACKEND ?= jax
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+.venv-python-%/complete: pyproject.toml constraints.txt
+	$(call environment,$(@D),-c constraints.txt -e ".[$(BACKEND)$(comma)report$(comma)test]")
+
+.venv-docs/complete: pyproject.toml constraints.txt
+	$(call environment,.venv-docs,-c constraints.txt -e ".[jax$(comma)docs]")
+
 # What the recipes are compared with, in an environment of its own: it is of Keras 2.
 .venv-tfmot/complete: Makefile
 	$(call environment,.venv-tfmot,tensorflow-model-optimization==0.8.1 tf-keras==2.21.*)
@@ -55,6 +68,11 @@ test: .venv/complete
 
 test-slow: .venv/complete
 	.venv/bin/python tests/on_every_backend.py $(BACKENDS) -- -m "slow" $(ARGS)
+
+test-python:
+	$(MAKE) .venv-python-$(VERSION)-$(BACKEND)/complete
+	.venv-python-$(VERSION)-$(BACKEND)/bin/python tests/on_every_backend.py $(BACKEND) -- \
+		-m "not slow" $(ARGS)
 
 test-oldest: .venv-oldest/complete
 	.venv-oldest/bin/python tests/on_every_backend.py tensorflow jax -- -m "not slow" $(ARGS)
@@ -117,5 +135,8 @@ lint: .venv/complete
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
+docs: .venv-docs/complete
+	KERAS_BACKEND=jax .venv-docs/bin/mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-demo .venv-examples .venv-tfmot .venv-oldest .venv-oldest-torch build dist keras-pruner-demo
+	rm -rf .venv-python-* .venv-docs site .venv .venv-demo .venv-examples .venv-tfmot .venv-oldest .venv-oldest-torch build dist keras-pruner-demo

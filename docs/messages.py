@@ -1,7 +1,7 @@
 """Makes the tables of docs/messages.md: every error and warning of the package, out of its source.
 
-    python docs/messages.py            write them anew
-    python docs/messages.py --check    exit with 1 if the page is not up to date
+python docs/messages.py            write them anew
+python docs/messages.py --check    exit with 1 if the page is not up to date
 """
 
 import ast
@@ -82,6 +82,7 @@ def assigned(nodes):
 
 
 def functions(tree, prefix=""):
+    """Each function with its name, those of classes too."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield from functions(node, f"{prefix}{node.name}.")
@@ -124,6 +125,7 @@ def tables():
 
 
 def main():
+    """Write the tables, or check them."""
     written, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     page = written + MARK + tables()
     if "--check" in sys.argv:

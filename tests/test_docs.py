@@ -3,10 +3,13 @@
 import importlib.util
 import inspect
 import re
+import types
 from pathlib import Path
 
 import keras
 import pytest
+
+import keras_pruner as kp
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -35,12 +38,36 @@ def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
             exec(compile(code, f"{page}, block {number}", "exec"), namespace)
 
 
+def anchors(path):
+    """The anchors of a page's headings."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in found]
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
 @pytest.mark.backend_free
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        assert (ROOT / page).parent.joinpath(link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text):
+        if "://" not in link:
+            target = (ROOT / page).parent / link if link else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+@pytest.mark.backend_free
+def test_the_site_has_every_page_and_the_api_every_name():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:\n")[2]
+    for path in (ROOT / "docs").rglob("*.md"):
+        assert path.relative_to(ROOT / "docs").as_posix() in navigation
+    top = (ROOT / "docs/api/README.md").read_text(encoding="utf-8")
+    for name in kp.__all__:
+        if isinstance(getattr(kp, name), types.ModuleType):
+            page = (ROOT / f"docs/api/{name}.md").read_text(encoding="utf-8")
+            assert f"::: keras_pruner.{name}\n" in page
+        else:
+            assert f"::: keras_pruner.{name}\n" in top, name
 
 
 @pytest.mark.backend_free
