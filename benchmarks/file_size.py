@@ -28,6 +28,28 @@ for a, b in zip(loaded.trainable_variables, plain.trainable_variables, strict=Tr
 """
 
 
+def entropy_bytes(weight):
+    """Bytes that a coder needs that sees no structure in a weight.
+
+    The zeros cost the entropy of their mask. Each other weight costs the entropy of its sign and
+    exponent, and its mantissa in full; integers cost the entropy of their values.
+    """
+    zero = weight == 0
+    survivors = weight[~zero]
+    bits = weight.size * _entropy(np.array([zero.sum(), survivors.size]))
+    mantissa = {"float16": 10, "bfloat16": 7, "float32": 23}.get(weight.dtype.name, 0)
+    raw = np.ascontiguousarray(survivors).view(f"u{weight.dtype.itemsize}")
+    counts = np.unique(raw >> mantissa, return_counts=True)[1]
+    bits += survivors.size * (mantissa + _entropy(counts))
+    return float(bits / 8)
+
+
+def _entropy(counts):
+    """Bits for each of some things that occur so often."""
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return float(-(shares * np.log2(shares)).sum())
+
+
 def prune(model, sparsity):
     """Zero the smallest weights of each kernel but the depthwise ones."""
     for layer in model.layers:
@@ -52,13 +74,8 @@ def measure(model, sparsity, directory, litert):
         model, directory / "half.keras", weights="float16"
     )
     sizes["save_sparse"] = kp.storage.save_sparse(model, directory / "w.safetensors")
-    size, zeros = 0, 0
-    for variable in model.weights:
-        value = keras.ops.convert_to_numpy(variable.value)
-        size, zeros = size + value.size, zeros + np.count_nonzero(value == 0)
-    p = zeros / size
-    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) if 0 < p < 1 else 0
-    sizes["mask entropy + float32"] = round(size * entropy / 8 + 4 * (size - zeros))
+    values = [keras.ops.convert_to_numpy(variable.value) for variable in model.weights]
+    sizes["entropy of the weights"] = round(sum(map(entropy_bytes, values)))
     if litert:
         done = kp.export_litert(model, directory / "m.tflite")
         sizes["export_litert"], sizes["dense tflite"] = done.size, done.dense_size

@@ -178,7 +178,6 @@ WITHOUT_EXAMPLE = {
     "kp.allocations.lamp",
     "kp.allocations.uniform",
     "kp.callbacks.AtomicBackup",
-    "kp.compare",
     "kp.criteria.LayerInputs",
     "kp.criteria.PerOutput",
     "kp.criteria.magnitude",

@@ -1,31 +1,37 @@
-"""Two models side by side: what pruning cost and what it bought."""
+"""A dense model beside a pruned one: accuracy, zeros, bytes and time."""
 
+import contextlib
 import dataclasses
+import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.latency import Latency, benchmark
-from keras_pruner.model_weights import check_model, weights_of
+from keras_pruner.model_weights import check_model
 from keras_pruner.reporting import html
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.html import numbers
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import SparsityReport, Weight, layer_chart, share, summarize
 from keras_pruner.reporting.tables import Table
-from keras_pruner.sizes import entropy_bytes, stored_sizes
 from keras_pruner.storage import model_file
+from keras_pruner.storage.keras_file import save_compressed
+from keras_pruner.storage.safetensors_file import save_sparse
 from keras_pruner.validation import one_line, shown
 
-COLUMNS = ["", ">dense", ">pruned", ">dense / pruned"]
-LAYER_COLUMNS = ["weight", ">size", ">zeros, dense", ">zeros, pruned"]
-_RUNTIMES = {"native": "litert-x86", "wasm": "litert-wasm"}
+PLAIN, COMPRESSED = "plain .keras", "save_compressed"
+_FORMS: Mapping[str, dict[str, Any]] = {  # -> the arguments of `save_compressed`
+    PLAIN: {"compression": None},
+    COMPRESSED: {},
+    "save_compressed, float16": {"weights": "float16"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,32 +39,33 @@ class Side:
     """One model of a comparison.
 
     Attributes:
-        name: of the model, or the file it is in.
+        name: the name of the model or of its file.
         report: its zeros.
         layers: the class of each layer.
-        sizes: form of storage -> bytes, as `stored_sizes` has them.
-        weight_bytes: of each weight of the report, as it is in memory.
-        entropy: bytes of each that a coder needs which sees no structure, from `entropy_bytes`.
-        scores: loss and metrics on the same data; empty if there was none.
+        sizes: kind of file -> bytes.
+        scores: loss and metrics on the data; empty without data.
     """
 
     name: str
     report: SparsityReport
     layers: tuple[str, ...]
     sizes: Mapping[str, int]
-    weight_bytes: tuple[int, ...]
-    entropy: tuple[int, ...]
     scores: Mapping[str, float]
+
+    @property
+    def nonzero(self) -> int:
+        """The number of weights that are not zero."""
+        return self.report.all.size - self.report.all.zeros
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison(Report):
-    """A dense model and a pruned one. Prints as tables.
+    """A dense model beside a pruned one; what `kp.compare` returns.
 
     Attributes:
-        dense: the one before.
-        pruned: the one after.
-        latency: of both as LiteRT files; None if it was not asked for.
+        dense: the model before pruning.
+        pruned: the model after pruning.
+        latency: the time of both as LiteRT files; None if it was not measured.
     """
 
     dense: Side
@@ -68,89 +75,142 @@ class Comparison(Report):
     @property
     def same_architecture(self) -> bool:
         """Whether both have the same layers, with weights of the same shapes."""
-        shapes = [[row.shape for row in side.report.weights] for side in (self.dense, self.pruned)]
+        shapes = [[w.shape for w in side.report.weights] for side in self._sides]
         return self.dense.layers == self.pruned.layers and shapes[0] == shapes[1]
 
-    def overall(self) -> list[tuple[str, ...]]:
-        """What, dense, pruned, and how many times less; of the models as a whole."""
-        a, b = self.dense, self.pruned
-        stored = [form for form in a.sizes if form in b.sizes]
-        return [
-            *(
-                (name, *(f"{s.scores[name]:.4f}" if name in s.scores else "-" for s in (a, b)), "")
-                for name in {**a.scores, **b.scores}
-            ),
-            _sizes("weights", a.report.all.size, b.report.all.size),
-            _sizes("weights that are not zero", _alive(a.report), _alive(b.report)),
-            _shares("sparsity, prunable weights", a.report.prunable, b.report.prunable),
-            _shares("sparsity, all weights", a.report.all, b.report.all),
-            *(_sizes(f"{form}, bytes", a.sizes[form], b.sizes[form]) for form in stored),
-            _sizes("entropy of the weights, bytes", sum(a.entropy), sum(b.entropy)),
-            *self._milliseconds(),
-        ]
-
-    def _milliseconds(self) -> list[tuple[str, str, str, str]]:
-        if self.latency is None:
-            return []
-        what = f"LiteRT, {self.latency.runtime}, milliseconds"
-        return [
-            (f"{what} (batch {t.batch_size})", f"{t.dense_ms:.3f}", f"{t.pruned_ms:.3f}",
-             f"{t.speedup:.2f}")
-            for t in self.latency.timings
-        ]  # fmt: skip
-
-    def by_layer(self) -> list[tuple[str, ...]]:
-        """Each prunable weight: its size and its zeros in both models."""
-        sides = [_kernels(side) for side in (self.dense, self.pruned)]
-        if self.same_architecture:  # names may differ then
-            return [_layer(*pair) for pair in zip(*(side.values() for side in sides), strict=True)]
-        return [_layer(sides[0].get(p), sides[1].get(p)) for p in {**sides[0], **sides[1]}]
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        return self.dense, self.pruned
 
     def headline(self) -> str:
-        """The names of both models."""
-        return f"{self.dense.name} and {self.pruned.name}"
+        """The gain in file size and the change of the first metric."""
+        found = []
+        if ratio := self._smaller():
+            found.append(f"{ratio:.1f}x smaller file")
+        if self.latency is not None:
+            found.append(f"{self.latency.timings[0].speedup:.2f}x faster")
+        if name := self._metric():
+            scores = [side.scores[name] for side in self._sides]
+            found.append(f"{name} {scores[1]:.4f} (dense {scores[0]:.4f})")
+        title = f"{self.pruned.name} against {self.dense.name}"
+        return f"{title}: {', '.join(found)}" if found else title
 
     def tables(self) -> list[Table]:
-        """The models as a whole, then weight by weight."""
-        rows = self.by_layer()
-        sizes = [float(row[1].replace(",", "")) for row in rows]
+        """The models as a whole, their files, then weight by weight."""
+        files = [
+            _counts(form, self.dense.sizes[form], self.pruned.sizes[form])
+            for form in self.dense.sizes
+            if form in self.pruned.sizes
+        ]
+        pairs = self._pairs()
+        layers = [_layer(*pair) for pair in pairs]
+        sides = [">dense", ">pruned"]
         return [
-            Table("", COLUMNS, self.overall()),
-            Table("Layer by layer", LAYER_COLUMNS, rows, importance=sizes),
+            Table("", ["", *sides, ">dense / pruned"], self._overall()),
+            Table("files", ["bytes", *sides, ">dense / pruned"], files),
+            Table(
+                "layer by layer",
+                ["weight", ">size", ">zeros, dense", ">zeros, pruned"],
+                layers,
+                importance=[(pruned or dense).size for dense, pruned in pairs],  # type: ignore[union-attr]
+            ),
         ]
 
     def notes(self) -> list[str]:
-        """Reasons for caution."""
+        """Differences between the models that make the comparison unfair."""
         found = []
         if not self.same_architecture:
-            found.append("They are not of the same architecture.")
-        prunable = [f"{side.report.prunable.size:,}" for side in (self.dense, self.pruned)]
-        if prunable[0] != prunable[1]:
+            found.append("The models do not have the same architecture.")
+        sizes = [side.report.prunable.size for side in self._sides]
+        if sizes[0] != sizes[1]:
             found.append(
-                f"Prunable weights: {' and '.join(prunable)}. Quantized ones are not among "
-                "them: kp.quantization.zero_masks(model) counts their zeros."
+                f"The models have {sizes[0]:,} and {sizes[1]:,} prunable weights. Quantized "
+                "weights do not count as prunable: kp.quantization.zero_masks(model) finds "
+                "their zeros."
             )
-        return [*found, _ENTROPY]
+        return found
 
     def charts(self) -> list[str]:
-        """Sizes, zeros by layer, and latency if it was measured."""
-        a, b = self.dense, self.pruned
-        sizes = [(f, a.sizes[f] / 1e6, b.sizes[f] / 1e6) for f in a.sizes if f in b.sizes]
-        sides = ("dense", "pruned")
-        drawn = [html.pairs("Size", "megabytes", sides, sizes), *layer_chart(b.report.weights)]
+        """Large figures, then bars for sizes, latency and layers."""
+        a, b = self._sides
+        sizes = [(form, a.sizes[form], b.sizes[form]) for form in a.sizes if form in b.sizes]
+        unit, scale = ("megabytes", 1e6) if sizes[0][1] >= 1e6 else ("kilobytes", 1e3)
+        scaled = [(form, before / scale, after / scale) for form, before, after in sizes]
+        names = ("dense", "pruned")
+        drawn = [
+            html.figures(self._figures()),
+            html.pairs("Size of the files", unit, names, scaled),
+        ]
         if self.latency is not None:
-            times = [(f"batch {t.batch_size}", t.dense_ms, t.pruned_ms)
-                     for t in self.latency.timings]  # fmt: skip
-            title = f"Latency in LiteRT, {self.latency.runtime}"
-            drawn.append(html.pairs(title, "milliseconds", sides, times))
-        return drawn
+            times = [
+                (f"batch {t.batch_size}", t.dense_ms, t.pruned_ms) for t in self.latency.timings
+            ]
+            title = f"Time of an inference, LiteRT, {self.latency.runtime}"
+            drawn.append(html.pairs(title, "milliseconds", names, times))
+        return [*drawn, *layer_chart(b.report.weights)]
 
+    def _figures(self) -> Iterator[tuple[str, str, str]]:
+        """Number, label and detail of what matters most."""
+        if ratio := self._smaller():
+            a, b = self.dense.sizes[PLAIN], self.pruned.sizes[COMPRESSED]
+            detail = f"{a:,} bytes plain and dense, {b:,} with kp.save_compressed"
+            yield f"{ratio:.1f}x", "smaller file", detail
+        if self.latency is not None:
+            first = self.latency.timings[0]
+            detail = f"{first.dense_ms:.2f} ms dense, {first.pruned_ms:.2f} ms pruned"
+            yield f"{first.speedup:.2f}x", "faster", f"{detail}, batch {first.batch_size}"
+        if name := self._metric():
+            dense, pruned = (side.scores[name] for side in self._sides)
+            yield f"{pruned:.4f}", name, f"dense model: {dense:.4f}"
+        zeros = self.pruned.report.prunable
+        yield (
+            f"{zeros.sparsity:.1%}",
+            "zeros",
+            f"{zeros.zeros:,} of {zeros.size:,} prunable weights",
+        )
 
-_ENTROPY = (
-    "Entropy: what a coder needs that sees no structure between weights, in bytes: the mask of "
-    "the zeros, sign and exponent of each other weight as often as they occur, mantissas in full. "
-    "Blocks and other patterns can be coded in less, and so can mantissas that end in zeros."
-)
+    def _smaller(self) -> float | None:
+        """How many times smaller the best exact file is than the plain file of the dense model."""
+        if PLAIN not in self.dense.sizes or COMPRESSED not in self.pruned.sizes:
+            return None
+        return self.dense.sizes[PLAIN] / self.pruned.sizes[COMPRESSED]
+
+    def _metric(self) -> str:
+        """The first metric that both have, or else the loss; "" without data."""
+        both = [name for name in self.dense.scores if name in self.pruned.scores]
+        return next((name for name in both if name != "loss"), both[0] if both else "")
+
+    def _overall(self) -> list[tuple[str, ...]]:
+        a, b = self._sides
+        rows: list[tuple[str, ...]] = [
+            (name, *(f"{s.scores[name]:.4f}" if name in s.scores else "-" for s in (a, b)), "")
+            for name in {**a.scores, **b.scores}
+        ]
+        rows += [
+            _counts("weights", a.report.all.size, b.report.all.size),
+            _counts("weights that are not zero", a.nonzero, b.nonzero),
+            ("sparsity, prunable weights", *(share(s.report.prunable) for s in (a, b)), ""),
+            ("sparsity, all weights", *(share(s.report.all) for s in (a, b)), ""),
+        ]
+        if self.latency is not None:
+            what = f"LiteRT, {self.latency.runtime}, milliseconds"
+            rows += [
+                (
+                    f"{what} (batch {t.batch_size})",
+                    f"{t.dense_ms:.3f}",
+                    f"{t.pruned_ms:.3f}",
+                    f"{t.speedup:.2f}",
+                )
+                for t in self.latency.timings
+            ]
+        return rows
+
+    def _pairs(self) -> list[tuple[Weight | None, Weight | None]]:
+        """The prunable weights of both, by position in equal architectures, else by name."""
+        sides = [{w.path: w for w in s.report.weights if w.prunable} for s in self._sides]
+        if self.same_architecture:  # names may differ
+            return list(zip(*(side.values() for side in sides), strict=True))
+        return [(sides[0].get(path), sides[1].get(path)) for path in {**sides[0], **sides[1]}]
 
 
 def compare(
@@ -160,85 +220,118 @@ def compare(
     data: Any = None,
     names: Sequence[str] | None = None,
     litert: bool = False,
-    latency: str | None = None,
-    seconds: float = 3.0,
-    node_modules: str | os.PathLike[str] | None = None,
+    latency: bool = False,
     progress: bool = True,
 ) -> Comparison:
-    """Put a dense and a pruned model side by side: accuracy, zeros, bytes, and time if asked.
+    """Compare a dense model with a pruned one: accuracy, zeros, bytes, and time on request.
 
     Args:
         dense: the model before pruning, or its file.
-        pruned: the model after it, or its file.
-        data: what loss and metrics are measured on: a pair (x, y), or a dataset that `evaluate`
-            takes and that can be read twice. A model that is not compiled is judged by loss and
-            metrics of the other.
-        names: what both are called. None: as the models or files are.
-        litert: also convert both to LiteRT, for the sizes of those files.
-        latency: "native" or "wasm": also convert both to LiteRT and time them in turns, at
-            batch 1, as `benchmark` does. None: nothing is timed.
-        seconds: to measure latency.
-        node_modules: as for `benchmark`, for latency="wasm".
-        progress: whether to say what is being done, if there is a terminal to say it on.
+        pruned: the model after pruning, or its file.
+        data: the data for loss and metrics: a pair (x, y), or a dataset that `evaluate` accepts
+            and that can be read twice. At least one model must be compiled; the other is
+            evaluated with the same loss and metrics.
+        names: the names of both models in the report. None: those of the models or files.
+        litert: also convert both models to LiteRT and show the sizes of these files.
+        latency: also convert both models to LiteRT and time them in turns on this machine, one
+            sample at a time. For other batch sizes call `kp.litert.benchmark`.
+        progress: show what is being done on standard error.
 
     Returns:
-        All of it as data that prints as tables; `to_html` makes a page.
+        A report; `to_html` writes it as a page.
 
     Raises:
-        ValueError: for wrong arguments, or data where neither model is compiled, or only one and
-            its loss and metrics do not do for the other.
+        ValueError: for a wrong argument, for data without a compiled model, and for data that
+            does not fit the loss and metrics.
         FileError: if a file cannot be loaded.
         ImportError: without the extras that `litert` and `latency` need.
         RuntimeError: if a model cannot be converted.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> dense = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+        >>> pruned = keras.models.clone_model(dense)
+        >>> report = kp.prune(pruned, 0.75)
+        >>> comparison = kp.compare(dense, pruned, progress=False)
+        >>> comparison.pruned.report.prunable.sparsity
+        0.75
+        >>> comparison.pruned.sizes["save_compressed"] < comparison.dense.sizes["plain .keras"] / 2
+        True
     """
-    if latency not in (None, *_RUNTIMES):
+    _check_data(data)
+    if names is not None and len(names) != 2:
         raise ValueError(
-            f'`latency` must be None, "native" or "wasm". Received: latency={latency!r}.'
+            f"`names` must be two, for the dense and the pruned model. Received: names={names!r}."
         )
-    if (isinstance(data, tuple | list) and len(data) != 2) or _is_array_or_dict(data):
+    given = (dense, pruned)
+    with show_progress("comparing", shown=progress) as announce:
+        announce("loading")
+        models = [_loaded(one, compile=data is not None) for one in given]
+        names = names or [_name(one) for one in given]
+        announce("evaluating")
+        scores = [{}, {}] if data is None else _scores(models, data)
+        sides = []
+        for model, name, score in zip(models, names, scores, strict=True):
+            announce(f"measuring {name}")
+            layers = tuple(type(layer).__name__ for layer in model._flatten_layers())
+            sizes = stored_sizes(model, litert=litert)
+            sides.append(Side(name, summarize(model), layers, sizes, score))
+        measured = None
+        if latency:
+            announce("timing")
+            measured = _latency(models)
+    return Comparison(sides[0], sides[1], measured)
+
+
+def stored_sizes(model: keras.Model, *, litert: bool = False) -> dict[str, int]:
+    """Measure a model in each kind of file.
+
+    Args:
+        model: a built Keras 3 model; the files do not hold its optimizer.
+        litert: also convert it to LiteRT, as float32 and int8; this takes seconds.
+
+    Returns:
+        Kind of file -> bytes. A kind that cannot hold the model is missing.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> list(stored_sizes(model))
+        ['plain .keras', 'save_compressed', 'save_compressed, float16', 'save_sparse']
+    """
+    sizes = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        for form, options in _FORMS.items():
+            # A model without a config, or weights above the range of the type.
+            with contextlib.suppress(NotImplementedError, ValueError):
+                sizes[form] = save_compressed(model, here / "model.keras", **options)
+        sizes["save_sparse"] = save_sparse(model, here / "weights.safetensors")
+        if litert:
+            sizes["export_litert"] = export_litert(model, here / "32.tflite", progress=False).size
+            # The size does not depend on how much the outputs differ.
+            options = {"weights": "int8", "tolerance": math.inf, "progress": False}
+            small = export_litert(model, here / "8.tflite", **options)
+            sizes["export_litert, int8"] = small.size
+            packed = zlib.compress(Path(small.path).read_bytes(), 9)
+            sizes["export_litert, int8, deflated"] = len(packed)
+    return sizes
+
+
+def _check_data(data: Any) -> None:
+    pair = isinstance(data, tuple | list)
+    if (pair and len(data) != 2) or isinstance(data, dict) or hasattr(data, "shape"):
         raise ValueError(
             "`data` must be a pair of inputs and labels, or a dataset of batches of both. "
             f"Received: data={shown(data)}. Pass data=(x, y)."
         )
     if isinstance(data, Iterator):
         raise ValueError(
-            "`data` is read twice, once for each model, and this can be read only once. Received: "
-            f"data={shown(data)}. Pass arrays, data=(x, y), or a dataset."
+            "`data` is read twice, once for each model, but an iterator can be read only once. "
+            f"Received: data={shown(data)}. Pass arrays, data=(x, y), or a dataset."
         )
-    if isinstance(data, tuple | list) and any(map(_is_empty, keras.tree.flatten(data[0]))):
+    if pair and any(map(_is_empty, keras.tree.flatten(data[0]))):
         raise ValueError("`data` holds no samples to measure on. Received: data=(x, y), x empty.")
-    if names is not None and len(names) != 2:
-        raise ValueError(
-            f"`names` must be two, for the dense and the pruned model. Received: names={names!r}."
-        )
-    if not seconds > 0:
-        raise ValueError(f"`seconds` must be more than 0. Received: seconds={seconds!r}.")
-    if node_modules is not None and latency != "wasm":
-        raise ValueError(
-            f'`node_modules` is for latency="wasm". Received: latency={latency!r}. Leave it out.'
-        )
-    with show_progress("comparing", shown=progress) as announce:
-        announce("loading")
-        given = (dense, pruned)
-        models = [_loaded(one, compile=data is not None) for one in given]
-        names = names or [_name(one) for one in given]
-        announce("evaluating")
-        scores = [{}, {}] if data is None else _scores(models, data)
-        runtime = _RUNTIMES.get(latency or "", "litert-x86")
-        sides = []
-        for model, name, score in zip(models, names, scores, strict=True):
-            announce(f"measuring {name}")
-            sizes = stored_sizes(model, litert=litert, runtime=runtime)
-            sides.append(_side(model, name, sizes, score))
-        measured = None
-        if latency is not None:
-            announce("timing")
-            measured = _latency(models, latency, seconds, node_modules)
-    return Comparison(sides[0], sides[1], measured)
-
-
-def _is_array_or_dict(data: Any) -> bool:
-    return isinstance(data, dict) or hasattr(data, "shape")
 
 
 def _is_empty(inputs: Any) -> bool:
@@ -257,12 +350,12 @@ def _loaded(model: Any, *, compile: bool) -> keras.Model:
 
 
 def _scores(models: Sequence[keras.Model], data: Any) -> list[dict[str, float]]:
-    """Loss and metrics of each; a model without any is judged by those of the other."""
+    """Loss and metrics of each model; one that is not compiled takes those of the other."""
     judge = next((model for model in models if getattr(model, "compiled", False)), None)
     if judge is None:
         raise ValueError(
-            "Neither model is compiled, so that there is no telling what to measure on `data`. "
-            "Compile the dense one with its loss and metrics (and save it again)."
+            "`data` needs a loss and metrics, and neither model is compiled. Load one, call "
+            "model.compile(loss=..., metrics=[...]), and pass it or save it again."
         )
     arguments = tuple(data) if isinstance(data, tuple | list) else (data,)
     found = []
@@ -271,31 +364,31 @@ def _scores(models: Sequence[keras.Model], data: Any) -> list[dict[str, float]]:
             judged = model if model.compiled else _Judged(model, judge)
             scores = judged.evaluate(*arguments, verbose=0, return_dict=True)
         except Exception as error:  # a backend raises classes of its own
-            problem = f"Loss and metrics of {model.name!r} cannot be measured on `data`. Pass what"
-            problem += " its own `evaluate` takes, and labels that its loss knows."
+            problem = f"Loss and metrics of {model.name!r} cannot be measured on `data`. Pass "
+            problem += "inputs and labels that its own `evaluate` takes."
             if not model.compiled:
-                problem = f"{model.name!r} is not compiled, and loss and metrics of {judge.name!r}"
-                problem += " do not do for it. Compile both."
+                problem = f"{model.name!r} is not compiled, and the loss and metrics of "
+                problem += f"{judge.name!r} do not fit it. Compile both."
             raise ValueError(f"{problem} Keras said: {one_line(error)}") from error
         found.append({key: x for name in scores for key, x in numbers(name, scores[name])})
     return found
 
 
 class _Judged(keras.Model):
-    """A model that is compiled around one that is not, and stays so.
+    """A compiled wrapper around a model, which itself stays as it is.
 
     Args:
-        model: the one inside.
-        judge: a compiled model; its loss and new metrics like its own are taken.
+        model: the model to evaluate.
+        judge: a compiled model; the wrapper takes its loss, and new metrics like its metrics.
     """
 
     def __init__(self, model: keras.Model, judge: keras.Model) -> None:
         super().__init__(name="judged")
         self._inner = model
         mine, names = (getattr(m, "output_names", None) for m in (model, judge))
-        if names is not None:  # of dicts of losses and metrics, and in the names of the scores
+        if names is not None:  # the keys of dicts of losses and metrics
             self.output_names = mine if set(mine or ()) == set(names) else names
-        # Not through `get_compile_config`: that needs registered functions.
+        # `get_compile_config` would need every function to be registered.
         given = judge._compile_config.config
         own = {
             name: keras.tree.map_structure(_like, given[name])
@@ -305,72 +398,32 @@ class _Judged(keras.Model):
         self.compile(**{name: given[name] for name in same}, **own)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model inside computes."""
+        """The outputs of the inner model."""
         return self._inner(*args, **kwargs)
 
 
 def _like(metric: Any) -> Any:
-    """A metric of its own state."""
+    """A new metric with the same config."""
     if isinstance(metric, keras.Metric):
         return type(metric).from_config(metric.get_config())
     return metric
 
 
-def _side(
-    model: keras.Model, name: str, sizes: Mapping[str, int], scores: Mapping[str, float]
-) -> Side:
-    weights = [keras.ops.convert_to_numpy(owned.variable.value) for owned in weights_of(model)]
-    return Side(
-        name=name,
-        report=summarize(model),
-        layers=tuple(type(layer).__name__ for layer in model._flatten_layers()),
-        sizes=sizes,
-        weight_bytes=tuple(np.asarray(weight).nbytes for weight in weights),
-        entropy=tuple(round(entropy_bytes(np.asarray(weight))) for weight in weights),
-        scores=scores,
-    )
-
-
-def _latency(
-    models: Sequence[keras.Model],
-    runtime: str,
-    seconds: float,
-    node_modules: str | os.PathLike[str] | None,
-) -> Latency:
+def _latency(models: Sequence[keras.Model]) -> Latency:
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch, f"{side}.tflite") for side in ("dense", "pruned")]
         for model, path in zip(models, paths, strict=True):
-            export_litert(model, path, runtime=_RUNTIMES[runtime], progress=False)
-        return benchmark(
-            paths[0], paths[1], runtime=runtime, seconds=seconds, node_modules=node_modules
-        )
+            export_litert(model, path, progress=False)
+        return benchmark(paths[0], paths[1])
 
 
-# -------------------------------------------------------------------- cells of tables
-
-_Kernel = tuple[Weight, int, int]  # a weight, its bytes and the bytes of its entropy
-
-
-def _kernels(side: Side) -> dict[str, _Kernel]:
-    every = zip(side.report.weights, side.weight_bytes, side.entropy, strict=True)
-    return {row.path: (row, size, entropy) for row, size, entropy in every if row.prunable}
-
-
-def _layer(dense: _Kernel | None, pruned: _Kernel | None) -> tuple[str, ...]:
+def _layer(dense: Weight | None, pruned: Weight | None) -> tuple[str, ...]:
     either = dense or pruned
     assert either is not None
-    zeros = ["-" if side is None else f"{side[0].sparsity:.4f}" for side in (dense, pruned)]
-    return either[0].path, f"{either[0].size:,}", *zeros
+    zeros = ["-" if weight is None else share(weight) for weight in (dense, pruned)]
+    return either.path, f"{either.size:,}", *zeros
 
 
-def _alive(report: SparsityReport) -> int:
-    return report.all.size - report.all.zeros
-
-
-def _sizes(what: str, dense: int, pruned: int) -> tuple[str, str, str, str]:
+def _counts(what: str, dense: int, pruned: int) -> tuple[str, str, str, str]:
     ratio = f"{dense / pruned:.2f}" if pruned else ""
     return what, f"{dense:,}", f"{pruned:,}", ratio
-
-
-def _shares(what: str, dense: Any, pruned: Any) -> tuple[str, str, str, str]:
-    return what, share(dense), share(pruned), ""

@@ -239,14 +239,14 @@ def test_compare_shows_cost_and_gain(capsys, dense, tmp_path):
     assert data["dense"]["scores"] != data["pruned"]["scores"]
     text = succeeds(capsys, "compare", dense, out)
     assert "one/kernel" in text
-    assert "save_compressed, bytes" in text
+    assert "save_compressed" in text
 
 
 def test_compare_says_that_models_differ(capsys, dense, tmp_path):
     other = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="else")])
     other.save(tmp_path / "other.keras")
     text = succeeds(capsys, "compare", dense, tmp_path / "other.keras")
-    assert "not of the same architecture" in text
+    assert "not have the same architecture" in text
     assert "else/kernel" in text
 
 
@@ -256,7 +256,7 @@ def test_compare_needs_something_to_measure(capsys, dense, tmp_path):
     samples = tmp_path / "samples.npz"
     bare = tmp_path / "bare.keras"
     np.savez(samples, x=np.ones((6, 8)), y=np.ones((6, 4)))
-    assert "Neither model is compiled" in fails(capsys, "compare", bare, bare, "--data", samples)
+    assert "neither model is compiled" in fails(capsys, "compare", bare, bare, "--data", samples)
     np.savez(samples, inputs=np.ones((6, 8)))
     assert "must hold the arrays x and y" in fails(
         capsys, "compare", dense, bare, "--data", samples

@@ -144,8 +144,8 @@ def test_what_is_no_tflite_file_is_refused(capsys, saved, tmp_path):
 def test_compare_writes_a_page(capsys, saved, tmp_path):
     page = tmp_path / "report.html"
     text = succeeds(capsys, "compare", saved, saved, "--html", page)
-    assert f"With plots: {page}" in text
-    assert "Layer by layer" in page.read_text()
+    assert f"The same as a page: {page}" in text
+    assert "layer by layer" in page.read_text()
     command = ["compare", saved, saved, "--html", page]
     assert "exists already. Pass --force" in fails(capsys, *command)
     succeeds(capsys, *command, "--force")

@@ -459,13 +459,11 @@ def _compare(arguments: Arguments) -> None:
         names=paths,
         litert=arguments.litert,
         latency=arguments.latency,
-        seconds=arguments.seconds,
-        node_modules=arguments.node_modules,
     )
     text = str(comparison)
     if page is not None:
-        page.write_text(comparison.to_html(), encoding="utf-8")
-        text += f"\nWith plots: {page}"
+        comparison.to_html(page)
+        text += f"\nThe same as a page: {page}"
     _show(arguments, comparison.as_dict(), text)
 
 
@@ -598,18 +596,7 @@ COMMANDS = {
                 "arrays x and y to measure loss and metrics on, if a model is compiled",
             ),
             _option("--litert", "convert both and show the bytes of the LiteRT files"),
-            _option(
-                "--latency",
-                "convert both and time them: on this machine, or in LiteRT.js under Node",
-                choices=["native", "wasm"],
-            ),
-            _option(
-                "--seconds N",
-                "seconds to measure each latency; default: %(default)s",
-                type=_positive,
-                default=3,
-            ),
-            _option("--node-modules DIR", "directory that holds @litertjs/core"),
+            _option("--latency", "convert both and time them on this machine"),
             _option("--html REPORT.html", "also write a page with plots"),
             FORCE,
             TRUST,
@@ -617,7 +604,7 @@ COMMANDS = {
         [
             "compare model.keras out.keras",
             "compare model.keras out.keras --data samples.npz --html report.html",
-            "compare model.keras out.keras --litert --latency native --json",
+            "compare model.keras out.keras --litert --latency --json",
         ],
     ),
 }

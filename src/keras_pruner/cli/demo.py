@@ -111,8 +111,7 @@ def run(
     }
     seconds = time.perf_counter() - begun
     result = Demo(comparison, before["val_accuracy"][-1], history, seconds, folder)
-    # Without matplotlib the page has no plots, and says how to get them.
-    result.report.write_text(comparison.to_html(history=history), encoding="utf-8")
+    comparison.to_html(result.report, history=history)
     return result
 
 
