@@ -104,7 +104,7 @@ def test_filters_leave_and_allocation(capsys, dense, tmp_path):
         command = ["prune", dense, "--sparsity", "0.5", "-o", tmp_path / "out.keras", "--force"]
         data = json.loads(succeeds(capsys, *command, "--json", *arguments))
         kernels = {row["path"]: row["sparsity"] for row in data["weights"] if row["prunable"]}
-        return kernels, {skip["path"]: skip["reason"] for skip in data["skipped"]}
+        return kernels, {skip["path"]: skip["reason"] for skip in data["prune"]["skipped"]}
 
     assert sparsities("--allocation", "uniform")[0] == {"one/kernel": 0.5, "two/kernel": 0.5}
     kernels, skipped = sparsities("--filters", "two")
@@ -140,9 +140,9 @@ def test_prune_with_samples_refits(capsys, dense, samples, tmp_path, criterion):
 def test_prune_with_samples_says_what_it_tried(capsys, dense, samples, tmp_path):
     options = ["--sparsity", "0.5", "--calibration", samples, "--allocation", "auto", "--json"]
     data = json.loads(succeeds(capsys, "prune", dense, *options, "-o", tmp_path / "out.keras"))
-    assert len(data["oneshot"]["candidates"]) == 3
-    assert [w["path"] for w in data["oneshot"]["weights"]] == ["one/kernel", "two/kernel"]
-    assert data["oneshot"]["weights"][0]["before"] > 0
+    assert len(data["prune"]["candidates"]) == 3
+    assert [w["path"] for w in data["prune"]["weights"]] == ["one/kernel", "two/kernel"]
+    assert data["prune"]["weights"][0]["before"] > 0
 
 
 def test_prune_with_samples_distils(capsys, dense, samples, tmp_path):

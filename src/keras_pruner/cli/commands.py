@@ -31,6 +31,7 @@ from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import sensitivity
 from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
+from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
@@ -90,8 +91,14 @@ def _by_options(message: str, arguments: Arguments) -> str:
     return re.sub(r"`(\w+)`", option, message)
 
 
-def _show(arguments: Arguments, data: dict[str, Any], text: object) -> None:
-    print(as_json(data) if arguments.json else text)
+def _show(arguments: Arguments, *parts: Report | str, data: dict[str, Any] | None = None) -> None:
+    """Print reports and sentences as text, or as JSON `data` (by default that of the first)."""
+    if arguments.json:
+        data = parts[0].as_dict() if data is None and isinstance(parts[0], Report) else data
+        print(as_json(data))
+        return
+    texts = [p.full() if arguments.full and isinstance(p, Report) else str(p) for p in parts]
+    print("\n\n".join(texts).replace("print(report.full())", "pass --full"))
 
 
 # ------------------------------------------------------------------ types of arguments
@@ -165,6 +172,7 @@ def _one_of(*options: Option) -> Option:
 
 
 JSON = _option("--json", "print JSON instead of text")
+FULL = _option("--full", "print every row of a table")
 MODEL = _option("model", "a .keras or .h5 file")
 OUTPUT = _option("-o --output OUT.keras", "the file to write", required=True)
 OUTPUT_BY_ENDING = _option("output", "the file to write: .tflite, .keras or .safetensors")
@@ -253,7 +261,7 @@ def _demo(arguments: Arguments) -> None:
         seed=arguments.seed,
         samples=arguments.samples,
     )
-    _show(arguments, result.as_dict(), result)
+    _show(arguments, result)
 
 
 def _inspect(arguments: Arguments) -> None:
@@ -263,15 +271,14 @@ def _inspect(arguments: Arguments) -> None:
     if arguments.nm is not None:
         _check_nm(arguments, model)
         return
-    report: Any = inspect(model) if isinstance(model, str) else summarize(model)
-    _show(arguments, report.as_dict(), report)
+    _show(arguments, inspect(model) if isinstance(model, str) else summarize(model))
 
 
 def _check_nm(arguments: Arguments, model: keras.Model | str) -> None:
     """Show which weights have N:M zeros; raises if one has not, or if there is none."""
     kept, group = arguments.nm.n, arguments.nm.m
     check = check_m_by_n(model, (group - kept, group))
-    _show(arguments, {"passed": check.passed, "weights": check.weights}, check)
+    _show(arguments, str(check), data={"passed": check.passed, "weights": check.weights})
     if not check.passed:
         failed = [name for name, passed in check.weights.items() if not passed]
         what = f"these have more: {', '.join(failed)}" if failed else "it has no prunable kernel"
@@ -299,14 +306,10 @@ def _prune(arguments: Arguments) -> None:
     )
     report = summarize(model)
     model_file.save(model, arguments.output, overwrite=arguments.force)
-    found = done.as_dict()
-    data = {"output": str(arguments.output), **report.as_dict(), "skipped": found["skipped"]}
-    text = str(report)
-    if arguments.calibration:
-        data["oneshot"] = found
-        text = f"{done}\n\n{report}"
+    data = {"output": str(arguments.output), **report.as_dict(), "prune": done.as_dict()}
     saved = f"Saved {arguments.output}, without optimizer and loss: compile it to train on."
-    _show(arguments, data, f"{text}\n\n{saved}")
+    reports = (done, report) if arguments.calibration else (report,)
+    _show(arguments, *reports, saved, data=data)
 
 
 def _check_prune(arguments: Arguments) -> None:
@@ -360,7 +363,7 @@ def _sensitivity(arguments: Arguments) -> None:
         sparsities=arguments.sparsities,
         filters=arguments.filters,
     )
-    _show(arguments, dataclasses.asdict(found), found)
+    _show(arguments, found)
 
 
 def _advise(arguments: Arguments) -> None:
@@ -373,7 +376,7 @@ def _advise(arguments: Arguments) -> None:
         pattern=_pattern(arguments) if chosen else None,
         batch_size=arguments.batch_size,
     )
-    _show(arguments, advice.as_dict(), advice)
+    _show(arguments, advice)
 
 
 def _runtime(arguments: Arguments) -> str | SpeedupTable:
@@ -395,11 +398,28 @@ def _export(arguments: Arguments) -> None:
     _check_export(arguments, output)
     model = model_file.load(arguments.model, trust=arguments.trust)
     rewrite = prepare_for_xnnpack(model) if arguments.prepare_for_xnnpack else None
-    data, text = _write(rewrite.model if rewrite else model, output, arguments)
+    model = rewrite.model if rewrite else model
+    if output.suffix == ".tflite":
+        done: Any = export_litert(
+            model,
+            output,
+            weights=arguments.weights,
+            runtime=_runtime(arguments),
+            input_signature=_signature(model, arguments.input_shape),
+        )
+        data = done.as_dict()
+    else:
+        size = _store(model, output, arguments.weights)
+        done, data = f"{output}: {size:,} bytes", {"path": str(output), "size": size}
     if rewrite:
-        data |= {"changes": list(rewrite.changes), "obstacles": list(rewrite.obstacles)}
-        text = f"{rewrite}\n{text}"
-    _show(arguments, data, text)
+        data |= rewrite.as_dict()
+    _show(arguments, *([rewrite] if rewrite else []), done, data=data)
+
+
+def _store(model: keras.Model, output: Path, weights: str) -> int:
+    if output.suffix == ".safetensors":
+        return save_sparse(model, output)
+    return save_compressed(model, output, weights=None if weights == "float32" else weights)
 
 
 def _check_export(arguments: Arguments, output: Path) -> None:
@@ -412,25 +432,6 @@ def _check_export(arguments: Arguments, output: Path) -> None:
         if output.suffix != ".tflite" and getattr(arguments, option):
             raise ValueError(f"`{option}` is not for {output.suffix} files.")
     model_file.check_free(output, overwrite=arguments.force)
-
-
-def _write(model: keras.Model, output: Path, arguments: Arguments) -> tuple[dict[str, Any], str]:
-    """Write the file by its ending; what there is to say of it, as data and as text."""
-    if output.suffix == ".tflite":
-        done = export_litert(
-            model,
-            output,
-            weights=arguments.weights,
-            runtime=_runtime(arguments),
-            input_signature=_signature(model, arguments.input_shape),
-        )
-        return done.as_dict(), str(done)
-    if output.suffix == ".safetensors":
-        size = save_sparse(model, output)
-    else:
-        narrow = None if arguments.weights == "float32" else arguments.weights
-        size = save_compressed(model, output, weights=narrow)
-    return {"path": str(output), "size": size}, f"{output}: {size:,} bytes"
 
 
 def _signature(model: keras.Model, shape: list[int] | None) -> list[keras.InputSpec] | None:
@@ -460,11 +461,9 @@ def _compare(arguments: Arguments) -> None:
         litert=arguments.litert,
         latency=arguments.latency,
     )
-    text = str(comparison)
     if page is not None:
         comparison.to_html(page)
-        text += f"\nThe same as a page: {page}"
-    _show(arguments, comparison.as_dict(), text)
+    _show(arguments, comparison, *([] if page is None else [f"The same as a page: {page}"]))
 
 
 def _labelled_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -491,7 +490,7 @@ class _Command:
     Attributes:
         run: runs it.
         purpose: one sentence for the help text.
-        options: the arguments that it takes, besides --json.
+        options: the arguments that it takes, besides --full and --json.
         examples: command lines, without the program's name.
     """
 
@@ -630,7 +629,7 @@ def _parser() -> argparse.ArgumentParser:
             + "\n",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        for option in (*command.options, JSON):
+        for option in (*command.options, FULL, JSON):
             option(sub)
         sub.set_defaults(run=command.run, misused=sub.error)
     return parser

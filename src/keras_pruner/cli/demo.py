@@ -4,6 +4,7 @@ import dataclasses
 import importlib.resources
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from keras_pruner.callbacks.gradual_pruning import GradualPruning
 from keras_pruner.compare import Comparison, compare
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 from keras_pruner.storage import model_file
 
 TRAIN_SAMPLES = 8000
@@ -20,8 +23,8 @@ _LOSS: dict[str, Any] = {"loss": "sparse_categorical_crossentropy", "metrics": [
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
-    """The result of the demo; prints as a table.
+class Demo(Report):
+    """The result of the demo; prints as tables.
 
     Attributes:
         comparison: the dense and the pruned model, trained for the same number of epochs.
@@ -42,27 +45,32 @@ class Demo:
         """The page with plots."""
         return self.folder / "report.html"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return {
-            **self.comparison.as_dict(),
-            "accuracy_before": self.accuracy_before,
-            "history": self.history,
-            "seconds": self.seconds,
-            "report": str(self.report),
-        }
-
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """How both models were trained."""
         epochs = len(self.history["sparsity"])
         return (
-            f"{self.comparison}\n\n"
             f"Both models were trained for {epochs} epochs. The pruned one was dense for the first "
             f"{epochs // 2},\nand had a test accuracy of {self.accuracy_before:.4f} when pruning "
-            f"began. All this took {self.seconds:.0f} s.\n"
-            f"Page with plots: {self.report}\n"
-            "The same from the files: keras-pruner compare "
-            f"{self.folder}/dense.keras {self.folder}/pruned.keras --data {self.folder}/test.npz"
+            f"began. All this took {self.seconds:.0f} s."
         )
+
+    def tables(self) -> Sequence[Table]:
+        """Those of the comparison."""
+        return self.comparison.tables()
+
+    def charts(self) -> Sequence[str]:
+        """Those of the comparison."""
+        return self.comparison.charts()
+
+    def notes(self) -> Sequence[str]:
+        """Where the files are, and how to compare them again."""
+        folder = self.folder
+        return [
+            *self.comparison.notes(),
+            f"Page with plots: {self.report}",
+            f"The same from the files: keras-pruner compare {folder}/dense.keras "
+            f"{folder}/pruned.keras --data {folder}/test.npz",
+        ]
 
 
 def run(
@@ -111,7 +119,7 @@ def run(
     }
     seconds = time.perf_counter() - begun
     result = Demo(comparison, before["val_accuracy"][-1], history, seconds, folder)
-    comparison.to_html(result.report, history=history)
+    result.to_html(result.report, history=history)
     return result
 
 
