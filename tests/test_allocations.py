@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from models import label
 
-from keras_pruner.allocations import NAMED, Fixed, Global, Share, as_allocation, erk, lamp, uniform
+from keras_pruner.allocations import (
+    NAMED,
+    Global,
+    PerWeight,
+    Share,
+    as_allocation,
+    erk,
+    lamp,
+    uniform,
+)
 from keras_pruner.selection.top_k import kept_count
 from keras_pruner.testing import SPARSITIES, check_allocation
 
@@ -32,8 +41,8 @@ ALLOCATIONS = [
     Global(floor=0),
     Global(floor=0.5),
     Global(floor=0.99),
-    Fixed({"": 0.999}),
-    Fixed({"layer_[01]": 0.999, "layer": 0.9995}),
+    PerWeight({"": 0.999}),
+    PerWeight({"layer_[01]": 0.999, "layer": 0.9995}),
 ]
 
 
@@ -205,31 +214,31 @@ class TestGlobal:
             Global(floor)
 
 
-class TestFixed:
+class TestPerWeight:
     def test_by_hand(self):
         shares = shares_of(np.ones(10), np.ones(30))
-        fixed = Fixed({"layer_0": 0.5, "layer": 0.9})  # overall (5 + 27) / 40 = 0.8
+        fixed = PerWeight({"layer_0": 0.5, "layer": 0.9})  # overall (5 + 27) / 40 = 0.8
         assert kept(fixed, shares, 0.8) == [5, 3]
         found = fixed(shares, 0.4)  # half way
         assert [found[s] for s in shares] == pytest.approx([0.25, 0.45])
 
     def test_the_first_that_fits_counts(self):
         shares = shares_of(np.ones(10), np.ones(30))
-        assert set(Fixed({"layer": 0.9, "layer_0": 0.5})(shares, 0.9).values()) == {0.9}
+        assert set(PerWeight({"layer": 0.9, "layer_0": 0.5})(shares, 0.9).values()) == {0.9}
 
     def test_a_weight_that_is_not_named(self):
         with pytest.raises(ValueError, match=r"must name every weight.*layer_1/kernel"):
-            Fixed({"layer_0": 0.5})(shares_of(np.ones(4), np.ones(4)), 0.5)
+            PerWeight({"layer_0": 0.5})(shares_of(np.ones(4), np.ones(4)), 0.5)
 
     def test_more_than_the_mapping_comes_to(self):
         with pytest.raises(ValueError, match=r"comes to 0.5 over .* Received: sparsity=0.8"):
-            Fixed({"": 0.5})(shares_of(np.ones(40)), 0.8)
+            PerWeight({"": 0.5})(shares_of(np.ones(40)), 0.8)
         with pytest.raises(ValueError, match=r"comes to 0 over"):
-            Fixed({"": 0})(shares_of(np.ones(40)), 0.8)
+            PerWeight({"": 0})(shares_of(np.ones(40)), 0.8)
 
     def test_what_the_message_says_to_pass_is_taken_however_many_weights_there_are(self):
         shares = [Share(f"layer_{i}", (n,), n, tuple) for i, n in enumerate((10**7, 3 * 10**6))]
-        fixed = Fixed({"layer_0": 0.9, "layer_1": 0.5})  # overall 0.807692...
+        fixed = PerWeight({"layer_0": 0.9, "layer_1": 0.5})  # overall 0.807692...
         units = {share.path: share.units for share in shares}
         with pytest.raises(ValueError, match=r"comes to 0.8077 .* lower the mapping's values"):
             fixed.check_final(units, 0.7)
@@ -256,7 +265,7 @@ class TestFixed:
 def test_as_allocation():
     assert as_allocation("lamp") is lamp
     assert as_allocation("global") == Global()
-    assert as_allocation({"": 0.5}) == Fixed({"": 0.5})
+    assert as_allocation({"": 0.5}) == PerWeight({"": 0.5})
     assert as_allocation(sparing_the_first) is sparing_the_first
     assert sorted(NAMED) == ["erk", "global", "lamp", "uniform"]
 

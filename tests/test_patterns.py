@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from models import label
 
-from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
+from keras_pruner.patterns import (
+    NM,
+    Block,
+    BudgetedPattern,
+    Channel,
+    FixedPattern,
+    Unstructured,
+    takes_sparsity,
+)
 from keras_pruner.selection.top_k import kept_count
 from keras_pruner.testing import SHAPES, check_pattern
 
@@ -18,7 +26,7 @@ pytestmark = pytest.mark.backend_free
 
 @keras.saving.register_keras_serializable("test_patterns")
 @dataclasses.dataclass(frozen=True)
-class Rows(Pattern):
+class Rows(BudgetedPattern):
     """A pattern as a user would write it: all outputs of one input, at one place."""
 
     def get_config(self):
@@ -57,8 +65,8 @@ PATTERNS = [
     Channel(-2, pooling="max"),
     Rows(),
 ]
-FREE = [pattern for pattern in PATTERNS if pattern.own_sparsity is None]
-OWN = [pattern for pattern in PATTERNS if pattern.own_sparsity is not None]
+FREE = [pattern for pattern in PATTERNS if isinstance(pattern, BudgetedPattern)]
+FIXED = [pattern for pattern in PATTERNS if isinstance(pattern, FixedPattern)]
 SPARSITIES = [0.0, 0.25, 0.5, 0.8, 0.99]
 
 
@@ -129,7 +137,7 @@ def test_masks_are_those_of_the_slow_loop(pattern, shape):
             np.testing.assert_array_equal(pattern(scores, sparsity), expected)
 
 
-@pairs(OWN, [*SHAPES, (2, 7, 3), (4, 1), (2, 4, 3)])
+@pairs(FIXED, [*SHAPES, (2, 7, 3), (4, 1), (2, 4, 3)])
 def test_n_of_m_masks_are_those_of_the_slow_loop(pattern, shape):
     for scores in (random_scores(shape), np.ones(shape), np.round(random_scores(shape) * 2)):
         expected = np.zeros(shape, bool)
@@ -200,13 +208,13 @@ def test_n_of_m_prefers_live_members_and_does_not_fall_into_the_padding(shape):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("m", [4, 5, 6, 10, 16])
-def test_own_sparsity_is_what_a_user_writes(n, m):
+def test_the_fixed_sparsity_is_what_a_user_writes(n, m):
     pattern, scores = NM(n, m), random_scores((2 * m, 3))
-    for sparsity in ((m - n) / m, 1 - n / m, pattern.own_sparsity):
+    for sparsity in ((m - n) / m, 1 - n / m, pattern.sparsity):
         np.testing.assert_array_equal(pattern(scores, sparsity), pattern(scores))
-        assert pattern.is_own(sparsity)
-    assert not pattern.is_own(0.01)
-    assert not Unstructured().is_own(0.5)
+        assert takes_sparsity(pattern, sparsity)
+    assert not takes_sparsity(pattern, 0.01)
+    assert takes_sparsity(Unstructured(), 0.5)
 
 
 def test_channels_by_hand():
@@ -221,7 +229,7 @@ def test_channels_by_hand():
 
 @pairs(PATTERNS)
 def test_more_sparsity_only_removes(pattern, shape):
-    sparsities = SPARSITIES if pattern.own_sparsity is None else [pattern.own_sparsity] * 3
+    sparsities = [None] * 3 if isinstance(pattern, FixedPattern) else SPARSITIES
     kept = np.ones(shape, bool)
     for step, sparsity in enumerate(sparsities):
         mask = pattern(np.where(kept, random_scores(shape, step), -np.inf), sparsity)
@@ -251,7 +259,7 @@ def test_half_precision_is_pooled_in_single(pattern, dtype):
 def test_the_layout_in_memory_does_not_matter(pattern, order):
     scores = random_scores((8, 12))
     other = np.asfortranarray(scores) if order == "F" else np.repeat(scores, 2, 1)[:, ::2]
-    sparsity = 0.5 if pattern.own_sparsity is None else pattern.own_sparsity
+    sparsity = None if isinstance(pattern, FixedPattern) else 0.5
     np.testing.assert_array_equal(pattern(other, sparsity), pattern(scores, sparsity))
 
 
@@ -296,8 +304,10 @@ def test_percent_is_refused(pattern, sparsity):
         (lambda: NM(2, 4).units((3, 8)), "`m` must be at most the number of inputs.*m=4"),
         (lambda: NM(2, 4)(np.ones((3, 8))), "leave this weight alone"),
         (lambda: NM(2, 4).units((8,)), "`m` must be at most"),
-        (lambda: NM(2, 4)(np.ones((8, 8)), 0.8), "fixed by NM.* at 0.5. Received: sparsity=0.8"),
-        (lambda: NM(2, 4).keep(np.ones((8, 8)), 31), "keeps 32 weights .* Received: count=31"),
+        (
+            lambda: NM(2, 4)(np.ones((8, 8)), 0.8),
+            "NM.* fixes the sparsity at 0.5.* Received: sparsity=0.8",
+        ),
         (lambda: Channel(-2).units((8,)), r"Channels are of kernels .* Received: shape=\(8,\)"),
     ],
 )

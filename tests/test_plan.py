@@ -10,8 +10,10 @@ from keras import layers
 from models import label
 
 from keras_pruner.allocations import erk, lamp, uniform
+from keras_pruner.model_weights import WeightView
 from keras_pruner.patterns import NM, Block, Channel, Unstructured
-from keras_pruner.plan import Plan, Rules, Target
+from keras_pruner.plan import Plan, Target
+from keras_pruner.rules import Rules
 
 VECTOR = "a vector, not a kernel"
 
@@ -95,7 +97,7 @@ def test_multi_head_attention_has_four_kernels():
         "value",
         "attention_output",
     }
-    shapes = {t.path.split("/")[-2]: t.kernel_shape for t in plan.targets}
+    shapes = {t.path.split("/")[-2]: t.view.kernel_shape for t in plan.targets}
     assert shapes == {
         "query": (6, 8),
         "key": (6, 8),
@@ -108,7 +110,7 @@ def test_grouped_query_attention_has_four_kernels():
     inputs = keras.Input((5, 6))
     attention = layers.GroupQueryAttention(4, 4, 2)
     model = keras.Model(inputs, attention(inputs, inputs))
-    assert [t.kernel_shape for t in Rules().plan(model).targets].count((6, 8)) == 2
+    assert [t.view.kernel_shape for t in Rules().plan(model).targets].count((6, 8)) == 2
     assert sorted(names(model)) == KERNEL * 4
 
 
@@ -343,7 +345,7 @@ def test_einsum_kernels(equation, output, shape, kernel):
     model = sequential(layers.EinsumDense(equation, output), shape=shape)
     (target,) = Rules().plan(model).targets
     (variable,) = model.trainable_variables
-    assert target.kernel_shape == kernel
+    assert target.view.kernel_shape == kernel
     check_round_trip(target)
     check_axes(model, variable, target)
 
@@ -363,17 +365,17 @@ def test_kernels_of_layers(layer, shape):
     layer = type(layer).from_config(layer.get_config() | {"use_bias": False})
     model = sequential(layer, shape=shape)
     (target,) = Rules().plan(model).targets
-    assert target.kernel_shape[-2:] == (7, 5)
+    assert target.view.kernel_shape[-2:] == (7, 5)
     check_round_trip(target)
     check_axes(model, layer.kernel, target)
 
 
 def check_round_trip(target):
     weight = np.random.default_rng(0).random(target.shape)
-    kernel = target.to_kernel(weight)
-    assert kernel.shape == target.kernel_shape
-    np.testing.assert_array_equal(target.from_kernel(kernel), weight)
-    np.testing.assert_array_equal(target.to_kernel(target.from_kernel(kernel)), kernel)
+    kernel = target.view.to_kernel(weight)
+    assert kernel.shape == target.view.kernel_shape
+    np.testing.assert_array_equal(target.view.from_kernel(kernel), weight)
+    np.testing.assert_array_equal(target.view.to_kernel(target.view.from_kernel(kernel)), kernel)
 
 
 def check_axes(model, variable, target):
@@ -381,13 +383,13 @@ def check_axes(model, variable, target):
     data = np.random.default_rng(1).random((1, *model.input_shape[1:])).astype("float32")
     channels = Channel(-1), Channel(-2)
     for pattern, sparsity in zip(channels, (0.8, 0.86), strict=True):  # one of 5, one of 7
-        scores = np.random.default_rng(2).random(target.kernel_shape)
-        mask = target.from_kernel(pattern(scores, sparsity))
+        scores = np.random.default_rng(2).random(target.view.kernel_shape)
+        mask = target.view.from_kernel(pattern(scores, sparsity))
         variable.assign(mask.astype("float32"))
         output = keras.ops.convert_to_numpy(model(data))
         zeros = (output == 0).mean()
         if pattern.axis == -1:  # only one output channel in so many is alive
-            assert zeros == pytest.approx(1 - 1 / target.kernel_shape[-1])
+            assert zeros == pytest.approx(1 - 1 / target.view.kernel_shape[-1])
         else:  # all are alive, and each is a copy of one input
             assert zeros == 0
             assert np.isin(np.round(output, 5), np.round(data, 5)).all()
@@ -400,7 +402,7 @@ def test_a_second_weight_of_a_subclass_keeps_its_own_axes():
             self.extra_kernel = self.add_weight(shape=(3, 4), name="extra_kernel")
 
     model = sequential(Twofold("abc,cde->abde", (None, 2, 3)), shape=(4, 7))
-    assert [t.kernel_shape for t in Rules().plan(model).targets] == [(7, 6), (3, 4)]
+    assert [t.view.kernel_shape for t in Rules().plan(model).targets] == [(7, 6), (3, 4)]
 
 
 # ---------------------------------------------------------------- filters and overrides
@@ -538,7 +540,7 @@ def test_the_first_override_that_fits_counts(model):
 
 
 def test_an_override_that_never_counts_is_refused(model):
-    with pytest.raises(ValueError, match=r"'conv_1'\]` would have no effect.*'conv'.*narrower"):
+    with pytest.raises(ValueError, match=r"'conv_1'\]` has no effect.*\['conv'\].*specific"):
         Rules(overrides={"conv": 0.5, "conv_1": 0.2}).plan(model)
 
 
@@ -637,12 +639,18 @@ def test_what_shares_the_budget():
         (lambda: Rules(overrides={"a": (0.5,)}), r"Received: overrides\['a'\]=\(0.5,\)"),
         (lambda: Rules(overrides={"a": (0.5, Channel(), 1)}), "must be None, a sparsity"),
         (lambda: Rules(overrides={"a": (50, Channel())}), "For 50% zeros"),
-        (lambda: Rules(overrides={"a": (0.8, NM(2, 4))}), r"NM\(n=2, m=4\) a sparsity .*not its"),
-        (lambda: Rules(NM(2, 4), overrides={"a": 0.8}), "not its own, 0.5. Received: 0.8"),
-        (lambda: Rules(NM(2, 4), allocation="lamp"), "to split: .* Received: allocation='lamp'."),
+        (
+            lambda: Rules(overrides={"a": (0.8, NM(2, 4))}),
+            r"NM\(n=2, m=4\) fixes the sparsity at 0.5",
+        ),
+        (
+            lambda: Rules(NM(2, 4), overrides={"a": 0.8}),
+            r"Received: overrides\['a'\]=0.8",
+        ),
+        (lambda: Rules(NM(2, 4), allocation="lamp"), "to decide. Received: allocation='lamp'."),
         (
             lambda: Rules(NM(2, 4), allocation="erk", overrides={"a": None, "b": NM(1, 4)}),
-            "`allocation` has nothing to split",
+            "`allocation` has nothing to decide",
         ),
     ],
 )
@@ -734,12 +742,13 @@ def test_plans_are_the_same_by_what_they_prune(model):
 
 @pytest.mark.parametrize("pattern", [Unstructured(), Block((4, 1)), Channel()], ids=label)
 def test_units_of_a_target(pattern):
-    target = Target("k", (3, 3, 5, 6), pattern, None, ((0, 1), (2,), (3,)), 0)
+    target = Target("k", WeightView((3, 3, 5, 6), (), (0, 1), (2,), (3,)), pattern)
     assert target.units == {Unstructured(): 270, Block((4, 1)): 12 * 6, Channel(): 6}[pattern]
 
 
 def test_lists_in_a_target_become_tuples():
-    target = Target("k", [5, 6], Unstructured(), None, [[], [0], [1]], 0)
-    assert target == Target("k", (5, 6), Unstructured(), None, ((), (0,), (1,)), 0)
-    assert hash(target) == hash(Target("k", (5, 6), Unstructured(), None, ((), (0,), (1,)), 0))
+    target = Target("k", WeightView([5, 6], [], [], [0], [1]), Unstructured())
+    same = Target("k", WeightView((5, 6), (), (), (0,), (1,)), Unstructured())
+    assert target == same
+    assert hash(target) == hash(same)
     assert re.match(r"Target\(path='k'", repr(target))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_pruner.oneshot.prune import prune
-from keras_pruner.plan import Rules
 from keras_pruner.quantization import check_zeros, merge_lora, zero_masks
+from keras_pruner.rules import Rules
 from keras_pruner.storage.keras_file import save_compressed
 
 

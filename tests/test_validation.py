@@ -8,8 +8,10 @@ import pytest
 from models import label
 
 import keras_pruner as kp
-from keras_pruner.allocations import Fixed, erk, lamp, uniform
-from keras_pruner.plan import Rules, Target
+from keras_pruner.allocations import PerWeight, erk, lamp, uniform
+from keras_pruner.model_weights import WeightView
+from keras_pruner.plan import Group, Member, Target
+from keras_pruner.rules import Rules
 from keras_pruner.validation import check_integer, check_regex, check_sparsity, value
 
 pytestmark = pytest.mark.backend_free
@@ -26,6 +28,7 @@ def only_dense(layer):
 
 keras.saving.register_keras_serializable("test_values")(only_dense)
 
+CONV = WeightView((3, 3, 5, 6), (), (0, 1), (2,), (3,))
 VALUES = [
     kp.Unstructured(),
     kp.Block((4, 1)),
@@ -42,9 +45,12 @@ VALUES = [
     kp.schedules.FunctionSchedule(stairs, begin_step=2, end_step=20),
     kp.allocations.Global(),
     kp.allocations.Global(floor=0.25),
-    Fixed({"conv": 0.5, ".*": 0.8}),
-    Target("conv/kernel", (3, 3, 5, 6), kp.Block((4, 1)), None, ((0, 1), (2,), (3,)), 4),
-    Target("head/kernel", (5, 6), kp.NM(2, 4), 0.5, ((), (0,), (1,)), None),
+    PerWeight({"conv": 0.5, ".*": 0.8}),
+    CONV,
+    Target("conv/kernel", CONV, kp.Block((4, 1)), None, 4),
+    Target("head/kernel", WeightView((5, 6), (), (), (0,), (1,)), kp.NM(2, 4), 0.5, None),
+    Member("conv/kernel", 3, (0, 1, -1, 2, 3, 4)),
+    Group("add", (Member("conv/kernel", 3, range(6)), Member("b", 0, range(6), 1, True)), 6),
     Rules(),
     Rules(
         kp.Block((4, 1)),
@@ -98,9 +104,9 @@ def test_values_that_differ_in_a_field_differ():
 
 def test_a_mapping_that_changes_later_does_not_change_the_value():
     mapping = {"conv": 0.5}
-    fixed, rules = Fixed(mapping), Rules(overrides=mapping)
+    fixed, rules = PerWeight(mapping), Rules(overrides=mapping)
     mapping["conv"] = 80
-    assert fixed == Fixed({"conv": 0.5})
+    assert fixed == PerWeight({"conv": 0.5})
     assert rules == Rules(overrides={"conv": 0.5})
 
 

@@ -130,7 +130,7 @@ FOUR_DIGITS = 5e-5
 
 
 @value
-class Fixed:
+class PerWeight:
     """A sparsity of its own for every weight, from a mapping.
 
     Args:
@@ -222,7 +222,7 @@ def as_allocation(allocation: object) -> Allocation:
     if isinstance(allocation, str) and allocation in NAMED:
         return NAMED[allocation]
     if isinstance(allocation, Mapping):
-        return Fixed(allocation)
+        return PerWeight(allocation)
     if callable(allocation) and not isinstance(allocation, type):
         return allocation
     raise ValueError(

@@ -2,185 +2,385 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import keras
 import numpy as np
 
+from keras_pruner import backends
 from keras_pruner.allocations import Share
 from keras_pruner.criteria import magnitude
-from keras_pruner.patterns import NM, Pattern, Unstructured
-from keras_pruner.plan import Criterion, Plan, Target
+from keras_pruner.patterns import NM, BudgetedPattern, FixedPattern, Pattern, Unstructured
+from keras_pruner.plan import Criterion, Group, Member, Plan, Target
 from keras_pruner.selection import top_k
 from keras_pruner.selection.across_weights import Scores
 from keras_pruner.selection.top_k import Cut, kept_count
 from keras_pruner.validation import check_sparsity, shown
 
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """The best `n` of every `m` inputs, by magnitude, of a weight seen as a kernel of `shape`."""
-
-    n: int
-    m: int
-    shape: tuple[int, ...]
-
-
-Choice = Cut | Groups | np.ndarray
-"""Which entries of a weight stay: where they end, which groups decide for themselves, or a mask
-of the weight's shape.
-"""
+Choice = Cut | NM | np.ndarray
+"""Which entries of a weight stay: those above a cut, the best of each N:M group by magnitude, or
+those of a mask of the weight's shape."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weight:
-    """A target with its present value and mask, read when asked for.
+class MaskedWeight:
+    """A target with its variable and its mask, wherever they lie: in memory or on devices.
 
     Attributes:
-        target: what it is.
-        read: gives the weights.
-        read_mask: gives the present mask, True = kept.
-        find_cut: gives the cut that keeps so many entries of the largest magnitude, where there
-            is a better way to find it than by reading the weight.
-        parts: gives weights and masks in the parts that several devices hold of them. None: the
-            weight is in one piece.
-        gather: as `ranking.Scores.gather`, for those parts.
+        target: what is planned for the variable.
+        variable: the weights; an array may stand for them.
+        mask: boolean, of the same shape, True = kept; an array may stand for it.
+        averages: the variable's moving average, if the optimizer keeps one.
+        slots: everything else that the optimizer keeps for each of the variable's entries.
     """
 
     target: Target
-    read: Callable[[], np.ndarray]
-    read_mask: Callable[[], np.ndarray]
-    find_cut: Callable[[int], Cut] | None = None
-    parts: Callable[[], Iterable[tuple[np.ndarray, ...]]] | None = None
-    gather: Callable[[np.ndarray], np.ndarray] | None = None
+    variable: keras.Variable
+    mask: keras.Variable
+    averages: tuple[keras.Variable, ...] = ()
+    slots: tuple[keras.Variable, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The target's path."""
+        return self.target.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the variable."""
+        return self.target.shape
+
+    @property
+    def pattern(self) -> Pattern:
+        """The zeros allowed."""
+        return self.target.pattern
+
+    @property
+    def sparsity(self) -> float | None:
+        """The target's own final sparsity; None if it shares the overall budget."""
+        return self.target.sparsity
+
+    @property
+    def units(self) -> int:
+        """The number of units of the pattern."""
+        return self.target.units
+
+    def read(self) -> np.ndarray:
+        """The weights as an array."""
+        return _to_numpy(self.variable)
+
+    def read_mask(self) -> np.ndarray:
+        """The mask as an array."""
+        return _to_numpy(self.mask)
+
+    # ------------------------------------------------------------------ scores
 
     def scores(self, criterion: Criterion) -> np.ndarray:
-        """The criterion's scores as a kernel (..., inputs, outputs); -inf for the pruned."""
-        kernel = self.target.to_kernel(self.read())
+        """The criterion's scores of the kernel (..., inputs, outputs); -inf for pruned entries.
+
+        Raises:
+            ValueError: if the weights or their scores are not finite.
+        """
+        kernel = self.target.view.to_kernel(self.read())
         scores = np.asarray(criterion(kernel))
         if scores.shape != kernel.shape:
             raise ValueError(
                 "`criterion` must give one score for each weight. Received: scores of shape "
-                f"{scores.shape} for {self.target.path}, of shape {kernel.shape}."
+                f"{scores.shape} for {self.path}, of shape {kernel.shape}."
             )
         if not scores.max() < np.inf:
             raise self._not_finite()
-        return np.where(self.target.to_kernel(self.read_mask()), scores, -np.inf)
+        return np.where(self.target.view.to_kernel(self.read_mask()), scores, -np.inf)
+
+    def unit_scores(self, criterion: Criterion) -> np.ndarray:
+        """The scores of the pattern's units, of shape (units,); -inf for pruned units."""
+        return self.pattern.unit_scores(self.scores(criterion))
 
     def scores_in_parts(self, criterion: Criterion) -> Scores | None:
-        """The units' scores where they are, if every entry is a unit with a score of its own."""
-        is_by_entry = self._is_plain(criterion) and self.target.pattern == Unstructured()
-        if self.parts is None or not is_by_entry:
+        """The unit scores where they lie, of a weight in parts on several devices.
+
+        None if the weight is in one piece, or if entries have no scores of their own.
+        """
+        ops = backends.current()
+        is_by_entry = self._is_by_magnitude(criterion) and self.pattern == Unstructured()
+        if not is_by_entry or self._is_readable or not ops.is_in_parts(self.variable):
             return None
-        return Scores(self._magnitudes, self.gather)
+        return Scores(self._magnitudes, ops.gather(self.variable))
 
     def _magnitudes(self) -> Iterator[np.ndarray]:
-        parts = list(self.parts() if self.parts else ())
+        ops = backends.current()
+        parts, gather = list(ops.parts(self.variable, self.mask)), ops.gather(self.variable)
         wrong = np.array([sum(int((~np.isfinite(weight)).sum()) for weight, _ in parts)])
-        if np.any(wrong if self.gather is None else self.gather(wrong)):
+        if np.any(wrong if gather is None else gather(wrong)):
             raise self._not_finite()  # in every process: none may wait for another
         for weight, mask in parts:
             yield np.where(mask, magnitude(weight), -np.inf).reshape(-1)
 
-    def _is_plain(self, criterion: Criterion) -> bool:
-        """Whether an entry's score is its magnitude, and its place in the kernel its own."""
-        return criterion is magnitude and self.target.is_kernel
+    def _is_by_magnitude(self, criterion: Criterion) -> bool:
+        """Whether scores are magnitudes, and the flat index is the same in kernel and variable."""
+        return criterion is magnitude and self.target.view.is_kernel
+
+    @property
+    def _is_readable(self) -> bool:
+        """Whether NumPy can look at the weights where they lie."""
+        held = isinstance(self.mask, np.ndarray) or isinstance(self.variable, np.ndarray)
+        return held or backends.current().is_in_memory(self.variable)
+
+    # ------------------------------------------------------------------ choosing
 
     def choose(self, count: int, criterion: Criterion) -> Choice:
-        """Which `count` units stay: those of the highest scores."""
-        target, pattern = self.target, self.target.pattern
-        if self._is_plain(criterion):
+        """Which units stay: the `count` highest-scored ones, or those of a fixed pattern."""
+        pattern, view = self.pattern, self.target.view
+        if self._is_by_magnitude(criterion):
             try:
-                if pattern == Unstructured():  # nothing of the weight's size is made
+                if pattern == Unstructured():  # makes no array of the weight's size
                     return self._cut(count)
-                if isinstance(pattern, NM) and self.find_cut is not None:
-                    self.find_cut(target.units)  # raises for what is not finite
-                    return Groups(pattern.n, pattern.m, target.kernel_shape)
+                if isinstance(pattern, NM) and not self._is_readable:
+                    find_cut(self.variable, self.mask, math.prod(self.shape))  # raises for NaN
+                    return pattern
             except ValueError:
                 raise self._not_finite() from None
-        return target.from_kernel(pattern.keep(self.scores(criterion), count))
+        if isinstance(pattern, BudgetedPattern):
+            return view.from_kernel(pattern.keep(self.scores(criterion), count))
+        return view.from_kernel(pattern(self.scores(criterion)))
 
     def _cut(self, count: int) -> Cut:
-        if self.find_cut is not None:
-            return self.find_cut(count)
-        return top_k.magnitude_cut(*self._flat(), count)
+        if self._is_readable:
+            return top_k.magnitude_cut(*self._flat(), count)
+        return find_cut(self.variable, self.mask, count)
 
-    def mask(self, choice: Choice) -> np.ndarray:
+    def to_mask(self, choice: Choice) -> np.ndarray:
         """The choice as a mask of the weight's shape."""
         if isinstance(choice, Cut):
-            return top_k.marked(*self._flat(), choice).reshape(self.target.shape)
-        if isinstance(choice, Groups):
-            return self.target.from_kernel(NM(choice.n, choice.m)(self.scores(magnitude)))
+            return top_k.marked(*self._flat(), choice).reshape(self.shape)
+        if isinstance(choice, NM):
+            return self.target.view.from_kernel(choice(self.scores(magnitude)))
         return choice
+
+    def apply(self, choice: Choice) -> None:
+        """Set the mask to what was chosen, and the weights that it does not keep to zero."""
+        ops = backends.current()
+        if isinstance(choice, Cut):
+            ops.cut(self.variable, self.mask, choice.score, choice.last)
+            return
+        if isinstance(choice, NM):
+            shape = self.target.view.kernel_shape
+            ops.keep_in_groups(self.variable, self.mask, shape, choice.n, choice.m)
+        else:
+            self.mask.assign(choice)
+        ops.zero_pruned([self.variable], [self.mask])
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:
         return self.read().reshape(-1), self.read_mask().reshape(-1)
 
     def _not_finite(self) -> ValueError:
         return ValueError(
-            f"{self.target.path} holds NaN or infinite values (or `criterion` made some of it), "
-            "so that there is no telling which of its weights matter. Nothing was pruned. Load a "
+            f"{self.path} holds NaN or infinite values, or `criterion` gave NaN or infinite scores "
+            "for some of it, so that its weights cannot be ranked. Nothing was pruned. Load a "
             "sound checkpoint, or lower the learning rate."
         )
 
 
+def _to_numpy(variable: keras.Variable | np.ndarray) -> np.ndarray:
+    return variable if isinstance(variable, np.ndarray) else backends.current().to_numpy(variable)
+
+
+def count_entries(which: Callable[..., np.ndarray], *variables: keras.Variable) -> int:
+    """Count the entries that fulfil a condition, on all devices.
+
+    Args:
+        which: arrays, one of each variable, -> boolean array.
+        variables: of one shape, and divided over devices in the same way.
+    """
+    ops = backends.current()
+    here = sum(int(np.count_nonzero(which(*part))) for part in ops.parts(*variables))
+    gather = ops.gather(variables[0])
+    return here if gather is None else int(gather(np.array([here])).sum())
+
+
+def find_cut(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
+    """The cut that keeps `count` entries of a weight on any devices, from counts made there."""
+    ops = backends.current()
+    return top_k.counted_cut(
+        math.prod(variable.shape),
+        functools.partial(ops.count_from, variable, mask),
+        functools.partial(ops.count_equal, variable, mask),
+        count,
+    )
+
+
+# ---------------------------------------------------------------------- groups of tied weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TiedWeights:
+    """A group with its members' weights, which one decision covers.
+
+    Attributes:
+        group: which units the members share.
+        members: each member with its weight.
+    """
+
+    group: Group
+    members: tuple[tuple[Member, MaskedWeight], ...]
+
+    @property
+    def path(self) -> str:
+        """The group's path."""
+        return self.group.path
+
+    @property
+    def pattern(self) -> Pattern:
+        """The group's pattern, which says how scores are pooled."""
+        return self.group.pattern
+
+    @property
+    def sparsity(self) -> float | None:
+        """The group's own final sparsity; None if it shares the overall budget."""
+        return self.group.sparsity
+
+    @property
+    def units(self) -> int:
+        """The number of units that are kept or removed as one."""
+        return self.group.units
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the largest kernel."""
+        return max((weight.shape for _, weight in self._scoring), key=math.prod)
+
+    @property
+    def _scoring(self) -> list[tuple[Member, MaskedWeight]]:
+        return [(member, weight) for member, weight in self.members if not member.follows]
+
+    def unit_scores(self, criterion: Criterion) -> np.ndarray:
+        """The score of each unit, of shape (units,); -inf for pruned units.
+
+        The mean, or the maximum, of the scores of all entries that the unit has in the kernels of
+        the group together; entries that are pruned do not count.
+        """
+        if self.group.pattern.pooling == "max":
+            found = np.full(self.units, -np.inf)
+            for unit, scores in self._entries(criterion):
+                np.maximum.at(found, unit, scores.max(axis=1))
+            return found
+        sums, counts = np.zeros(self.units), np.zeros(self.units)
+        for unit, scores in self._entries(criterion):
+            live = scores > -np.inf
+            np.add.at(sums, unit, scores.sum(axis=1, where=live))
+            np.add.at(counts, unit, live.sum(axis=1))
+        return np.divide(sums, counts, where=counts > 0, out=np.full(self.units, -np.inf))
+
+    def _entries(self, criterion: Criterion) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each kernel: unit numbers, shape (n,), and the scores of their entries, (n, m)."""
+        for member, weight in self._scoring:
+            scores = weight.target.view.from_kernel(weight.scores(criterion)).astype(np.float64)
+            rows = np.moveaxis(scores, member.axis, 0).reshape(scores.shape[member.axis], -1)
+            unit = member.unit_of(len(rows))
+            yield unit[unit >= 0], rows[unit >= 0]
+
+    def scores_in_parts(self, criterion: Criterion) -> None:
+        """None: a unit has no place of its own."""
+        del criterion
+
+    def masks(self, count: int, criterion: Criterion) -> Iterator[tuple[MaskedWeight, np.ndarray]]:
+        """Of each member: its weight, and its mask with the `count` highest-scored units."""
+        kept = top_k.largest(self.unit_scores(criterion), count)
+        for member, weight in self.members:
+            unit = member.unit_of(weight.shape[member.axis])
+            stays = kept[unit] | (unit < 0)
+            along = [1] * len(weight.shape)
+            along[member.axis] = -1
+            yield weight, np.broadcast_to(stays.reshape(along), weight.shape)
+
+
+def _tied(weights: Sequence[MaskedWeight], plan: Plan) -> list[TiedWeights]:
+    """The groups of a plan with their weights; those that are not trained are left out."""
+    by_path = {weight.path: weight for weight in weights} if plan.groups else {}
+    found = []
+    for group in plan.groups:
+        members = tuple((m, by_path[m.path]) for m in group.members if m.path in by_path)
+        if any(not member.follows for member, _ in members):
+            found.append(TiedWeights(group, members))
+    return found
+
+
+# ---------------------------------------------------------------------- all weights
+
+
 def choose(
-    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
+    weights: Sequence[MaskedWeight], plan: Plan, sparsity: float, final_sparsity: float | None
 ) -> list[Choice]:
     """Which units of each weight stay at `sparsity`.
 
-    Weights that share a pattern share a budget. A weight with a sparsity of its own comes to it
-    in the same proportion as the others come to `final_sparsity`; N:M comes at once.
+    Weights and groups with the same pattern share a budget. One with a sparsity of its own is
+    brought to it in the same proportion as the others to `final_sparsity`; a fixed pattern comes
+    at once.
     """
-    counts = _counts(weights, plan, sparsity, final_sparsity)
-    return [weight.choose(counts[weight], plan.criterion) for weight in weights]
+    groups = _tied(weights, plan)
+    tied = {weight for group in groups for _, weight in group.members}
+    single = [weight for weight in weights if weight not in tied]
+    counts = _counts([*single, *groups], plan, sparsity, final_sparsity)
+    chosen = {w: w.choose(counts.get(w, 0), plan.criterion) for w in single}
+    for group in groups:
+        for weight, mask in group.masks(counts[group], plan.criterion):
+            before = chosen.get(weight)  # of another group, along another axis
+            chosen[weight] = mask.copy() if before is None else before & mask
+    return [chosen[weight] for weight in weights]
 
 
 def decide(
-    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
+    weights: Sequence[MaskedWeight], plan: Plan, sparsity: float, final_sparsity: float | None
 ) -> list[np.ndarray]:
     """`choose`, as masks."""
     choices = choose(weights, plan, sparsity, final_sparsity)
-    return [weight.mask(choice) for weight, choice in zip(weights, choices, strict=True)]
+    return [weight.to_mask(choice) for weight, choice in zip(weights, choices, strict=True)]
+
+
+Decided = MaskedWeight | TiedWeights
+"""One decision: a single weight is a group of one."""
 
 
 def _counts(
-    weights: Sequence[Weight], plan: Plan, sparsity: float, final_sparsity: float | None
-) -> dict[Weight, int]:
-    """How many units of each weight stay."""
-    counts: dict[Weight, int] = {}
-    sharing: dict[Pattern, dict[Share, Weight]] = {}
-    for weight in weights:
-        target = weight.target
-        if isinstance(target.pattern, NM):
-            counts[weight] = target.pattern.kept(target.kernel_shape)
-        elif target.sparsity is not None:
+    decided: Sequence[Decided], plan: Plan, sparsity: float, final_sparsity: float | None
+) -> dict[Decided, int]:
+    """How many units stay of each, except under fixed patterns."""
+    counts: dict[Decided, int] = {}
+    sharing: dict[Pattern, dict[Share, Decided]] = {}
+    for each in decided:
+        if isinstance(each.pattern, FixedPattern):
+            continue
+        if each.sparsity is not None:
             progress = min(1.0, sparsity / final_sparsity) if final_sparsity else 1.0
-            counts[weight] = kept_count(target.units, progress * target.sparsity)
+            counts[each] = kept_count(each.units, progress * each.sparsity)
         else:
-            scores = functools.partial(_unit_scores, weight, plan.criterion)
-            in_parts = weight.scores_in_parts(plan.criterion)
-            share = Share(target.path, target.shape, target.units, scores, in_parts)
-            sharing.setdefault(target.pattern, {})[share] = weight
+            scores = functools.partial(each.unit_scores, plan.criterion)
+            in_parts = each.scores_in_parts(plan.criterion)
+            share = Share(each.path, each.shape, each.units, scores, in_parts)
+            sharing.setdefault(each.pattern, {})[share] = each
     for shares in sharing.values():
-        check_sparsity("sparsity", sparsity)  # of a schedule of the user's own
+        check_sparsity("sparsity", sparsity)  # of a user's own schedule
         sparsities = plan.allocation(list(shares), sparsity)
-        known = sparsities if isinstance(sparsities, Mapping) else {}
-        missing = [share.path for share in shares if share not in known]
-        if missing:
-            raise ValueError(
-                "`allocation` must give a mapping from each share to its sparsity. Received: "
-                f"{shown(sparsities)}, which has none for {missing}. Return "
-                "`{share: sparsity for share in shares}`."
-            )
-        for share, weight in shares.items():
-            if not 0 <= sparsities[share] <= 1:
-                raise ValueError(
-                    "`allocation` must give each weight a sparsity in [0, 1]. Received for "
-                    f"{share.path}: {sparsities[share]!r}."
-                )
-            counts[weight] = kept_count(share.units, sparsities[share])
+        check_sparsities(sparsities, list(shares))
+        for share, each in shares.items():
+            counts[each] = kept_count(share.units, sparsities[share])
     return counts
 
 
-def _unit_scores(weight: Weight, criterion: Criterion) -> np.ndarray:
-    return weight.target.pattern.unit_scores(weight.scores(criterion))
+def check_sparsities(sparsities: object, shares: Sequence[Share]) -> None:
+    """Raise unless an allocation has given each share a sparsity in [0, 1]."""
+    known = sparsities if isinstance(sparsities, Mapping) else {}
+    missing = [share.path for share in shares if share not in known]
+    if missing:
+        raise ValueError(
+            "`allocation` must give a mapping from each share to its sparsity. Received: "
+            f"{shown(sparsities)}, which has none for {missing}. Return "
+            "`{share: sparsity for share in shares}`."
+        )
+    for share in shares:
+        if not 0 <= known[share] <= 1:
+            raise ValueError(
+                "`allocation` must give each weight a sparsity in [0, 1]. Received for "
+                f"{share.path}: {known[share]!r}."
+            )

@@ -1,12 +1,137 @@
-"""The weights of a model: which layer owns each, what its axes mean, whether to prune it."""
+"""The weights of a model: the layer that owns each, what its axes mean, whether it is prunable."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator
 
 import keras
+import numpy as np
+
+from keras_pruner.validation import value
 
 Axes = tuple[int, ...]
+
+
+@value
+class WeightView:
+    """The meaning of each axis of a weight, and the two shapes in which a weight is looked at.
+
+    - As a **kernel** (..., inputs, outputs), the order of Keras' Dense and Conv kernels: what
+      patterns and criteria see. The leading axes are those of groups and taps.
+    - As **matrices** (groups, inputs, outputs): what a layer multiplies its inputs with. The taps
+      of a convolution are inputs here.
+
+    Attributes:
+        shape: of the variable.
+        groups: axes that number independent matrices: those that an einsum keeps on both sides,
+            the channels of a depthwise kernel.
+        taps: axes of the positions in the window of a convolution.
+        inputs: axes of the inputs. A depthwise kernel has none: as a kernel, its channels stand
+            in their place, as in Keras' (taps, channels, multiplier).
+        outputs: axes of the outputs.
+        parts: the groups of a grouped convolution, into which its last axis is divided.
+
+    Example:
+        >>> layer = keras.layers.Conv2D(8, 3, groups=2)
+        >>> layer.build((None, 16, 16, 4))
+        >>> view = view_of(layer, layer.kernel)
+        >>> view.shape, view.kernel_shape, view.matrix_shape
+        ((3, 3, 2, 8), (3, 3, 2, 8), (2, 18, 4))
+    """
+
+    shape: tuple[int, ...]
+    groups: Axes
+    taps: Axes
+    inputs: Axes
+    outputs: Axes
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "groups", "taps", "inputs", "outputs"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def _kernel_axes(self) -> tuple[Axes, Axes, Axes]:
+        """The axes of (everything else, inputs, outputs) in a kernel."""
+        if self.inputs:
+            return self.groups + self.taps, self.inputs, self.outputs
+        return self.taps, self.groups, self.outputs
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the variable's own axes are in the order (..., inputs, outputs)."""
+        order = sum(self._kernel_axes, ())
+        return order == tuple(range(len(order)))
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """(..., inputs, outputs)."""
+        leading, inputs, outputs = ([self.shape[a] for a in axes] for axes in self._kernel_axes)
+        return (*leading, math.prod(inputs), math.prod(outputs))
+
+    def to_kernel(self, weight: np.ndarray) -> np.ndarray:
+        """The weight as a kernel (..., inputs, outputs); a view of the array if possible."""
+        return weight.transpose(sum(self._kernel_axes, ())).reshape(self.kernel_shape)
+
+    def from_kernel(self, kernel: np.ndarray) -> np.ndarray:
+        """The inverse of `to_kernel`."""
+        return _moved_back(kernel, sum(self._kernel_axes, ()), self.shape)
+
+    @property
+    def _divided(self) -> tuple[tuple[int, ...], Axes]:
+        """The shape with its last axis divided into parts, and the axes' order in matrices."""
+        *before, last = self.shape
+        place = len(before)
+        order = self.groups + self.taps + self.inputs + self.outputs
+        order = (place, *(axis + (axis == place) for axis in order))
+        return (*before, self.parts, last // self.parts), order
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """(groups, inputs, outputs)."""
+        groups, inputs, outputs = (
+            math.prod(self.shape[axis] for axis in axes)
+            for axes in (self.groups, self.taps + self.inputs, self.outputs)
+        )
+        return groups * self.parts, inputs, outputs // self.parts
+
+    def to_matrix(self, weight: np.ndarray) -> np.ndarray:
+        """The weight as matrices (groups, inputs, outputs)."""
+        shape, order = self._divided
+        return weight.reshape(shape).transpose(order).reshape(self.matrix_shape)
+
+    def from_matrix(self, matrix: np.ndarray) -> np.ndarray:
+        """The inverse of `to_matrix`."""
+        shape, order = self._divided
+        return _moved_back(matrix, order, shape).reshape(self.shape)
+
+
+def _moved_back(array: np.ndarray, order: Axes, shape: tuple[int, ...]) -> np.ndarray:
+    """Undo a transposition to `order`, which began at `shape`, and what was merged after it."""
+    return array.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def view_of(layer: keras.layers.Layer, variable: keras.Variable) -> WeightView:
+    """What the axes of a layer's variable mean.
+
+    Weights of unknown layers are taken to be (..., inputs, outputs); vectors have outputs alone.
+    """
+    shape, layers = tuple(variable.shape), keras.layers
+    last = len(shape) - 1
+    taps, before = tuple(range(last - 1)), last - 1
+    if last < 1:
+        return WeightView(shape, (), (), (), tuple(range(len(shape))))
+    is_main = variable.name == "kernel"  # a subclass may have other weights as well
+    if is_main and isinstance(layer, layers.EinsumDense):
+        groups, inputs, outputs = _einsum_axes(layer.equation)
+        return WeightView(shape, groups, (), inputs, outputs)
+    if is_main and isinstance(layer, _TRANSPOSED):
+        return WeightView(shape, (), taps, (last,), (before,))
+    if variable.name == "depthwise_kernel" or (is_main and isinstance(layer, _DEPTHWISE)):
+        return WeightView(shape, (before,), taps, (), (last,))
+    parts = layer.groups if is_main and isinstance(layer, _CONVOLUTIONS) else 1
+    return WeightView(shape, (), taps, (before,), (last,), parts)
 
 
 def check_model(model: object) -> None:
@@ -66,15 +191,10 @@ class OwnedWeight:
         """Whether it is a kernel by its name."""
         return self.variable.name in _KERNELS or self.variable.name.endswith("_kernel")
 
-    def axes(self) -> tuple[Axes, Axes, Axes]:
-        """Which axes of the variable are inputs, outputs, and neither."""
-        rank = len(self.variable.shape)
-        is_main = self.variable.name == "kernel"  # a subclass may have other weights as well
-        if is_main and isinstance(self.layer, keras.layers.EinsumDense):
-            return _einsum_axes(self.layer.equation)
-        if is_main and isinstance(self.layer, _TRANSPOSED):
-            return tuple(range(rank - 2)), (rank - 1,), (rank - 2,)
-        return tuple(range(rank - 2)), (rank - 2,), (rank - 1,)
+    @property
+    def view(self) -> WeightView:
+        """What its axes mean."""
+        return view_of(self.layer, self.variable)
 
     def reason(self, *, by_default: bool) -> str:
         """Why the rules leave the variable alone; empty if they do not."""
@@ -109,6 +229,7 @@ _WHOLES = (
     keras.layers.GroupQueryAttention,
 )
 _KERNELS = {"kernel", "embeddings", "reverse_embeddings"}
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,

@@ -10,23 +10,21 @@ import math
 import numpy as np
 
 from keras_pruner.selection import top_k
-from keras_pruner.validation import check_integer, check_sparsity, value
+from keras_pruner.validation import check_integer, check_sparsity, shown, value
 
 Shape = tuple[int, ...]
 _POOLINGS = {"mean": np.add, "max": np.maximum}  # over what there is of a unit
 
 
 class Pattern(abc.ABC):
-    """Which shapes of zeros are allowed. Subclass it for a pattern of your own.
-
-    Laws: exactly max(1, round-half-even(n (1 - s))) of n units are kept at sparsity s; among
-    equal scores the unit of lower index is kept; units scored -inf are kept last.
-    `keras_pruner.testing.check_pattern` checks them.
-    """
+    """Which shapes of zeros are allowed; either a `BudgetedPattern` or a `FixedPattern`."""
 
     @abc.abstractmethod
     def units(self, shape: Shape) -> int:
-        """How many units a weight of this shape has.
+        """The number of units in a weight of this shape.
+
+        Args:
+            shape: of the kernel, (..., inputs, outputs).
 
         Raises:
             ValueError: if the pattern cannot be laid on a weight of this shape.
@@ -34,43 +32,142 @@ class Pattern(abc.ABC):
 
     @abc.abstractmethod
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
-        """One score for each unit, as an array of shape (units,)."""
+        """One score for each unit, of shape (units,), from scores (..., inputs, outputs)."""
 
     @abc.abstractmethod
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
         """The mask of shape `shape` that keeps the units marked in `kept`, of shape (units,)."""
 
-    @property
-    def own_sparsity(self) -> float | None:
-        """The sparsity that the pattern itself fixes; None if it takes any."""
-        return None
-
-    def is_own(self, sparsity: float) -> bool:
-        """Whether this is the pattern's own sparsity, up to rounding: 1 - 2/3 and 1/3 differ."""
-        own = self.own_sparsity
-        return own is not None and math.isclose(own, sparsity)
-
-    def __call__(self, scores: np.ndarray, sparsity: float) -> np.ndarray:
-        """The mask with the highest scores at `sparsity`.
+    @abc.abstractmethod
+    def __call__(self, scores: np.ndarray, sparsity: float | None = None) -> np.ndarray:
+        """The mask that keeps the units with the highest scores.
 
         Args:
             scores: of shape (..., inputs, outputs); -inf for what is pruned already.
-            sparsity: fraction of units to remove, in [0, 1).
+            sparsity: fraction of units to remove, in [0, 1). A fixed pattern needs none.
 
         Returns:
             Boolean mask of the shape of `scores`, True = kept.
+
+        Raises:
+            ValueError: if the sparsity is missing, is no fraction, or is not that of a fixed
+                pattern.
         """
+
+
+class BudgetedPattern(Pattern):
+    """A pattern that takes any sparsity. Subclass it for a pattern of your own.
+
+    Laws: exactly max(1, round-half-even(n (1 - s))) of n units are kept at sparsity s; among
+    equal scores the unit of lower index is kept; units scored -inf are kept last.
+    `kp.testing.check_pattern` checks them.
+
+    Example:
+        >>> class Rows(BudgetedPattern):  # all outputs of one input, at one tap
+        ...     def units(self, shape):
+        ...         return math.prod(shape[:-1])
+        ...
+        ...     def unit_scores(self, scores):
+        ...         return scores.reshape(-1, scores.shape[-1]).mean(-1)
+        ...
+        ...     def spread(self, kept, shape):
+        ...         return np.repeat(kept, shape[-1]).reshape(shape)
+        >>> Rows()(np.array([[1.0, 2.0], [3.0, 4.0]]), 0.5)
+        array([[False, False],
+               [ True,  True]])
+    """
+
+    def __call__(self, scores: np.ndarray, sparsity: float | None = None) -> np.ndarray:
+        """The mask that keeps the units with the highest scores at `sparsity`."""
         check_sparsity("sparsity", sparsity)
-        count = top_k.kept_count(self.units(scores.shape), sparsity)
-        return self.keep(scores, count)
+        assert sparsity is not None
+        return self.keep(scores, top_k.kept_count(self.units(scores.shape), sparsity))
 
     def keep(self, scores: np.ndarray, count: int) -> np.ndarray:
         """The mask with the `count` highest-scored units."""
         return self.spread(top_k.largest(self.unit_scores(scores), count), scores.shape)
 
 
+class FixedPattern(Pattern):
+    """A pattern that fixes its sparsity itself, so that it has no part in a budget.
+
+    Its units are the single weights. Example: `NM`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def sparsity(self) -> float:
+        """The fraction of zeros, in [0, 1), that the pattern fixes."""
+
+    @abc.abstractmethod
+    def mask(self, scores: np.ndarray) -> np.ndarray:
+        """The mask for scores (..., inputs, outputs), True = kept; -inf marks pruned weights."""
+
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """The scores themselves."""
+        return scores.reshape(-1)
+
+    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
+        """The mask itself: the units are the weights."""
+        return kept.reshape(shape)
+
+    def __call__(self, scores: np.ndarray, sparsity: float | None = None) -> np.ndarray:
+        """The mask of these scores; a sparsity may be given if it is the pattern's own."""
+        settle_sparsity("sparsity", sparsity, self)
+        return self.mask(scores)
+
+
+def takes_sparsity(pattern: Pattern, sparsity: float) -> bool:
+    """Whether a pattern can have this sparsity.
+
+    Up to rounding for a fixed pattern: 1 - 2/3 and 1/3 are not the same number.
+    """
+    return not isinstance(pattern, FixedPattern) or math.isclose(pattern.sparsity, sparsity)
+
+
+def settle_sparsity(name: str, sparsity: float | None, pattern: Pattern) -> float | None:
+    """The sparsity that is given for a pattern, or the one that the pattern fixes.
+
+    Args:
+        name: the argument, for the error.
+        sparsity: as the user gave it; None if they did not.
+        pattern: the pattern.
+
+    Returns:
+        The sparsity; None if none is given and the pattern takes any.
+
+    Raises:
+        ValueError: if another sparsity is given than the pattern fixes.
+    """
+    if not isinstance(pattern, FixedPattern):
+        return sparsity
+    if sparsity is not None and not takes_sparsity(pattern, sparsity):
+        raise fixed_conflict(pattern, name, sparsity)
+    return pattern.sparsity
+
+
+LEAVE_OUT = "Leave it out, or use another pattern."
+
+
+def fixed_conflict(
+    pattern: FixedPattern, name: str, received: object, fix: str = LEAVE_OUT
+) -> ValueError:
+    """The error for an argument that has no meaning beside a fixed pattern.
+
+    Args:
+        pattern: the fixed pattern.
+        name: the argument.
+        received: its value.
+        fix: what to do.
+    """
+    return ValueError(
+        f"{pattern!r} fixes the sparsity at {pattern.sparsity:g}, so that `{name}` has nothing to "
+        f"decide. Received: {name}={shown(received)}. {fix}"
+    )
+
+
 @value
-class Unstructured(Pattern):
+class Unstructured(BudgetedPattern):
     """Any weight may be zero.
 
     Example:
@@ -93,7 +190,7 @@ class Unstructured(Pattern):
 
 
 @value
-class Block(Pattern):
+class Block(BudgetedPattern):
     """Zeros come in rectangles of the matrix view (all inputs, outputs).
 
     `Block((4, 1))`, four consecutive inputs of one output, is what sparse kernels of LiteRT run
@@ -163,7 +260,7 @@ class Block(Pattern):
 
 
 @value
-class NM(Pattern):
+class NM(FixedPattern):
     """`n` weights kept in every `m` consecutive inputs of an output; 2:4 is `NM(2, 4)`.
 
     A ragged tail of r inputs keeps min(r, n). The sparsity is the pattern's own, 1 - n/m where
@@ -187,7 +284,7 @@ class NM(Pattern):
             )
 
     @property
-    def own_sparsity(self) -> float:
+    def sparsity(self) -> float:
         """1 - n/m."""
         return (self.m - self.n) / self.m
 
@@ -202,39 +299,14 @@ class NM(Pattern):
         return math.prod(shape)
 
     def kept(self, shape: Shape) -> int:
-        """How many weights of a weight of this shape stay."""
+        """The number of weights that stay in a kernel of this shape."""
         groups, tail = divmod(shape[-2], self.m)
         per_output = groups * self.n + min(tail, self.n)
         return self.units(shape) // shape[-2] * per_output
 
-    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
-        """The scores themselves."""
-        return scores.reshape(-1)
-
-    def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
-        """The units are the weights."""
-        return kept.reshape(shape)
-
-    def __call__(self, scores: np.ndarray, sparsity: float | None = None) -> np.ndarray:
-        """The mask with the `n` highest scores of every group.
-
-        Raises:
-            ValueError: if `sparsity` is given and is not the pattern's own.
-        """
-        if sparsity is not None and not self.is_own(sparsity):
-            raise ValueError(
-                f"`sparsity` is fixed by {self!r} at {self.own_sparsity:g}. "
-                f"Received: sparsity={sparsity!r}. Leave it out."
-            )
-        return self.keep(scores, self.kept(scores.shape))
-
-    def keep(self, scores: np.ndarray, count: int) -> np.ndarray:
-        """The mask with the `n` highest scores of every group, which are `count` in all."""
-        if count != self.kept(scores.shape):
-            raise ValueError(
-                f"{self!r} keeps {self.kept(scores.shape)} weights of shape {scores.shape}. "
-                f"Received: count={count}."
-            )
+    def mask(self, scores: np.ndarray) -> np.ndarray:
+        """The mask with the `n` highest scores of every group."""
+        self.units(scores.shape)
         inputs = scores.shape[-2]
         rows = np.moveaxis(_wide(scores), -2, -1)
         tail = -inputs % self.m
@@ -249,7 +321,7 @@ class NM(Pattern):
 
 
 @value
-class Channel(Pattern):
+class Channel(BudgetedPattern):
     """Whole channels are zero.
 
     Args:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_pruner.allocations import Allocation, Share
-from keras_pruner.patterns import Pattern, Shape
+from keras_pruner.patterns import FixedPattern, Pattern, Shape
 from keras_pruner.schedules import Schedule
 from keras_pruner.selection.top_k import kept_count
 
@@ -49,10 +49,10 @@ def check_pattern(pattern: Pattern, shapes: Sequence[Shape] = SHAPES) -> None:
         owner = _owners(pattern, shape, where)
         for scores in _scores(shape):
             before = scores.copy()
-            if pattern.own_sparsity is None:
-                _check_counts_and_order(pattern, scores, owner, where)
+            if isinstance(pattern, FixedPattern):
+                _check_fixed_sparsity(pattern, scores, where)
             else:
-                _check_own_sparsity(pattern, scores, where)
+                _check_counts_and_order(pattern, scores, owner, where)
             _check_nesting(pattern, scores, where)
             assert np.array_equal(scores, before), f"Read only: {where} wrote to the scores."
 
@@ -187,16 +187,14 @@ def _check_counts_and_order(
         )
 
 
-def _check_own_sparsity(pattern: Pattern, scores: np.ndarray, where: str) -> None:
-    assert pattern.own_sparsity is not None
-    count = pattern(scores, pattern.own_sparsity).sum()
-    expected = pattern(np.ones(scores.shape), pattern.own_sparsity).sum()
+def _check_fixed_sparsity(pattern: FixedPattern, scores: np.ndarray, where: str) -> None:
+    count = pattern(scores, pattern.sparsity).sum()
+    expected = pattern(np.ones(scores.shape)).sum()
     assert count == expected, f"Exact counts: {where} keeps {count} weights, and also {expected}."
 
 
 def _check_nesting(pattern: Pattern, scores: np.ndarray, where: str) -> None:
-    own = pattern.own_sparsity
-    sparsities = SPARSITIES if own is None else (own, own)
+    sparsities = (None, None) if isinstance(pattern, FixedPattern) else SPARSITIES
     kept = np.ones(scores.shape, bool)
     for sparsity in sparsities:
         mask = pattern(np.where(kept, scores.astype(np.float32), -np.inf), sparsity)

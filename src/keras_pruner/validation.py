@@ -1,11 +1,13 @@
 """What makes a class a value: frozen, equal by its fields, checked, known to Keras' saving."""
 
 import dataclasses
+import importlib
 import json
 import math
 import numbers
 import re
 from collections.abc import Callable, Sized
+from types import ModuleType
 from typing import Any, TypeVar, dataclass_transform
 
 import keras
@@ -112,3 +114,19 @@ def check_regex(name: str, regex: object) -> None:
         f"`{name}` must be a regular expression, and {problem}. Received: {name}={shown(regex)}. "
         "To search for a name as it stands, pass it through `re.escape`."
     )
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """Import a module of an optional extra of this package.
+
+    Raises:
+        ImportError: naming the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(
+            f"{package} is needed for this and cannot be imported ({error}). "
+            f'Install it with: pip install "keras-pruner[{extra}]"'
+        ) from error

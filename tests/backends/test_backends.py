@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 
 import keras_pruner as kp
-from keras_pruner import backends, cuts
-from keras_pruner.masks import Groups
+from keras_pruner import backends
+from keras_pruner.masks import MaskedWeight, find_cut
+from keras_pruner.model_weights import WeightView
+from keras_pruner.plan import Target
 from keras_pruner.selection import top_k
 
 OPS = backends.current()
+
+
+def weight(variable, mask, pattern=kp.Unstructured()):  # noqa: B008 - a frozen value
+    """A target of which the first axis is the inputs' and all others are the outputs'."""
+    outputs = tuple(range(1, len(variable.shape)))
+    view = WeightView(variable.shape, (), (), (0,), outputs)
+    return MaskedWeight(Target("weight", view, pattern), variable, mask)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -49,8 +58,7 @@ def test_weights_are_cut_where_they_are_as_in_memory(dtype, parts, monkeypatch):
         monkeypatch.setattr(OPS, "is_in_memory", lambda _, answer=in_memory: answer)
         variable = keras.Variable(values, dtype=dtype)
         mask = keras.Variable(alive, dtype="bool", trainable=False)
-        cut = cuts.find(variable, mask, count)
-        cuts.make(cut, variable, mask)
+        weight(variable, mask).apply(find_cut(variable, mask, count))
         expected = top_k.largest(np.where(alive, np.abs(values), -np.inf).ravel(), count)
         kept = np.asarray(keras.ops.convert_to_numpy(mask))
         np.testing.assert_array_equal(kept.ravel(), expected)
@@ -64,7 +72,7 @@ def test_weights_of_many_shapes_are_cut_without_a_warning(caplog, monkeypatch):
     for side in range(2, 12):
         variable = keras.Variable(np.arange(1.0, side + 1))
         mask = keras.Variable(np.ones(side, bool), dtype="bool", trainable=False)
-        cuts.make(top_k.Cut(2.0, side - 1), variable, mask)
+        weight(variable, mask).apply(top_k.Cut(2.0, side - 1))
         assert np.count_nonzero(keras.ops.convert_to_numpy(variable)) == side - 1
     assert not caplog.records
 
@@ -78,7 +86,7 @@ def test_groups_decide_where_they_are_as_in_memory(dtype, pattern, shape):
     variable = keras.Variable(values, dtype=dtype)
     mask = keras.Variable(alive, dtype="bool", trainable=False)
     kernel = shape[0], int(np.prod(shape[1:]))  # as an EinsumDense has several output axes
-    cuts.make(Groups(pattern.n, pattern.m, kernel), variable, mask)
+    weight(variable, mask, pattern).apply(pattern)
     scores = np.where(alive, np.abs(values), -np.inf).reshape(kernel)
     kept = np.asarray(keras.ops.convert_to_numpy(mask))
     np.testing.assert_array_equal(kept.reshape(kernel), pattern(scores))
@@ -91,7 +99,7 @@ def test_what_was_read_before_a_cut_is_not_written_over():
     read = [keras.ops.copy(variable)]
     if keras.backend.backend() != "torch":  # whose arrays are the variable's own memory
         read += [keras.ops.convert_to_numpy(variable), variable.value + 0]
-    cuts.make(cuts.find(variable, mask, 10), variable, mask)
+    weight(variable, mask).apply(find_cut(variable, mask, 10))
     assert np.count_nonzero(keras.ops.convert_to_numpy(variable)) == 10
     for each in read:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(each), values)

@@ -468,7 +468,7 @@ def test_stateful_models_take_batches_of_one_size_only():
     [
         ({}, "`sparsity` is missing"),
         ({"sparsity": 80}, r"sparsity=0.8"),
-        ({"sparsity": 0.8, "pattern": kp.NM(2, 4)}, "fixed by NM"),
+        ({"sparsity": 0.8, "pattern": kp.NM(2, 4)}, "fixes the sparsity at 0.5"),
         ({"sparsity": 0.8, "allocation": "auto"}, "`calibration` is needed for allocation"),
         (
             {"sparsity": 0.8, "criterion": wanda},

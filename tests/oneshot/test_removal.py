@@ -9,17 +9,15 @@ from keras import layers
 
 import keras_pruner as kp
 from keras_pruner.oneshot.least_squares import DAMPING
-from keras_pruner.oneshot.linear_layers import of_layer
 from keras_pruner.oneshot.removal import Removal
-from keras_pruner.plan import Rules
+from keras_pruner.rules import Rules
 
 
 def removal(inputs, outputs, pattern):
     """Of the kernel of one Dense layer."""
     model = keras.Sequential([keras.Input((inputs,)), layers.Dense(outputs)])
     (target,) = Rules(pattern).plan(model).targets
-    (linear,) = of_layer(model.layers[0])
-    return Removal(target, linear.layout)
+    return Removal(target)
 
 
 def problem(seed, n=200, inputs=8, outputs=1):

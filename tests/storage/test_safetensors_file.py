@@ -5,8 +5,17 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner.model_weights import WeightView
+from keras_pruner.patterns import NM
+from keras_pruner.rules import Rules
 from keras_pruner.storage.bitmaps import GROUPS, Groups, pack_mask, unpack_mask
 from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
+
+
+def plain(shape):
+    """The view of a kernel (..., inputs, outputs)."""
+    rank = len(shape)
+    return WeightView(shape, (), tuple(range(rank - 2)), (rank - 2,), (rank - 1,))
 
 
 def model_with(kernel, dtype="float32", name="dense"):
@@ -98,6 +107,31 @@ def test_two_to_four_takes_three_bits_for_four(tmp_path):
     np.testing.assert_array_equal(kernel_of(other), kernel)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Conv2DTranspose(6, 3),
+        lambda: keras.layers.Conv2D(6, 3, groups=2),
+        lambda: keras.layers.EinsumDense("abc,dc->abd", (None, 6)),
+        lambda: keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3)),
+    ],
+)
+def test_groups_are_found_along_the_inputs_of_any_layer(tmp_path, layer):
+    layer = layer()
+    shape = (4, 16) if isinstance(layer, keras.layers.EinsumDense) else (5, 5, 16)
+    model = keras.Sequential([keras.Input(shape), layer])
+    (target,) = Rules(NM(2, 4)).plan(model).targets
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    mask = target.view.from_kernel(NM(2, 4)(np.abs(target.view.to_kernel(kernel))))
+    layer.kernel.assign(kernel * mask)
+    save_sparse(model, tmp_path / "w.safetensors")
+    described = json.loads(header_of(tmp_path / "w.safetensors")[0]["__metadata__"]["weights"])
+    assert described[0][3] == "2:4"
+    layer.kernel.assign(kernel)
+    load_sparse(model, tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.kernel), kernel * mask)
+
+
 @pytest.mark.backend_free
 @pytest.mark.parametrize("groups", GROUPS, ids=repr)
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
@@ -107,17 +141,18 @@ def test_groups_are_inverted(groups, leading):
     order = np.argsort(rng.random((*leading, 5, 3, groups.m)))
     kept = np.moveaxis((order < groups.n).reshape(*leading, 5, -1), -1, -2)
     weight = np.where(kept, rng.normal(size=shape), 0).astype("float32")
-    assert groups.fits(weight != 0)
-    np.testing.assert_array_equal(groups.decode(*groups.encode(weight), shape), weight)
+    view = plain(shape)
+    assert groups.fits(weight != 0, view)
+    np.testing.assert_array_equal(groups.decode(*groups.encode(weight, view), view), weight)
 
 
 @pytest.mark.backend_free
 def test_groups_and_bitmaps_refuse_what_is_none():
-    assert not Groups(2, 4).fits(np.ones((8, 2), bool))
-    assert not Groups(2, 4).fits(np.zeros((7, 2), bool))
+    assert not Groups(2, 4).fits(np.ones((8, 2), bool), plain((8, 2)))
+    assert not Groups(2, 4).fits(np.zeros((7, 2), bool), plain((7, 2)))
     values = np.zeros(2, "float32")
     with pytest.raises(ValueError, match="does not fit its values"):
-        Groups(2, 4).decode(np.array([0b111], np.uint8), values, (4, 1))
+        Groups(2, 4).decode(np.array([0b111], np.uint8), values, plain((4, 1)))
     with pytest.raises(ValueError, match="behind the last"):
         unpack_mask(np.array([0xFF], np.uint8), 7)
     with pytest.raises(ValueError, match="does not describe"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_pruner.tfmot as tfmot
+from keras_pruner.model_weights import WeightView
 from keras_pruner.patterns import Unstructured
 from keras_pruner.plan import Target
 from keras_pruner.selection.top_k import kept_count
@@ -33,8 +34,9 @@ def unpacked(digits, shape):
 def mask_of(case, **options):
     """The mask that this package makes for a case."""
     shape = tuple(case["shape"])
-    axes = (tuple(range(len(shape) - 2)), (len(shape) - 2,), (len(shape) - 1,))
-    target = Target("weight", shape, Unstructured(), None, axes, 0)
+    rank = len(shape)
+    view = WeightView(shape, (), tuple(range(rank - 2)), (rank - 2,), (rank - 1,))
+    target = Target("weight", view, Unstructured(), None, 0)
     pattern = fitted(pattern_of(**options), target)
     if pattern is None:
         return np.ones(shape, bool)

@@ -365,7 +365,7 @@ def test_conflicts_raise_at_construction_and_change_nothing():
     mine = model.optimizer
     with pytest.raises(ValueError, match=r"pass schedule=0\.8"):
         kp.Pruner(model, 80)
-    with pytest.raises(ValueError, match=r"sparsity of its own, 0\.5.*Received: 0\.8"):
+    with pytest.raises(ValueError, match=r"fixes the sparsity at 0\.5.*Received: schedule=0\.8"):
         kp.Pruner(model, kp.ConstantSparsity(0.8), pattern=kp.NM(2, 4))
     with pytest.raises(ValueError, match="`schedule` is missing"):
         kp.Pruner(model)

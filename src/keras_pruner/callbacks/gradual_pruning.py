@@ -11,18 +11,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import cuts
 from keras_pruner.allocations import Share, Sparsities
 from keras_pruner.criteria import magnitude
+from keras_pruner.masks import MaskedWeight, count_entries
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.plan import Criterion, Plan
+from keras_pruner.rules import Filters, Override, Rules
 from keras_pruner.schedules import ConstantSparsity, Schedule
 from keras_pruner.training import reach
 from keras_pruner.training.given import rules_of_training, schedule_for
 from keras_pruner.training.optimizer import find, install
 from keras_pruner.training.progress import Ended
 from keras_pruner.training.pruner import Pruner
-from keras_pruner.training.state import Masked
 from keras_pruner.validation import serializable
 
 Logs = dict[str, Any] | None
@@ -228,16 +228,16 @@ def _nothing() -> None:
     """What is to be undone where nothing was done."""
 
 
-def _denser(masked: Sequence[Masked]) -> list[str]:
+def _denser(masked: Sequence[MaskedWeight]) -> list[str]:
     """The weights that are not zero where their masks say so."""
     return [
         each.target.path
         for each in masked
-        if cuts.count(lambda weight, mask: (weight != 0) & ~mask, each.variable, each.mask)
+        if count_entries(lambda weight, mask: (weight != 0) & ~mask, each.variable, each.mask)
     ]
 
 
-def _warn_if_denser(masked: Sequence[Masked]) -> bool:
+def _warn_if_denser(masked: Sequence[MaskedWeight]) -> bool:
     denser = _denser(masked)
     if denser:
         warnings.warn(

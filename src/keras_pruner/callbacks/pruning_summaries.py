@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.extras import need
+from keras_pruner.validation import need
 from keras_pruner.reporting.html import numbers
 from keras_pruner.training.optimizer import wrappers
 from keras_pruner.training.state import Masked

@@ -30,7 +30,15 @@ from keras_pruner.litert.nm_check import check_m_by_n
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import sensitivity
-from keras_pruner.patterns import NM, Block, Channel, Pattern, Unstructured
+from keras_pruner.patterns import (
+    NM,
+    Block,
+    Channel,
+    Pattern,
+    Unstructured,
+    fixed_conflict,
+    takes_sparsity,
+)
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.storage import model_file
@@ -317,11 +325,8 @@ def _check_prune(arguments: Arguments) -> None:
     given, nm = arguments.sparsity, arguments.nm
     if given is None and nm is None:
         arguments.misused("give --sparsity, the fraction of zeros, or --nm")
-    if given is not None and nm is not None and not nm.is_own(given):
-        arguments.misused(
-            f"--nm {nm.n}:{nm.m} has a sparsity of {nm.own_sparsity:g}: leave out "
-            f"--sparsity {given:g}"
-        )
+    if given is not None and nm is not None and not takes_sparsity(nm, given):
+        arguments.misused(str(fixed_conflict(nm, "--sparsity", given)))
     needs_samples = {
         "--allocation auto": arguments.allocation == "auto",
         f"--criterion {arguments.criterion}": arguments.criterion not in (None, "magnitude"),

@@ -8,11 +8,12 @@ from typing import Any
 import keras
 
 from keras_pruner.litert import cost_model, xnnpack_rewrite
-from keras_pruner.model_weights import check_model
-from keras_pruner.patterns import Block, Pattern, Unstructured
-from keras_pruner.plan import Plan, Rules
+from keras_pruner.model_weights import OwnedWeight, check_model, weights_of
+from keras_pruner.patterns import Block, Pattern, Unstructured, takes_sparsity
+from keras_pruner.plan import Plan, Target
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+from keras_pruner.rules import Rules
 from keras_pruner.validation import check_integer, check_sparsity
 
 _STEP = 4000.0  # nanoseconds of a recurrent layer's step besides its products
@@ -170,38 +171,30 @@ class _Part:
 
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
     targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
-    parts = []
-    for layer in model._flatten_layers():
-        for variable in layer.weights:
-            if len(variable.shape) < 2 or any(
-                variable is w for child in layer._flatten_layers(False) for w in child.weights
-            ):
-                continue
-            target = targets.get(id(variable))
-            parts.append(_part(layer, variable, target, model))
-    return parts
+    return [
+        _part(owned, targets.get(id(owned.variable)), model)
+        for owned in weights_of(model)
+        if len(owned.variable.shape) >= 2
+    ]
 
 
-def _part(layer: Any, variable: Any, target: Any, model: keras.Model) -> _Part:
-    size = math.prod(variable.shape)
-    path = target.path if target else variable.path
+def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Part:
+    layer, variable, view, path = owned.layer, owned.variable, owned.view, owned.path
+    size, inputs = math.prod(view.shape), view.matrix_shape[1]
     if isinstance(layer, keras.layers.Embedding):
         return _Part(path, "table", size, 0, 0.0, target is not None)
     steps = _steps(layer, model)
     if steps is not None and len(variable.shape) == 2:
         first = variable.name == "kernel"
         extra = _STEP * steps if first else 0.0
-        inputs = variable.shape[0]
         return _Part(path, "dense", size, inputs, size * steps, target is not None, fixed=extra)
     positions = _positions(layer)
-    depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
-    if steps is None and len(variable.shape) > 2 and "conv" in type(layer).__name__.lower():
-        kind = "depthwise" if depthwise else "conv"
-        pointwise = not depthwise and max(variable.shape[:-2]) == 1
-        inputs = variable.shape[-2]
+    if steps is None and view.taps and "conv" in type(layer).__name__.lower():
+        kind = "depthwise" if view.groups else "conv"
+        taps = math.prod(view.shape[axis] for axis in view.taps)
         work = float(size * positions)
-        return _Part(path, kind, size, inputs, work, target is not None, pointwise)
-    inputs = size // variable.shape[-1]
+        pointwise = kind == "conv" and taps == 1
+        return _Part(path, kind, size, inputs // taps, work, target is not None, pointwise)
     kind = "dense" if isinstance(layer, keras.layers.Dense) else "other"
     work = float(size * positions * (steps or 1))
     return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
@@ -298,9 +291,8 @@ class _Site:
         if not part.pointwise:
             return None, 1.0, "runs dense: only 1x1 convolutions skip zeros"
         pattern = self.pattern or Unstructured()
-        own = pattern.own_sparsity
-        if own is not None and not pattern.is_own(self.sparsity):
-            return None, 1.0, f"{pattern!r} has {own:.0%} zeros, not {self.sparsity:.0%}"
+        if not takes_sparsity(pattern, self.sparsity):
+            return None, 1.0, f"{pattern!r} fixes another sparsity than {self.sparsity:.0%}"
         gain = cost_model.convolution_speedup(self.sparsity, self.runtime)
         return pattern, gain, "XNNPACK's sparse 1x1 convolution"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from keras_pruner.extras import need
+from keras_pruner.validation import need
 
 Signature = list[keras.InputSpec]
 

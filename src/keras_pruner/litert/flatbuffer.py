@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_pruner.extras import need
+from keras_pruner.validation import need
 
 _IDENTIFIER = b"TFL3"
 

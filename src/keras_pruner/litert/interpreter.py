@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_pruner.extras import need
+from keras_pruner.validation import need
 
 
 def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None = None) -> Any:

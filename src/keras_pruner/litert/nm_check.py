@@ -12,8 +12,6 @@ from keras_pruner import backends
 from keras_pruner.litert import flatbuffer
 from keras_pruner.litert.xnnpack import _Graph
 from keras_pruner.model_weights import check_model, weights_of
-from keras_pruner.patterns import Unstructured
-from keras_pruner.plan import Target
 from keras_pruner.reporting import tables
 from keras_pruner.validation import check_integer
 
@@ -73,9 +71,7 @@ def _of_model(model: keras.Model) -> dict[str, np.ndarray]:
     rows = {}
     for owned in weights_of(model):
         if not owned.reason(by_default=True):
-            shape = tuple(owned.variable.shape)
-            target = Target(owned.path, shape, Unstructured(), None, owned.axes(), None)
-            kernel = target.to_kernel(backends.current().to_numpy(owned.variable))
+            kernel = owned.view.to_kernel(backends.current().to_numpy(owned.variable))
             rows[owned.path] = np.moveaxis(kernel, -2, -1).reshape(-1, kernel.shape[-2])
     return rows
 

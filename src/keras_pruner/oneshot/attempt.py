@@ -1,7 +1,6 @@
 """One attempt at pruning a model: masks, then the walk that refits, in one stage or several."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.criteria import magnitude, needs_inputs, scores_as_given
-from keras_pruner.masks import Weight, decide
+from keras_pruner.masks import MaskedWeight, decide
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.linear_layers import Linear
 from keras_pruner.oneshot.listen import Values, run
@@ -18,7 +17,7 @@ from keras_pruner.oneshot.reconstruct import Outcome, Walk, go, inputs_of
 from keras_pruner.oneshot.removal import Removal
 from keras_pruner.oneshot.sparsegpt import Groups
 from keras_pruner.oneshot.survey import Survey, survey
-from keras_pruner.patterns import NM
+from keras_pruner.patterns import NM, BudgetedPattern
 from keras_pruner.plan import Plan, Target
 from keras_pruner.reporting.console import Announce
 
@@ -171,20 +170,16 @@ class Attempt:
         found = {}
         for target, variable in _both(plan):
             linear = self._linear(variable)
-            known = target.pattern.own_sparsity is None or isinstance(target.pattern, NM)
+            known = isinstance(target.pattern, BudgetedPattern | NM)
             if linear is not None and known and plan.criterion is magnitude:
-                found[id(variable)] = Removal(target, linear.layout)
+                found[id(variable)] = Removal(target)
         return found
 
     def _masks(
         self, plan: Plan, before: dict[int, np.ndarray], sparsity: float
     ) -> dict[int, np.ndarray]:
         """All masks, before anything is assigned."""
-        to_numpy = backends.current().to_numpy
-        weights = [
-            Weight(target, functools.partial(to_numpy, v), functools.partial(_mask, before, v))
-            for target, v in _both(plan)
-        ]
+        weights = [MaskedWeight(t, v, _mask(before, v)) for t, v in _both(plan)]
         if needs_inputs(plan.criterion):
             weights = [
                 self._scored(weight, v, plan)
@@ -194,14 +189,14 @@ class Attempt:
         masks = decide(weights, plan, sparsity, self.sparsity)
         return {id(v): mask for v, mask in zip(plan.variables, masks, strict=True)}
 
-    def _scored(self, weight: Weight, variable: keras.Variable, plan: Plan) -> Weight:
+    def _scored(self, weight: MaskedWeight, variable: keras.Variable, plan: Plan) -> MaskedWeight:
         """The weight with its scores in place of its values."""
         linear = self._linear(variable)
         values = weight.read()
         if linear is None:
             scores = np.abs(values)
         else:
-            matrix = linear.layout.to_matrix(values).astype(np.float32)
+            matrix = linear.view.to_matrix(values).astype(np.float32)
             inputs = inputs_of(
                 self._walk({}, Values([], []), lambda _: None, plan, is_dense=True), linear
             )
@@ -210,10 +205,10 @@ class Attempt:
             if given.shape != matrix.shape:
                 raise ValueError(
                     "`criterion` must give one score for each weight. Received: scores of shape "
-                    f"{given.shape} for {weight.target.path}, as a matrix {matrix.shape}."
+                    f"{given.shape} for {weight.path}, as a matrix {matrix.shape}."
                 )
-            scores = linear.layout.from_matrix(given)
-        return dataclasses.replace(weight, read=lambda: scores)
+            scores = linear.view.from_matrix(given)
+        return dataclasses.replace(weight, variable=scores)
 
     def _linear(self, variable: keras.Variable) -> Linear | None:
         assert self.calibrated is not None
@@ -245,17 +240,17 @@ def _groups_of(target: Target, linear: Linear) -> Groups | None:
     """The rows of the matrix that N:M compares: consecutive inputs within a kernel's tap."""
     if not isinstance(target.pattern, NM):
         return None
-    shape = target.kernel_shape
+    shape = target.view.kernel_shape
     per_tap = -(-shape[-2] // target.pattern.m)
     taps = np.arange(math.prod(shape[:-2])).reshape(*shape[:-2], 1, 1) * per_tap
     numbers = taps + (np.arange(shape[-2]) // target.pattern.m)[:, None]
-    kernel = target.from_kernel(np.broadcast_to(numbers, shape))
-    return Groups(linear.layout.to_matrix(kernel)[0, :, 0], target.pattern.n)
+    kernel = target.view.from_kernel(np.broadcast_to(numbers, shape))
+    return Groups(linear.view.to_matrix(kernel)[0, :, 0], target.pattern.n)
 
 
 def _mask(masks: dict[int, np.ndarray], variable: keras.Variable) -> np.ndarray:
     given = masks.get(id(variable))
-    return np.ones(variable.shape, bool) if given is None else given
+    return np.broadcast_to(np.True_, tuple(variable.shape)) if given is None else given
 
 
 def _apply(plan: Plan, masks: dict[int, np.ndarray]) -> None:

@@ -9,52 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pruner.model_weights import WeightView, view_of
 from keras_pruner.oneshot import recurrent
 from keras_pruner.oneshot.listen import Call
 from keras_pruner.oneshot.patches import Window, gather
 
 Choose = Callable[[int], np.ndarray]
-Axes = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a kernel is a stack of matrices (groups, inputs, outputs).
-
-    Attributes:
-        shape: of the kernel.
-        split: its shape with each axis that serves two ends split in two.
-        groups: the axes of `split` that number the matrices.
-        inputs: those of the inputs.
-        outputs: those of the outputs.
-    """
-
-    shape: tuple[int, ...]
-    split: tuple[int, ...]
-    groups: Axes
-    inputs: Axes
-    outputs: Axes
-
-    @property
-    def matrix_shape(self) -> tuple[int, int, int]:
-        """(groups, inputs, outputs)."""
-        sizes = (math.prod(self.split[a] for a in axes) for axes in self._axes)
-        return tuple(sizes)  # type: ignore[return-value]
-
-    @property
-    def _axes(self) -> tuple[Axes, Axes, Axes]:
-        return self.groups, self.inputs, self.outputs
-
-    def to_matrix(self, kernel: np.ndarray) -> np.ndarray:
-        """The kernel as matrices."""
-        moved = kernel.reshape(self.split).transpose(sum(self._axes, ()))
-        return moved.reshape(self.matrix_shape)
-
-    def from_matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """The inverse of `to_matrix`."""
-        order = sum(self._axes, ())
-        moved = matrix.reshape([self.split[axis] for axis in order])
-        return moved.transpose(np.argsort(order)).reshape(self.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +27,7 @@ class Linear:
         layer: whose calls show the inputs.
         kernel: the variable.
         bias: that adds one number to each output, in their order; None if there is none.
-        layout: of the kernel.
+        view: the meaning of the kernel's axes.
         rows: (call, choose) -> some rows of a call's inputs, of shape (groups, m, inputs);
             `choose` is given how many there are and returns the indices of those to take.
         outputs: (output, choose) -> the same rows of the layer's output before its activation
@@ -77,7 +37,7 @@ class Linear:
     layer: keras.layers.Layer
     kernel: keras.Variable
     bias: keras.Variable | None
-    layout: Layout
+    view: WeightView
     rows: Callable[[Call, Choose], Any]
     outputs: Callable[[Any, Choose], Any] | None = None
     activation: Callable[[Any], Any] | None = None
@@ -113,12 +73,7 @@ def of_layer(layer: keras.layers.Layer) -> Iterator[Linear]:
         yield _pointwise(layer)
     elif isinstance(layer, kinds.RNN):
         for kernel, bias, rows in recurrent.products(layer):
-            yield Linear(layer, kernel, bias, _plain(kernel.shape), rows)
-
-
-def _plain(shape: tuple[int, ...]) -> Layout:
-    shape, last = tuple(shape), len(shape) - 1
-    return Layout(shape, shape, (), tuple(range(last)), (last,))
+            yield Linear(layer, kernel, bias, view_of(layer, kernel), rows)
 
 
 def _flat(tensor: Any, choose: Choose) -> Any:
@@ -132,7 +87,7 @@ def _dense(layer: Any) -> Linear:
         layer,
         layer.kernel,
         layer.bias,
-        _plain(layer.kernel.shape),
+        view_of(layer, layer.kernel),
         lambda call, choose: _flat(call.input, choose),
         _flat,
         layer.activation,
@@ -155,15 +110,13 @@ def _einsum(layer: Any) -> Iterator[Linear]:
         or len(set(data)) < len(data.replace("...", "."))
     ):
         return  # no product of rows with a matrix
-    shape = tuple(layer.kernel.shape)
-    axes = (tuple(kernel.index(c) for c in group) for group in (rest, inputs, outputs))
     bias = layer.bias
     whole = bias is not None and not rest and _bias_letters(layer, result) == outputs
     yield Linear(
         layer,
         layer.kernel,
         bias if whole else None,
-        Layout(shape, shape, *axes),
+        view_of(layer, layer.kernel),
         lambda call, choose: _letters(call.input, data, rest, batch, inputs, choose),
         functools.partial(_einsum_outputs, result, rest, batch, outputs)
         if whole or bias is None
@@ -224,9 +177,7 @@ def _pixels(layer: Any, groups: int, output: Any, choose: Choose) -> Any:
 
 def _conv(layer: Any) -> Linear:
     window = Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-    shape, groups = tuple(layer.kernel.shape), layer.groups
-    rank = len(shape)
-    split = (*shape[:-1], groups, shape[-1] // groups)
+    groups = layer.groups
 
     def rows(call: Call, choose: Choose) -> Any:
         patches = _patches(layer, window, call, choose)
@@ -238,7 +189,7 @@ def _conv(layer: Any) -> Linear:
         layer,
         layer.kernel,
         layer.bias if layer.use_bias else None,
-        Layout(shape, split, (rank - 1,), tuple(range(rank - 1)), (rank,)),
+        view_of(layer, layer.kernel),
         rows,
         functools.partial(_pixels, layer, groups),
         layer.activation,
@@ -254,13 +205,11 @@ def _conv_transpose(layer: Any) -> Linear:
         transposed=True,
         output_padding=layer.output_padding,
     )
-    shape = tuple(layer.kernel.shape)
-    taps, outputs, inputs = tuple(range(len(shape) - 2)), len(shape) - 2, len(shape) - 1
     return Linear(
         layer,
         layer.kernel,
         layer.bias if layer.use_bias else None,
-        Layout(shape, shape, (), (*taps, inputs), (outputs,)),
+        view_of(layer, layer.kernel),
         lambda call, choose: _flat_patches(_patches(layer, window, call, choose)),
         functools.partial(_pixels, layer, 1),
         layer.activation,
@@ -273,15 +222,13 @@ def _flat_patches(patches: Any) -> Any:
 
 def _depthwise(layer: Any) -> Linear:
     window = Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-    shape = tuple(layer.kernel.shape)
-    rank = len(shape)
     return Linear(
         layer,
         layer.kernel,
         layer.bias if layer.use_bias else None,
-        Layout(shape, shape, (rank - 2,), tuple(range(rank - 2)), (rank - 1,)),
+        view_of(layer, layer.kernel),
         lambda call, choose: keras.ops.transpose(_patches(layer, window, call, choose), (2, 0, 1)),
-        functools.partial(_pixels, layer, shape[-2]),
+        functools.partial(_pixels, layer, layer.kernel.shape[-2]),
         layer.activation,
     )
 
@@ -301,7 +248,7 @@ def _pointwise(layer: Any) -> Linear:
         layer,
         layer.pointwise_kernel,
         layer.bias if layer.use_bias else None,
-        _plain(layer.pointwise_kernel.shape),
+        view_of(layer, layer.pointwise_kernel),
         rows,
         functools.partial(_pixels, layer, 1),
         layer.activation,

@@ -18,9 +18,10 @@ from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.reconstruct import Outcome
 from keras_pruner.oneshot.report import Candidate, Distillation, PrunedWeight, PruneReport
-from keras_pruner.patterns import NM, Pattern, Unstructured
-from keras_pruner.plan import Filters, Override, Plan, Rules
+from keras_pruner.patterns import NM, Pattern, Unstructured, settle_sparsity
+from keras_pruner.plan import Plan
 from keras_pruner.reporting.console import Announce, show_progress
+from keras_pruner.rules import Filters, Override, Rules
 from keras_pruner.training.optimizer import find
 from keras_pruner.validation import check_integer, check_sparsity
 
@@ -245,21 +246,15 @@ def _candidates(criterion: Any) -> dict[str, tuple[Any, Any]]:
 
 def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
     """The overall sparsity, in view of a pattern's own."""
-    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
-    if sparsity is None and own is None:
+    if sparsity is not None:
+        check_sparsity("sparsity", sparsity)
+    settled = settle_sparsity("sparsity", sparsity, pattern)
+    if settled is None:
         raise ValueError(
             "`sparsity` is missing: give the fraction of weights to set to zero. "
             "Received: sparsity=None. For 80% zeros pass 0.8."
         )
-    if sparsity is None:
-        return float(own or 0.0)
-    check_sparsity("sparsity", sparsity)
-    if own is not None and not pattern.is_own(sparsity):
-        raise ValueError(
-            f"`sparsity` is fixed by {pattern!r} at {own:g}. Received: sparsity={sparsity!r}. "
-            "Leave it out."
-        )
-    return float(sparsity)
+    return float(settled)
 
 
 def _check_without_calibration(

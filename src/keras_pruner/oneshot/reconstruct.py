@@ -160,7 +160,7 @@ def _refit(walk: Walk, linear: Linear, targets: _Pair) -> Outcome:
     """Refit one layer, keep what is best on held-out samples, and write it into the model."""
     rows = _rows(walk, linear)
     norm = walk.survey.followers.get(linear) if walk.batch_norm else None
-    to_matrix = linear.layout.to_matrix
+    to_matrix = linear.view.to_matrix
     mask = to_matrix(walk.masks[id(linear.kernel)])
     weights = to_matrix(backends.current().to_numpy(linear.kernel)).astype(np.float32)
     updated = None
@@ -171,7 +171,7 @@ def _refit(walk: Walk, linear: Linear, targets: _Pair) -> Outcome:
     if id(linear.kernel) in walk.removals:
         removal = walk.removals[id(linear.kernel)]
         mask = removal.choose(rows.fit, targets.fit, weights, mask, shift=shifts)
-    walk.masks[id(linear.kernel)] = linear.layout.from_matrix(mask)
+    walk.masks[id(linear.kernel)] = linear.view.from_matrix(mask)
     masked = keras.ops.convert_to_tensor(np.where(mask, weights, 0))
     del weights
 
@@ -232,7 +232,7 @@ def _by_sparsegpt(
 
 def _write(linear: Linear, fit: least_squares.Fit, mask: np.ndarray) -> None:
     matrix = np.where(mask, keras.ops.convert_to_numpy(fit.matrix), 0)
-    linear.kernel.assign(linear.layout.from_matrix(matrix))
+    linear.kernel.assign(linear.view.from_matrix(matrix))
     if linear.bias is not None:
         shift = keras.ops.convert_to_numpy(fit.shift).reshape(linear.bias.shape)
         linear.bias.assign(backends.current().to_numpy(linear.bias) + shift)
@@ -241,11 +241,11 @@ def _write(linear: Linear, fit: least_squares.Fit, mask: np.ndarray) -> None:
 def _constrained(linear: Linear, fit: least_squares.Fit, mask: np.ndarray) -> least_squares.Fit:
     """The weights as the layer's constraints would leave them after a step of training."""
     matrix, shift = fit.matrix, fit.shift
-    bias, layout = linear.bias, linear.layout
+    bias, view = linear.bias, linear.view
     if linear.kernel.constraint is not None:
-        kernel = layout.from_matrix(np.where(mask, keras.ops.convert_to_numpy(matrix), 0))
+        kernel = view.from_matrix(np.where(mask, keras.ops.convert_to_numpy(matrix), 0))
         kernel = linear.kernel.constraint(keras.ops.convert_to_tensor(kernel))
-        kept = np.where(mask, layout.to_matrix(keras.ops.convert_to_numpy(kernel)), 0)
+        kept = np.where(mask, view.to_matrix(keras.ops.convert_to_numpy(kernel)), 0)
         matrix = keras.ops.convert_to_tensor(kept)
     if bias is not None and bias.constraint is not None:
         present = keras.ops.convert_to_tensor(backends.current().to_numpy(bias), "float32")
@@ -272,7 +272,7 @@ def _groups(nodes: Sequence[Node]) -> list[list[Node]]:
     for node in nodes:
         size = 0
         if isinstance(node, Linear):
-            count, _, outputs = node.layout.matrix_shape
+            count, _, outputs = node.view.matrix_shape
             size = 4 * count * outputs * _row_limit(node)
         if not groups or size > room:
             groups.append([])
@@ -284,7 +284,7 @@ def _groups(nodes: Sequence[Node]) -> list[list[Node]]:
 
 def _row_limit(linear: Linear) -> int:
     """How many rows to fit a layer on: 32 for each input, within bounds of time and memory."""
-    count, inputs, outputs = linear.layout.matrix_shape
+    count, inputs, outputs = linear.view.matrix_shape
     return min(
         max(8192, min(32 * inputs, 32768)), max(32, ROWS_BYTES // (4 * count * (inputs + outputs)))
     )
@@ -302,7 +302,7 @@ def _targets(walk: Walk, group: Sequence[Node]) -> dict[Node, Any]:
 
 
 def _times_kernel(linear: Linear, rows: Any) -> np.ndarray:
-    matrix = linear.layout.to_matrix(backends.current().to_numpy(linear.kernel))
+    matrix = linear.view.to_matrix(backends.current().to_numpy(linear.kernel))
     product = keras.ops.matmul(rows, keras.ops.convert_to_tensor(matrix.astype(np.float32)))
     return keras.ops.convert_to_numpy(product)
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_pruner.oneshot import least_squares
-from keras_pruner.oneshot.linear_layers import Layout
+from keras_pruner.patterns import BudgetedPattern
 from keras_pruner.plan import Target
 from keras_pruner.selection import top_k
 
@@ -31,11 +31,9 @@ class Removal:
 
     Attributes:
         target: the kernel, with its pattern.
-        layout: how it is a stack of matrices.
     """
 
     target: Target
-    layout: Layout
 
     def choose(
         self, rows: Any, targets: Any, weights: Any, mask: np.ndarray, *, shift: bool
@@ -66,28 +64,28 @@ class Removal:
             count = kept if round_ == ROUNDS else round(live * (kept / live) ** (round_ / ROUNDS))
             fitted = system.solve(fitted, left, _TOLERANCE)
             scores = np.square(fitted) * keras.ops.convert_to_numpy(system.diagonal)
-            left = self._keep(np.where(left, scores, -np.inf), max(kept, count), kept)
+            left = self._keep(np.where(left, scores, -np.inf), max(kept, count))
         return left
 
     def _units(self, mask: np.ndarray) -> np.ndarray:
         """Which units of the pattern hold something that a mask keeps."""
         return self.target.pattern.unit_scores(self._kernel(mask).astype(np.float32)) > 0
 
-    def _keep(self, scores: np.ndarray, count: int, final: int) -> np.ndarray:
-        """The mask of the best `count` units, on the way to `final` ones."""
+    def _keep(self, scores: np.ndarray, count: int) -> np.ndarray:
+        """The mask of the best `count` units."""
         pattern, kernel = self.target.pattern, self._kernel(scores)
-        if pattern.own_sparsity is None:
+        if isinstance(pattern, BudgetedPattern):
             return self._matrix(pattern.keep(kernel, count))
-        mask = pattern.keep(kernel, final)  # stay to the end, beside the best of the others
+        mask = pattern(kernel)  # stay to the end, beside the best of the others
         scores = np.where(mask, np.inf, kernel).reshape(-1)
         return self._matrix(top_k.largest(scores, count).reshape(kernel.shape))
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return self.target.kernel_shape
+        return self.target.view.kernel_shape
 
     def _kernel(self, matrix: np.ndarray) -> np.ndarray:
-        return self.target.to_kernel(self.layout.from_matrix(matrix))
+        return self.target.view.to_kernel(self.target.view.from_matrix(matrix))
 
     def _matrix(self, kernel: np.ndarray) -> np.ndarray:
-        return self.layout.to_matrix(self.target.from_kernel(kernel))
+        return self.target.view.to_matrix(self.target.view.from_kernel(kernel))

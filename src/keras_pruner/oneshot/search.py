@@ -9,17 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.allocations import Fixed
+from keras_pruner.allocations import PerWeight
 from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot import calibration as samples_of
 from keras_pruner.oneshot.attempt import Attempt, outputs_of, relative_difference
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.prune import prune
-from keras_pruner.patterns import Pattern
-from keras_pruner.plan import Rules
+from keras_pruner.patterns import FixedPattern, fixed_conflict
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+from keras_pruner.rules import Rules
 from keras_pruner.validation import check_integer, check_sparsity, shown
 
 Metric = Callable[[keras.Model], float]
@@ -133,7 +133,7 @@ def find_sparsity(
         raise ValueError(
             f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
         )
-    _check_options(options)
+    _check_options(options, highest)
     check_model(model)
     samples = samples_of.read(calibration, model, options.get("samples") or samples_of.MOST)
     options = {"progress": False} | options
@@ -158,7 +158,7 @@ def find_sparsity(
     return SparsityCurve(low, max_drop, dense, tuple(sorted(points.items())))
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, Any], highest: float) -> None:
     """Refuse those with which there is nothing to look for."""
     if options.get("copy"):
         raise ValueError(
@@ -171,13 +171,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"sparsity={shown(options['sparsity'])}. For the largest to try pass `highest`."
         )
     pattern, allocation = options.get("pattern"), options.get("allocation")
-    if isinstance(pattern, Pattern) and pattern.own_sparsity is not None:
-        raise ValueError(
-            "`pattern` leaves no sparsity to look for: this one has its own, "
-            f"{pattern.own_sparsity:g}. Received: pattern={pattern!r}. Prune with it, and look at "
-            "the report: `kp.prune(model, pattern=pattern, calibration=calibration)`."
-        )
-    if isinstance(allocation, Mapping | Fixed):
+    if isinstance(pattern, FixedPattern):
+        fix = "Prune with it and read the report: `kp.prune(model, pattern=pattern, ...)`."
+        raise fixed_conflict(pattern, "highest", highest, fix)
+    if isinstance(allocation, Mapping | PerWeight):
         raise ValueError(
             "`allocation` leaves no sparsity to look for where a mapping gives each weight its "
             f"own. Received: allocation={shown(allocation)}. Leave it out, or pass the name of "

@@ -147,7 +147,7 @@ def _why_not(linear: Linear, call: Call) -> str:
         return "its inputs are traced by a layer around it and cannot be looked at"
     if linear.outputs is None:
         return ""
-    matrix = linear.layout.to_matrix(keras.ops.convert_to_numpy(linear.kernel.value))
+    matrix = linear.view.to_matrix(keras.ops.convert_to_numpy(linear.kernel.value))
     outputs = np.matmul(rows, matrix.astype(np.float32))
     if linear.bias is not None:
         bias = keras.ops.convert_to_numpy(linear.bias.value).astype(np.float32)

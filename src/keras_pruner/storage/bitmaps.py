@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from keras_pruner.model_weights import WeightView
+
 
 def bits_of(weight: np.ndarray) -> np.ndarray:
     """The weight as unsigned integers of its own width."""
@@ -33,7 +35,7 @@ def unpack_mask(packed: np.ndarray, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """An index for weights with at most `n` of every `m` inputs kept (axis -2).
+    """An index for kernels (..., inputs, outputs) with at most `n` of every `m` inputs kept.
 
     A group's number is its place among the subsets of m things with exactly n members, in the
     order of `itertools.combinations`; groups with fewer are filled up with zeros that are
@@ -55,18 +57,18 @@ class Groups:
             table[row, list(chosen)] = True
         return table
 
-    def fits(self, mask: np.ndarray) -> bool:
+    def fits(self, mask: np.ndarray, view: WeightView) -> bool:
         """Whether the weight has the inputs in full groups, with at most n kept in each."""
-        if mask.ndim < 2 or mask.shape[-2] % self.m:
+        if view.kernel_shape[-2] % self.m:
             return False
-        return bool((self._grouped(mask).sum(-1) <= self.n).all())
+        return bool((self._grouped(mask, view).sum(-1) <= self.n).all())
 
-    def _grouped(self, array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(array, -2, -1).reshape(-1, self.m)
+    def _grouped(self, weight: np.ndarray, view: WeightView) -> np.ndarray:
+        return np.moveaxis(view.to_kernel(weight), -2, -1).reshape(-1, self.m)
 
-    def encode(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, weight: np.ndarray, view: WeightView) -> tuple[np.ndarray, np.ndarray]:
         """The packed numbers of the groups, and their values of shape (groups * n,)."""
-        groups = self._grouped(weight)
+        groups = self._grouped(weight, view)
         kept = bits_of(groups) != 0
         # A stable sort puts the kept ones first, in order; the first n then include all of them.
         chosen = np.zeros_like(kept)
@@ -79,13 +81,14 @@ class Groups:
         bits = (numbers[:, None] >> np.arange(self.width)) & 1
         return np.packbits(bits.astype(bool).reshape(-1), bitorder="little"), groups[chosen]
 
-    def decode(self, packed: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def decode(self, packed: np.ndarray, values: np.ndarray, view: WeightView) -> np.ndarray:
         """The inverse of `encode`.
 
         Raises:
             ValueError: if the index is not one of groups, or has another number of values.
         """
-        if len(shape) < 2 or shape[-2] % self.m:
+        shape = view.kernel_shape
+        if shape[-2] % self.m:
             raise ValueError(f"groups of {self.m} do not divide shape {shape}")
         count = math.prod(shape) // self.m
         bits = unpack_mask(packed, count * self.width).reshape(count, self.width)
@@ -96,7 +99,8 @@ class Groups:
         groups = np.zeros((count, self.m), values.dtype)
         groups[subsets[numbers]] = values
         moved = (*shape[:-2], shape[-1], shape[-2])
-        return np.ascontiguousarray(np.moveaxis(groups.reshape(moved), -1, -2))
+        kernel = np.moveaxis(groups.reshape(moved), -1, -2)
+        return np.ascontiguousarray(view.from_kernel(kernel))
 
 
 # What is tried, the smallest index first.

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.model_weights import check_model, unique_paths
+from keras_pruner.model_weights import WeightView, check_model, unique_paths, view_of, weights_of
 from keras_pruner.storage.bitmaps import GROUPS, Groups, bits_of, pack_mask, unpack_mask
 from keras_pruner.storage.destination import complete
 
@@ -79,18 +79,23 @@ def load_sparse(model: keras.Model, path: str | os.PathLike[str]) -> None:
     with Path(path).open("rb") as file:
         try:
             entries = _read_header(file)
-            pairs = _match(list(_named(model)), entries)
-            for entry in entries:
-                entry.check(file)
+            found = _match(list(_named(model)), entries)
+            for _, view, entry in found:
+                entry.check(file, view)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from None
-        for variable, entry in pairs:
-            variable.assign(entry.read(file))
+        for variable, view, entry in found:
+            variable.assign(entry.read(file, view))
 
 
-def _named(model: keras.Model) -> Iterator[tuple[str, keras.Variable]]:
+_Named = tuple[str, keras.Variable, WeightView]
+
+
+def _named(model: keras.Model) -> Iterator[_Named]:
     """Every weight with a path that is unique and does not depend on the model's name."""
-    return zip(unique_paths(model, model.weights), model.weights, strict=True)
+    views = {id(owned.variable): owned.view for owned in weights_of(model)}
+    for path, variable in zip(unique_paths(model, model.weights), model.weights, strict=True):
+        yield path, variable, views.get(id(variable)) or view_of(model, variable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +123,17 @@ class _Entry:
     encoding: str  # "dense", "bitmap" or "n:m"
     parts: dict[str, _Part]
 
-    def check(self, file: BinaryIO) -> None:
+    def check(self, file: BinaryIO, view: WeightView) -> None:
         """Raise unless the weight can be read."""
         for part in self.parts.values():
             if zlib.crc32(part.bytes(file)) != part.crc:
                 raise ValueError(f"the checksum of {self.name} is wrong: the file is damaged")
         try:
-            self.read(file)
+            self.read(file, view)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
-    def read(self, file: BinaryIO) -> Any:
+    def read(self, file: BinaryIO, view: WeightView) -> Any:
         """The weight, as an array that a Keras variable of its type takes."""
         raw = {key: part.bytes(file) for key, part in self.parts.items()}
         values = np.frombuffer(raw["values"], _DTYPES[self.dtype][1])
@@ -144,7 +149,7 @@ class _Entry:
         else:
             groups = _groups(self.encoding)
             index = np.frombuffer(raw["index"], np.uint8)
-            weight = groups.decode(index, values, self.shape)
+            weight = groups.decode(index, values, view)
         if self.dtype == "bfloat16":
             import ml_dtypes  # Keras depends on it
 
@@ -162,7 +167,7 @@ def _groups(encoding: str) -> Groups:
 # ------------------------------------------------------------------ writing
 
 
-def _encode(variable: keras.Variable) -> tuple[str, dict[str, np.ndarray]]:
+def _encode(variable: keras.Variable, view: WeightView) -> tuple[str, dict[str, np.ndarray]]:
     """The smallest encoding of a weight and its parts."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
     if dtype not in _DTYPES:
@@ -178,8 +183,8 @@ def _encode(variable: keras.Variable) -> tuple[str, dict[str, np.ndarray]]:
     if mask.ndim >= 2 and np.count_nonzero(mask) * 2 <= mask.size:
         for groups in GROUPS:
             full = np.count_nonzero(mask) * groups.m == mask.size * groups.n
-            if full and groups.fits(mask):
-                index, values = groups.encode(weight)
+            if full and groups.fits(mask, view):
+                index, values = groups.encode(weight, view)
                 return f"{groups.n}:{groups.m}", {"values": values, "index": index}
     index, values = pack_mask(mask), weight[mask]
     if index.nbytes + values.nbytes < weight.nbytes:
@@ -187,12 +192,12 @@ def _encode(variable: keras.Variable) -> tuple[str, dict[str, np.ndarray]]:
     return "dense", {"values": weight}
 
 
-def _write(file: BinaryIO, named: list[tuple[str, keras.Variable]]) -> None:
+def _write(file: BinaryIO, named: list[_Named]) -> None:
     """Measure every weight first, so that the header can stand before them; encode them twice."""
     tensors: dict[str, Any] = {}
     described, offset = [], 0
-    for name, variable in named:
-        encoding, parts = _encode(variable)
+    for name, variable, view in named:
+        encoding, parts = _encode(variable, view)
         dtype = keras.backend.standardize_dtype(variable.dtype)
         crcs = {key: zlib.crc32(part.tobytes()) for key, part in parts.items()}
         shape = list(variable.shape)
@@ -209,8 +214,8 @@ def _write(file: BinaryIO, named: list[tuple[str, keras.Variable]]) -> None:
     header = json.dumps({"__metadata__": metadata, **tensors}).encode()
     header += b" " * (-len(header) % 8)
     file.write(struct.pack("<Q", len(header)) + header)
-    for _, variable in named:
-        for part in _encode(variable)[1].values():
+    for _, variable, view in named:
+        for part in _encode(variable, view)[1].values():
             file.write(part.tobytes())
 
 
@@ -279,19 +284,19 @@ def _check_parts(
 
 
 def _match(
-    named: list[tuple[str, keras.Variable]], entries: list[_Entry]
-) -> list[tuple[keras.Variable, _Entry]]:
+    named: list[_Named], entries: list[_Entry]
+) -> list[tuple[keras.Variable, WeightView, _Entry]]:
     """The variables with their entries; by name if all names are known, by position if not."""
     if len(named) != len(entries):
         raise ValueError(f"it holds {len(entries)} weights, the model has {len(named)}")
     by_name = {entry.name: entry for entry in entries}
-    if set(by_name) == {name for name, _ in named}:
-        entries = [by_name[name] for name, _ in named]
-    pairs = []
-    for (name, variable), entry in zip(named, entries, strict=True):
+    if set(by_name) == {name for name, _, _ in named}:
+        entries = [by_name[name] for name, _, _ in named]
+    found = []
+    for (name, variable, view), entry in zip(named, entries, strict=True):
         dtype = keras.backend.standardize_dtype(variable.dtype)
         mine, its = (tuple(variable.shape), dtype), (entry.shape, entry.dtype)
         if mine != its:
             raise ValueError(f"{entry.name} is {its} there; {name} is {mine} in the model")
-        pairs.append((variable, entry))
-    return pairs
+        found.append((variable, view, entry))
+    return found

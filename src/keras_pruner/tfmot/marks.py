@@ -9,7 +9,8 @@ import keras
 
 from keras_pruner.model_weights import weights_of
 from keras_pruner.patterns import Pattern
-from keras_pruner.plan import Plan, Rules
+from keras_pruner.plan import Plan
+from keras_pruner.rules import Rules
 from keras_pruner.tfmot.interfaces import PruningPolicy
 from keras_pruner.tfmot.patterns import fitted
 from keras_pruner.tfmot.schedules import PruningSchedule

@@ -41,7 +41,7 @@ def fitted(pattern: Pattern, target: Target) -> Pattern | None:
     Raises:
         ValueError: for blocks in a weight that is not of rank 2.
     """
-    inputs, outputs = target.kernel_shape[-2:]
+    inputs, outputs = target.view.kernel_shape[-2:]
     if isinstance(pattern, NM):
         group = min(pattern.m, inputs)
         return NM(pattern.n, group) if pattern.n < group else None

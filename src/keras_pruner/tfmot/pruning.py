@@ -54,7 +54,7 @@ def prune_low_magnitude(
         )
     pattern = pattern_of(block_size, block_pooling_type, sparsity_m_by_n)
     if isinstance(pattern, NM):  # TFMOT chooses these zeros at its step 1, whatever the schedule
-        pruning_schedule = ConstantSparsity(pattern.own_sparsity, 1)
+        pruning_schedule = ConstantSparsity(pattern.sparsity, 1)
     is_model = isinstance(to_prune, keras.Model)
     _take_layer_arguments(None if is_model or layers is to_prune else to_prune, kwargs)
     if pruning_policy is not None and is_model:

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.training.state import Masked
+from keras_pruner.masks import MaskedWeight
 
 _SIZE = 16
 
 
-def check(model: keras.Model, masked: Sequence[Masked]) -> int:
+def check(model: keras.Model, masked: Sequence[MaskedWeight]) -> int:
     """Compare digests of all copies of the targets' weights and masks.
 
     Returns:

@@ -4,8 +4,8 @@ from collections.abc import Sized
 from typing import Any
 
 from keras_pruner.criteria import needs_inputs
-from keras_pruner.patterns import Pattern
-from keras_pruner.plan import Rules
+from keras_pruner.patterns import FixedPattern, Pattern, settle_sparsity
+from keras_pruner.rules import Rules
 from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
 
 
@@ -46,20 +46,15 @@ def check_values(trainable: Sized, optimizers: Sized, variables: tuple[Sized, Si
 
 
 def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
-    """The schedule meant by what the user gave, in view of a pattern's own sparsity."""
-    own = pattern.own_sparsity if isinstance(pattern, Pattern) else None
+    """The schedule meant by what the user gave, and by a pattern that fixes the sparsity."""
+    fixed = pattern.sparsity if isinstance(pattern, FixedPattern) else None
     if schedule is None:
-        if own is None:
+        if fixed is None:
             raise ValueError(
                 "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
                 "Received: schedule=None. For 80% zeros pass 0.8."
             )
-        return ConstantSparsity(own)
+        return ConstantSparsity(fixed)
     schedule = as_schedule(schedule)
-    final = schedule.sparsity_at_end
-    if own is not None and final is not None and not pattern.is_own(final):
-        raise ValueError(
-            f"{pattern!r} has a sparsity of its own, {own:g}, and the schedule ends at another. "
-            f"Received: {final:g}. Leave the schedule out, or end it at {own:g}."
-        )
+    settle_sparsity("schedule", schedule.sparsity_at_end, pattern)
     return schedule

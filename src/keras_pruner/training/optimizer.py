@@ -8,11 +8,12 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.masks import MaskedWeight
 from keras_pruner.plan import Plan, Target
 from keras_pruner.schedules import Schedule
 from keras_pruner.training.progress import Progress
 from keras_pruner.training.slots import entries_are_apart, slots_of
-from keras_pruner.training.state import Masked, load_state, save_state
+from keras_pruner.training.state import load_state, save_state
 from keras_pruner.validation import PACKAGE, shown
 
 UNATTENDED = (
@@ -65,7 +66,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         self.use_ema = inner_optimizer.use_ema
         self.gradient_accumulation_steps = inner_optimizer.gradient_accumulation_steps
         self.schedule = schedule
-        self.masked: tuple[Masked, ...] = ()
+        self.masked: tuple[MaskedWeight, ...] = ()
         self.before_first_step: Callable[[], Any] | None = None
         self.attended = False
         self.loads = 0
@@ -129,7 +130,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             )
             average = averages[index] if averages else None
             mine = () if average is None else (average,)
-            masked.append(Masked(target, variable, mask, mine, tuple(slots[index])))
+            masked.append(MaskedWeight(target, variable, mask, mine, tuple(slots[index])))
         self.masked = tuple(masked)
         self._masks = {self._var_key(m.variable): m.mask for m in masked}
         self._apart = entries_are_apart(self.inner_optimizer, [m.variable for m in masked])
@@ -192,7 +193,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         """
         self._zero(lambda masked: masked.averages + (() if self._apart else masked.slots))
 
-    def _zero(self, which: Callable[[Masked], tuple[keras.Variable, ...]]) -> None:
+    def _zero(self, which: Callable[[MaskedWeight], tuple[keras.Variable, ...]]) -> None:
         pairs = [(variable, masked.mask) for masked in self.masked for variable in which(masked)]
         backends.current().zero_pruned([v for v, _ in pairs], [m for _, m in pairs])
 

@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import backends, cuts
+from keras_pruner import backends
 from keras_pruner.criteria import magnitude
-from keras_pruner.masks import choose
+from keras_pruner.masks import choose, count_entries
 from keras_pruner.patterns import Pattern, Unstructured
-from keras_pruner.plan import Criterion, Filters, Override, Plan, Rules
+from keras_pruner.plan import Criterion, Plan
+from keras_pruner.rules import Filters, Override, Rules
 from keras_pruner.schedules import Schedule
 from keras_pruner.training import agreement, reach
 from keras_pruner.training.given import (
@@ -174,7 +175,9 @@ class Pruner:
         """The fraction of zeros that the masks hold at present, over all targets."""
         if (noted := self._of_no_variable()) is not None:
             return noted.sparsity
-        return 1 - sum(cuts.count(np.asarray, m.mask) for m in self.wrapped.masked) / self._entries
+        return (
+            1 - sum(count_entries(np.asarray, m.mask) for m in self.wrapped.masked) / self._entries
+        )
 
     def _of_no_variable(self) -> Reached | None:
         """What was noted where the optimizer's variables do not say it, or not any more."""
@@ -390,7 +393,7 @@ class Pruner:
         return due
 
     def _begin(self, wrapped: Any) -> Progress:
-        nonzero = sum(cuts.count(np.asarray, m.variable) for m in wrapped.masked)
+        nonzero = sum(count_entries(np.asarray, m.variable) for m in wrapped.masked)
         sparsity = 1 - nonzero / self._entries if wrapped.masked else 0.0
         completed = wrapped.completed_updates
         if self._ended is not None:
@@ -417,9 +420,8 @@ class Pruner:
         return given.resolve(self.updates, sparsity)
 
     def _prune(self, wrapped: Any, sparsity: float) -> None:
-        weights = [cuts.weight(m.target, m.variable, m.mask) for m in wrapped.masked]
-        choices = choose(weights, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
-        for masked, choice in zip(wrapped.masked, choices, strict=True):
-            cuts.make(choice, masked.variable, masked.mask)
+        choices = choose(wrapped.masked, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
+        for weight, choice in zip(wrapped.masked, choices, strict=True):
+            weight.apply(choice)
         wrapped.zero_companions()
         self._at = sparsity

@@ -1,38 +1,21 @@
 """The state of a pruning: masks, how far it has come, and of which plan that is; saved, loaded."""
 
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.plan import Plan, Target
+from keras_pruner.masks import MaskedWeight
+from keras_pruner.plan import Plan
 from keras_pruner.schedules import Schedule
 from keras_pruner.training.progress import Progress
 from keras_pruner.validation import shown
 
 _NO_MASKS = {"progress", "plan", "filler"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Masked:
-    """A target, its variable, its mask, and what must be zero where the weight is.
-
-    Attributes:
-        averages: the variable's moving average, if the optimizer keeps one.
-        slots: everything else the optimizer keeps for each of the variable's entries.
-    """
-
-    target: Target
-    variable: keras.Variable
-    mask: keras.Variable
-    averages: tuple[keras.Variable, ...]
-    slots: tuple[keras.Variable, ...]
 
 
 def save_state(wrapped: Any, store: Any) -> None:
@@ -72,7 +55,7 @@ def load_state(wrapped: Any, store: Any) -> Progress:
     return progress
 
 
-def _check_masks(found: dict[str, tuple[int, ...]], masked: Sequence[Masked]) -> None:
+def _check_masks(found: dict[str, tuple[int, ...]], masked: Sequence[MaskedWeight]) -> None:
     expected = {str(i): (-(-_size(each) // 8),) for i, each in enumerate(masked)}
     if found == expected:
         return
@@ -103,7 +86,7 @@ def _check_plan(then: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _said(
-    masked: Sequence[Masked], plan: Plan, schedule: Schedule, progress: Progress
+    masked: Sequence[MaskedWeight], plan: Plan, schedule: Schedule, progress: Progress
 ) -> dict[str, Any]:
     """What the zeros hang on, as far as it has a name. Not the weights' own, which may change."""
     patterns = [_name(m.target.pattern) for m in masked]
@@ -124,5 +107,5 @@ def _name(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+|np\.\w+\(([^()]*)\)", r"\1", name)
 
 
-def _size(masked: Masked) -> int:
+def _size(masked: MaskedWeight) -> int:
     return math.prod(masked.variable.shape)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from keras_pruner.backends import torch as torch_backend
+from keras_pruner.masks import MaskedWeight
 from keras_pruner.plan import Plan
 from keras_pruner.schedules import Schedule
 from keras_pruner.training.optimizer import UNATTENDED, warn_of_untrained
 from keras_pruner.training.progress import Progress
-from keras_pruner.training.state import Masked, load_state, save_state
+from keras_pruner.training.state import load_state, save_state
 
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
@@ -63,7 +64,7 @@ class TorchOptimizerMasks:
         self.applied = True  # hooks cannot be passed by
         self.completed_updates = 0
         self.masked = tuple(
-            Masked(target, variable, _all_true(variable), (), ())
+            MaskedWeight(target, variable, _all_true(variable), (), ())
             for target, variable in zip(plan.targets, plan.variables, strict=True)
             if any(variable.value is p for group in optimizer.param_groups for p in group["params"])
         )

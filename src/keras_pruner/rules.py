@@ -1,0 +1,288 @@
+"""The rules that a user gives for pruning, and the plan that they make of a model."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_pruner.allocations import PerWeight, as_allocation, lamp, uniform
+from keras_pruner.criteria import magnitude
+from keras_pruner.model_weights import OwnedWeight, check_model, weights_of
+from keras_pruner.patterns import (
+    Block,
+    FixedPattern,
+    Pattern,
+    Unstructured,
+    fixed_conflict,
+    settle_sparsity,
+)
+from keras_pruner.plan import Plan, Skip, Target
+from keras_pruner.validation import check_regex, check_sparsity, shown, value
+
+Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
+Override = None | float | Pattern | tuple[float, Pattern]
+
+_FROZEN = "frozen"
+_OVERRIDDEN = "left alone by an override"
+
+
+@value
+class Rules:
+    """What to prune in a model, and how; checked when made, applied when there is a model.
+
+    The arguments of the same names of `kp.plan`, `kp.GradualPruning`, `kp.Pruner` and `kp.prune`
+    are explained here.
+
+    Args:
+        pattern: the zeros allowed: `kp.Unstructured()`, `kp.Block((4, 1))`, `kp.NM(2, 4)` or
+            `kp.Channel()`; an override may give single weights another.
+        allocation: how the overall budget of zeros is split over the weights: "lamp", "erk",
+            "global", "uniform", a mapping from regex to sparsity, or a function
+            (shares, sparsity) -> {share: sparsity}. None: "lamp" for `Unstructured` and `Block`
+            patterns, "uniform" for others.
+        criterion: a function from a kernel (..., inputs, outputs) to scores of the same shape;
+            weights with the highest scores stay.
+        filters: the layers to prune: a regex or a list of them, searched in the layer's path, or
+            a function layer -> bool, as in Keras' `quantize`. None: all layers. The function
+            gets the layer that owns the weight: the cell of an LSTM, a projection of an
+            attention layer. If it accepts no part of a recurrent, Bidirectional or attention
+            layer, it is asked about the whole layer. For wrappers such as TimeDistributed, nested
+            models and custom layers it gets the layers inside.
+        overrides: a mapping from regex, searched in the weight's path, to None (leave alone), a
+            sparsity, a pattern, or (sparsity, pattern). The first regex that matches counts. An
+            override goes before `filters`, and also admits weights that are left alone by
+            default, such as depthwise kernels.
+
+    Raises:
+        ValueError: if an argument is wrong, or arguments contradict each other.
+
+    Example:
+        >>> rules = Rules(filters="conv", overrides={"head": None})
+        >>> rules.pattern
+        Unstructured()
+    """
+
+    pattern: Pattern = Unstructured()
+    allocation: Any = None
+    criterion: Any = magnitude
+    filters: Any = None
+    overrides: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, Pattern):
+            raise ValueError(
+                "`pattern` must be a pattern, like kp.Unstructured(), kp.Block((4, 1)), "
+                f"kp.NM(2, 4) or kp.Channel(). Received: pattern={shown(self.pattern)}."
+            )
+        allocation = given = self.allocation
+        if allocation is None:
+            allocation = lamp if isinstance(self.pattern, Unstructured | Block) else uniform
+        allocation = as_allocation(allocation)
+        object.__setattr__(self, "allocation", allocation)
+        if not callable(self.criterion):
+            raise ValueError(
+                "`criterion` must be a function from weights to scores of the same shape. "
+                f"Received: criterion={self.criterion!r}."
+            )
+        check_filters(self.filters)
+        check_overrides(self.overrides, self.pattern)
+        # Immutable, and the same after a trip through JSON, which knows no tuples.
+        if isinstance(self.filters, list):
+            object.__setattr__(self, "filters", tuple(self.filters))
+        if self.overrides is not None:
+            pairs = {r: tuple(o) if isinstance(o, list) else o for r, o in self.overrides.items()}
+            object.__setattr__(self, "overrides", pairs)
+        if allocation is not uniform:
+            self.check_split(given)
+
+    def check_split(self, allocation: object) -> None:
+        """Raise if the user gave an allocation and every pattern fixes its own sparsity."""
+        pattern, others = self.pattern, self._patterns_of_overrides()
+        if isinstance(pattern, FixedPattern) and all(isinstance(p, FixedPattern) for p in others):
+            raise fixed_conflict(pattern, "allocation", allocation)
+
+    def plan(self, model: keras.Model, *, frozen: bool = False) -> Plan:
+        """Apply the rules to a built model.
+
+        Args:
+            model: any built Keras 3 model.
+            frozen: whether to prune also what is not trainable.
+
+        Raises:
+            ValueError: if `model` is no built Keras 3 model, a filter, an override or a name in
+                `allocation` matches nothing, or nothing is left to prune.
+        """
+        check_model(model)
+        found = list(weights_of(model))
+        self._check_matches(found)
+        trainable = {id(v): i for i, v in enumerate(model.trainable_variables)}
+        targets, skipped, variables = [], [], []
+        for owned in found:
+            reason, target = self._judge(owned, trainable.get(id(owned.variable)), frozen)
+            if target is None:
+                skipped.append(Skip(owned.path, tuple(owned.variable.shape), reason))
+            else:
+                targets.append(target)
+                variables.append(owned.variable)
+        self._check_overrides_serve(targets, skipped)
+        plan = Plan(
+            tuple(targets), tuple(skipped), tuple(variables), self.allocation, self.criterion
+        )
+        if not targets:
+            raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
+        if isinstance(self.allocation, PerWeight):
+            self.allocation.check_names([t.path for t in targets if t.sparsity is None])
+        return plan
+
+    def _judge(
+        self, owned: OwnedWeight, index: int | None, frozen: bool
+    ) -> tuple[str, Target | None]:
+        """Why this variable is left alone, or the target it becomes."""
+        regex = self._override_of(owned.path)
+        named = regex is not None
+        override = (self.overrides or {}).get(regex or "") if named else None
+        sparsity, pattern = read_override(override, self.pattern)
+        if named and (override is None or sparsity == 0):
+            return _OVERRIDDEN, None
+        if not named and not self._admits(owned):
+            return "its layer does not match the filters", None
+        reason = owned.reason(by_default=not named)
+        if not reason and index is None and not frozen:
+            reason = _FROZEN
+        if reason:
+            return reason, None
+        target = Target(owned.path, owned.view, pattern, sparsity, index)
+        try:
+            pattern.units(target.view.kernel_shape)
+        except ValueError as error:
+            if named:
+                raise ValueError(f"{owned.path}: {error}") from None
+            return f"{pattern!r} does not fit its shape {target.view.kernel_shape}", None
+        return "", target
+
+    def _override_of(self, path: str) -> str | None:
+        """The regex of the override that counts for a weight."""
+        return next((regex for regex in self.overrides or {} if re.search(regex, path)), None)
+
+    def _patterns_of_overrides(self) -> Iterator[Pattern]:
+        for override in (self.overrides or {}).values():
+            if override is not None:
+                yield read_override(override, self.pattern)[1]
+
+    def _admits(self, owned: OwnedWeight) -> bool:
+        if self.filters is None:
+            return True
+        if callable(self.filters):
+            return bool(self.filters(owned.layer)) or any(map(self._admits_whole, owned.wholes))
+        return any(re.search(regex, owned.layer_path) for regex in self._regexes())
+
+    def _admits_whole(self, layer: keras.layers.Layer) -> bool:
+        """Whether the function accepts the layer as a whole, and none of its parts."""
+        parts = [part for part in layer._flatten_layers(include_self=False) if part.weights]
+        return not any(map(self.filters, parts)) and bool(self.filters(layer))
+
+    def _regexes(self) -> Sequence[str]:
+        """The filters, where they are regexes."""
+        if self.filters is None or callable(self.filters):
+            return ()
+        return (self.filters,) if isinstance(self.filters, str) else self.filters
+
+    def _check_matches(self, found: list[OwnedWeight]) -> None:
+        """Raise for filters and overrides that match nothing."""
+        layers = list(dict.fromkeys(owned.layer_path for owned in found))
+        idle = [r for r in self._regexes() if not any(re.search(r, path) for path in layers)]
+        if idle or (self.filters is not None and not any(map(self._admits, found))):
+            is_part = len(idle) < len(self._regexes())
+            which = f" with {', '.join(map(repr, idle))}" if is_part else ""
+            raise ValueError(
+                f"`filters` matches no layer{which}. Received: filters={self.filters!r}. "
+                f"The layers with weights are: {layers}."
+            )
+        for regex in self.overrides or {}:
+            paths = [owned.path for owned in found if re.search(regex, owned.path)]
+            if not paths:
+                raise ValueError(
+                    f"`overrides` matches no weight with {regex!r}. "
+                    f"The weights are: {[owned.path for owned in found]}."
+                )
+            first = {self._override_of(path) for path in paths}
+            if regex not in first:
+                raise ValueError(
+                    f"`overrides[{regex!r}]` has no effect: every weight that it matches is "
+                    f"matched by an earlier override ({sorted(map(str, first))}). Put the more "
+                    f"specific one first. Received: {list(self.overrides or {})}."
+                )
+
+    def _check_overrides_serve(self, targets: Sequence[Target], skipped: Sequence[Skip]) -> None:
+        """Raise for an override that asks for zeros in weights that cannot be pruned."""
+        served = {self._override_of(target.path) for target in targets}
+        for regex, override in (self.overrides or {}).items():
+            if override in (None, 0) or regex in served:
+                continue
+            reasons = [skip for skip in skipped if self._override_of(skip.path) == regex]
+            if all(skip.reason not in (_FROZEN, _OVERRIDDEN) for skip in reasons):
+                listed = "; ".join(f"{skip.path}: {skip.reason}" for skip in reasons)
+                raise ValueError(
+                    f"`overrides[{regex!r}]` asks for zeros, and none of its weights can be "
+                    f"pruned ({listed}). Received: {override!r}. Take it out, or name a kernel."
+                )
+
+
+def check_filters(filters: object) -> None:
+    """Raise unless these are filters: regexes, or a function layer -> bool."""
+    if isinstance(filters, type):
+        name = filters.__name__
+        if getattr(keras.layers, name, None) is filters:
+            name = f"keras.layers.{name}"
+        raise ValueError(
+            "`filters` must be a regex, a list of them, or a function layer -> bool, not a class. "
+            f"Received: filters={filters!r}. Pass `lambda layer: isinstance(layer, {name})`."
+        )
+    if filters is None or callable(filters):
+        return
+    regexes = [filters] if isinstance(filters, str) else filters
+    if not isinstance(regexes, list | tuple):
+        raise ValueError(
+            "`filters` must be a regex, a list of them, or a function layer -> bool. "
+            f"Received: filters={shown(filters)}."
+        )
+    for regex in regexes:
+        check_regex("filters", regex)
+
+
+def check_overrides(overrides: object, default: Pattern) -> None:
+    """Raise unless these are overrides that go together with the default pattern."""
+    if overrides is None:
+        return
+    if not isinstance(overrides, Mapping):
+        raise ValueError(
+            "`overrides` must map regexes to None, a sparsity, a pattern or (sparsity, pattern). "
+            f"Received: overrides={overrides!r}."
+        )
+    for regex, override in overrides.items():
+        check_regex("overrides", regex)
+        name = f"overrides[{regex!r}]"
+        if override is None or isinstance(override, Pattern):
+            continue
+        pair = override if isinstance(override, tuple | list) else (override, default)
+        if len(pair) != 2 or not isinstance(pair[1], Pattern):
+            raise ValueError(
+                f"`{name}` must be None, a sparsity, a pattern or (sparsity, pattern). "
+                f"Received: {name}={override!r}."
+            )
+        sparsity, pattern = pair
+        check_sparsity(name, sparsity)
+        settle_sparsity(name, sparsity, pattern)
+
+
+def read_override(override: Any, default: Pattern) -> tuple[float | None, Pattern]:
+    """The sparsity and the pattern of a weight; None for its share of the overall budget."""
+    if isinstance(override, tuple):
+        sparsity, pattern = override
+    elif isinstance(override, Pattern):
+        sparsity, pattern = None, override
+    else:
+        sparsity, pattern = override, default
+    sparsity = settle_sparsity("overrides", sparsity, pattern)
+    return None if sparsity is None else float(sparsity), pattern
