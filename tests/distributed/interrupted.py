@@ -19,7 +19,7 @@ import numpy as np
 from task import BATCH, LOSS, data, write
 
 import keras_pruner as kp
-from keras_pruner.training import pruner as pruner_module
+from keras_pruner.masks import MaskedWeight
 
 EPOCHS = 6
 SCHEDULE = kp.PolynomialDecay(0.75, initial_sparsity=0.25, end_step=18, frequency=2)
@@ -76,7 +76,7 @@ def backup_has_piece():
     return WHEN == "write" and [calls["backup"], calls["piece"]] == NUMBERS
 
 
-dying(pruner_module.cuts, "make", update_is_in_the_middle, before=True)
+dying(MaskedWeight, "apply", update_is_in_the_middle, before=True)
 dying(keras.Model, "save_weights", backup_has_weights)
 dying(h5py.Group, "__setitem__", backup_has_piece)
 dying(h5py.Group, "create_dataset", backup_has_piece)

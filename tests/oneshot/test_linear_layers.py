@@ -69,7 +69,7 @@ def test_rows_times_kernel_plus_bias_is_what_the_layer_computes(make, shape):
     calls = []
     with listening({layer: calls.append}):
         run(model, input_for(shape))
-    matrix = linear.layout.to_matrix(keras.ops.convert_to_numpy(linear.kernel.value))
+    matrix = linear.view.to_matrix(keras.ops.convert_to_numpy(linear.kernel.value))
     rows = keras.ops.convert_to_numpy(linear.rows(calls[0], everything))
     outputs = np.matmul(rows, matrix)
     if linear.bias is not None:
@@ -87,9 +87,9 @@ def test_a_kernel_comes_back_from_its_matrix(make, shape):
     model = keras.Sequential([keras.Input(shape), make()])
     (linear,) = linears(model)
     kernel = np.arange(np.prod(linear.kernel.shape)).reshape(linear.kernel.shape)
-    matrix = linear.layout.to_matrix(kernel)
-    assert matrix.shape == linear.layout.matrix_shape
-    np.testing.assert_array_equal(linear.layout.from_matrix(matrix), kernel)
+    matrix = linear.view.to_matrix(kernel)
+    assert matrix.shape == linear.view.matrix_shape
+    np.testing.assert_array_equal(linear.view.from_matrix(matrix), kernel)
 
 
 def test_channels_first():
