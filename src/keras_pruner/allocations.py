@@ -17,6 +17,15 @@ from keras_pruner.selection.across_weights import Scores, by_lamp, kept_by_one_c
 from keras_pruner.selection.top_k import kept_count
 from keras_pruner.validation import check_regex, check_sparsity, serializable, shown, value
 
+__all__ = [
+    "Global",
+    "PerWeight",
+    "Share",
+    "erk",
+    "lamp",
+    "uniform",
+]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Share:

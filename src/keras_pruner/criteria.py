@@ -8,6 +8,13 @@ import numpy as np
 
 from keras_pruner.validation import serializable, value
 
+__all__ = [
+    "LayerInputs",
+    "PerOutput",
+    "magnitude",
+    "wanda",
+]
+
 
 @serializable
 def magnitude(weights: np.ndarray) -> np.ndarray:

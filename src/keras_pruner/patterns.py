@@ -12,6 +12,16 @@ import numpy as np
 from keras_pruner.selection import top_k
 from keras_pruner.validation import check_integer, check_sparsity, shown, value
 
+__all__ = [
+    "NM",
+    "Block",
+    "BudgetedPattern",
+    "Channel",
+    "FixedPattern",
+    "Pattern",
+    "Unstructured",
+]
+
 Shape = tuple[int, ...]
 _POOLINGS = {"mean": np.add, "max": np.maximum}  # over what there is of a unit
 

@@ -12,6 +12,13 @@ from typing import Any, SupportsFloat
 
 from keras_pruner.validation import check_integer, check_sparsity, value
 
+__all__ = [
+    "ConstantSparsity",
+    "FunctionSchedule",
+    "PolynomialDecay",
+    "Schedule",
+]
+
 SHARE_OF_TRAINING = 0.75
 """The part of training over which a schedule without an end prunes; the rest is to recover."""
 

@@ -14,6 +14,12 @@ from keras_pruner.patterns import FixedPattern, Pattern, Shape
 from keras_pruner.schedules import Schedule
 from keras_pruner.selection.top_k import kept_count
 
+__all__ = [
+    "check_allocation",
+    "check_pattern",
+    "check_schedule",
+]
+
 SHAPES: tuple[Shape, ...] = ((8, 8), (5, 4), (7, 3), (1, 9), (9, 1), (4, 6), (3, 3, 5, 6))
 """Shapes of kernels (..., inputs, outputs); most do not divide evenly."""
 
