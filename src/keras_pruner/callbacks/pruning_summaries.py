@@ -8,11 +8,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.validation import need
+from keras_pruner.masks import MaskedWeight
 from keras_pruner.reporting.html import numbers
 from keras_pruner.training.optimizer import wrappers
-from keras_pruner.training.state import Masked
-from keras_pruner.validation import check_integer
+from keras_pruner.validation import check_integer, need
 
 Logs = dict[str, Any] | None
 
@@ -147,14 +146,14 @@ class PruningSummaries(keras.callbacks.Callback):
         self._writers[run].add_scalar(tag, number, step)
 
 
-def _sparsity_and_threshold(masked: Masked) -> tuple[float, float]:
+def _sparsity_and_threshold(masked: MaskedWeight) -> tuple[float, float]:
     """The fraction of zeros in a weight, and the smallest score of the units that are left."""
     target, to_numpy = masked.target, backends.current().to_numpy
     weight = np.asarray(to_numpy(masked.variable), np.float32)
     sparsity = 1 - np.count_nonzero(weight) / weight.size
-    kept = target.to_kernel(to_numpy(masked.mask))
+    kept = target.view.to_kernel(to_numpy(masked.mask))
     if kept.all():
         return sparsity, 0.0
-    magnitudes = np.where(kept, np.abs(target.to_kernel(weight)), -np.inf)
+    magnitudes = np.where(kept, np.abs(target.view.to_kernel(weight)), -np.inf)
     scores = target.pattern.unit_scores(magnitudes)
     return sparsity, float(scores[scores > -np.inf].min())
