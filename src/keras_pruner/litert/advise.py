@@ -190,7 +190,8 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
         return _Part(path, "dense", size, inputs, size * steps, target is not None, fixed=extra)
     positions = _positions(layer)
     if steps is None and view.taps and "conv" in type(layer).__name__.lower():
-        kind = "depthwise" if view.groups else "conv"
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+        kind = "depthwise" if depthwise else "conv"
         taps = math.prod(view.shape[axis] for axis in view.taps)
         work = float(size * positions)
         pointwise = kind == "conv" and taps == 1
