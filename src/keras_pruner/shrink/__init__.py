@@ -1,0 +1,1 @@
+"""Channels, heads and units that are really removed: a smaller model of ordinary layers."""

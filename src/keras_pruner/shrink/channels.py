@@ -1,0 +1,296 @@
+"""Which channels of a model belong together, and which axes of which weights they are.
+
+Every channel of every tensor has a number. Layers with weights give their outputs new numbers,
+operations pass them on, and what has to be cut together is tied. A channel that can be removed
+is then one class of tied numbers, and to remove it is to take its positions out of every axis
+that it labels. There is no arithmetic of positions for concatenation, flattening or splitting:
+the numbers go through the operations themselves.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from keras_pruner.shrink.graph import Call, Graph, Tensor
+
+Numbers: TypeAlias = np.ndarray
+"""For each channel along an axis, the number of its class."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of one weight.
+
+    Attributes:
+        variable: the weight.
+        axis: which of its axes.
+        channels: the class of each position.
+    """
+
+    variable: keras.Variable
+    axis: int
+    channels: Numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product:
+    """A kernel that computes each output from all of its inputs.
+
+    Attributes:
+        call: of the layer.
+        layer: that has the kernel and the bias.
+        kernel: the weight.
+        in_axis: the axis of the kernel that runs over the inputs.
+        inputs: their classes.
+        out_axis: the axis that runs over the outputs.
+        outputs: their classes.
+        source: the tensor the inputs come from; None if no tensor shows them.
+        foldable: whether a constant input can become part of the bias: there is no border where
+            the input is missing, and each output has one number of the bias.
+    """
+
+    call: Call
+    layer: Any
+    kernel: keras.Variable
+    in_axis: int
+    inputs: Numbers
+    out_axis: int
+    outputs: Numbers
+    source: Tensor | None
+    foldable: bool = False
+
+    def matrix(self, kernel: np.ndarray) -> np.ndarray:
+        """A kernel with the inputs first, the outputs second and all else behind."""
+        return np.moveaxis(kernel, (self.in_axis, self.out_axis), (0, 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """Multiplications of one call.
+
+    Attributes:
+        layer: that does them.
+        times: how often, for one sample, before the sizes.
+        sizes: their number is `times` multiplied by the length of each: a number, or classes.
+    """
+
+    layer: Any
+    times: int
+    sizes: tuple[int | Numbers, ...]
+
+    def macs(self, kept: np.ndarray | None = None) -> int:
+        """How many there are; with `kept`, whether each class stays, how many are left."""
+        total = self.times
+        for size in self.sizes:
+            total *= size if isinstance(size, int) else _count(size, kept)
+        return int(total)
+
+
+def _count(channels: Numbers, kept: np.ndarray | None) -> int:
+    return len(channels) if kept is None else int(np.count_nonzero(kept[channels]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that lie in the same axes of the same weights.
+
+    Attributes:
+        name: of the layers that produce them.
+        classes: one number for each channel, head or unit.
+        axes: where they are.
+        reason: why none of them may be removed; empty if they may.
+        mixes: why the remaining outputs change when one is removed, even a constant one.
+    """
+
+    name: str
+    classes: np.ndarray
+    axes: tuple[Axis, ...]
+    reason: str
+    mixes: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channels:
+    """A model's channels.
+
+    Attributes:
+        graph: the model's calls.
+        of: by tensor, the class of each channel along its last axis.
+        count: how many classes there are.
+        axes: the labelled axes of all weights.
+        products: kernels that read channels.
+        work: what the model computes.
+        groups: all classes that label a weight, each in one group.
+        behaviours: by call, how it treats channels: "moves" or works on "each", "multiplies",
+            or anything else.
+    """
+
+    graph: Graph
+    of: dict[Tensor, Numbers]
+    count: int
+    axes: tuple[Axis, ...]
+    products: tuple[Product, ...]
+    work: tuple[Work, ...]
+    groups: tuple[Group, ...]
+    behaviours: dict[Call, str]
+
+    def blocked(self) -> np.ndarray:
+        """For each class, whether something forbids to remove it."""
+        blocked = np.ones(self.count, bool)
+        for group in self.groups:
+            blocked[group.classes] = bool(group.reason)
+        return blocked
+
+    def mixed(self) -> np.ndarray:
+        """For each class, whether others change when it is removed."""
+        mixed = np.zeros(self.count, bool)
+        for group in self.groups:
+            mixed[group.classes] = bool(group.mixes)
+        return mixed
+
+    def by_variable(self) -> dict[int, list[Axis]]:
+        """The labelled axes of each weight, by its id."""
+        found: dict[int, list[Axis]] = {}
+        for axis in self.axes:
+            found.setdefault(id(axis.variable), []).append(axis)
+        return found
+
+    def macs(self, kept: np.ndarray | None = None) -> int:
+        """Multiply-accumulates for one sample; with `kept`, after the cut."""
+        return sum(work.macs(kept) for work in self.work)
+
+    def weights(self, kept: np.ndarray | None = None) -> int:
+        """Entries of all labelled weights; with `kept`, after the cut."""
+        total = 0
+        for axes in self.by_variable().values():
+            shape = list(axes[0].variable.shape)
+            for axis in axes:
+                shape[axis.axis] = _count(axis.channels, kept)
+            total += int(np.prod(shape))
+        return total
+
+
+class Labels:
+    """Collects numbers, ties and reasons while the calls of a model are gone through."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.of: dict[Tensor, Numbers] = {}
+        self.products: list[Product] = []
+        self.work: list[Work] = []
+        self.behaviours: dict[Call, str] = {}
+        self._axes: dict[tuple[int, int], Axis] = {}
+        self._parent: list[int] = []
+        self._frozen: dict[int, str] = {}
+        self._mixed: dict[int, str] = {}
+        self._made: dict[tuple[int, str], Numbers] = {}
+        self._makers: dict[int, str] = {}
+
+    # ------------------------------------------------------------------ what rules call
+
+    def new(self, count: int, layer: Any = None, what: str = "") -> Numbers:
+        """Numbers for the outputs of a layer; the same ones in each of its calls."""
+        key = (id(layer), what)
+        if layer is not None and key in self._made:
+            return self._made[key]
+        numbers = np.arange(len(self._parent), len(self._parent) + count)
+        self._parent.extend(numbers.tolist())
+        if layer is not None:
+            self._made[key] = numbers
+            self._makers |= dict.fromkeys(numbers.tolist(), layer.name)
+        return numbers
+
+    def tie(self, one: Numbers, other: Numbers) -> None:
+        """Cut position i of the one only together with position i of the other."""
+        for a, b in zip(one.tolist(), other.tolist(), strict=True):
+            a, b = self._root(a), self._root(b)
+            self._parent[max(a, b)] = min(a, b)
+
+    def label(self, variable: keras.Variable | None, axis: int, channels: Numbers) -> None:
+        """Note that an axis of a weight runs over channels; what labelled it before is tied."""
+        if variable is None:
+            return
+        axis %= len(variable.shape)
+        before = self._axes.setdefault((id(variable), axis), Axis(variable, axis, channels))
+        self.tie(before.channels, channels)
+
+    def freeze(self, channels: Numbers | None, reason: str) -> None:
+        """Forbid to remove any of them."""
+        for number in [] if channels is None else channels.tolist():
+            self._frozen.setdefault(number, reason)
+
+    def mix(self, channels: Numbers, reason: str) -> None:
+        """Note that each of them has a part in what becomes of the others."""
+        for number in channels.tolist():
+            self._mixed.setdefault(number, reason)
+
+    def give(self, call: Call, *channels: Numbers | None, behaviour: str = "") -> None:
+        """Note the channels of the outputs of a call."""
+        for tensor, numbers in zip(call.outputs, channels, strict=True):
+            if numbers is not None:
+                self.of[tensor] = numbers
+        self.behaviours[call] = behaviour
+
+    def opaque(self, call: Call, reason: str) -> None:
+        """Freeze whatever goes into a call and comes out of it."""
+        for tensor in call.inputs:
+            self.freeze(self.of.get(tensor), reason)
+        for tensor in call.outputs:
+            last = tensor.shape[-1] if len(tensor.shape) > 1 else None
+            if last is not None:
+                self.of[tensor] = self.new(last)
+                self.freeze(self.of[tensor], reason)
+        self.behaviours[call] = ""
+
+    # ------------------------------------------------------------------ the result
+
+    def _root(self, number: int) -> int:
+        while self._parent[number] != number:
+            self._parent[number] = self._parent[self._parent[number]]
+            number = self._parent[number]
+        return number
+
+    def finish(self) -> Channels:
+        """Number the classes, and group them by the axes they are in."""
+        roots = np.array([self._root(number) for number in range(len(self._parent))], int)
+        _, classes = np.unique(roots, return_inverse=True)
+        count = int(classes.max(initial=-1)) + 1
+        axes = tuple(
+            Axis(axis.variable, axis.axis, classes[axis.channels]) for axis in self._axes.values()
+        )
+        products = tuple(
+            dataclasses.replace(p, inputs=classes[p.inputs], outputs=classes[p.outputs])
+            for p in self.products
+        )
+        work = tuple(
+            dataclasses.replace(w, sizes=tuple(_renumbered(w.sizes, classes))) for w in self.work
+        )
+        of = {tensor: classes[numbers] for tensor, numbers in self.of.items()}
+        groups = tuple(self._groups(axes, classes))
+        return Channels(self.graph, of, count, axes, products, work, groups, self.behaviours)
+
+    def _groups(self, axes: tuple[Axis, ...], classes: np.ndarray) -> Iterator[Group]:
+        frozen, mixed = ({classes[n]: r for n, r in d.items()} for d in (self._frozen, self._mixed))
+        makers: dict[int, dict[str, None]] = {}
+        for number, name in self._makers.items():
+            makers.setdefault(classes[number], {})[name] = None
+        places: dict[int, list[int]] = {}
+        for place, axis in enumerate(axes):
+            for number in np.unique(axis.channels).tolist():
+                places.setdefault(number, []).append(place)
+        together: dict[Any, list[int]] = {}
+        for number in sorted(places):
+            key = (tuple(places[number]), frozen.get(number, ""), mixed.get(number, ""))
+            together.setdefault(key, []).append(number)
+        for (where, reason, mixes), members in together.items():
+            names = makers.get(members[0], {"?": None})
+            group = tuple(axes[place] for place in where)
+            yield Group(" + ".join(names), np.array(members), group, reason, mixes)
+
+
+def _renumbered(sizes: Iterable[int | Numbers], classes: np.ndarray) -> Iterator[int | Numbers]:
+    for size in sizes:
+        yield size if isinstance(size, int) else classes[size]

@@ -1,0 +1,273 @@
+"""Which channels change no output: those that are always the same number, or that nobody reads.
+
+A channel that is zero for every input can go. One that is another constant can go where each of
+its readers can take it into its bias. One that is only multiplied with zeros can go as it is.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.shrink import probing
+from keras_pruner.shrink.channels import Channels, Product
+from keras_pruner.shrink.graph import Call, Tensor
+
+_ROUNDING = 1e-6  # relative differences between constants below this are none
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cut:
+    """What to take out of a model.
+
+    Attributes:
+        kept: for each class of channels, whether it stays.
+        values: new values of whole weights, before they are cut, by the id of the variable.
+        biases: by the id of a layer that has no bias, the one it gets.
+    """
+
+    kept: np.ndarray
+    values: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    biases: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def dead(channels: Channels) -> Cut:
+    """Cut all that changes no output."""
+    constants = _constants(channels)
+    read = _shared([(p, _at_inputs(p, constants)) for p in channels.products])
+    kept = _live(channels, read)
+    keep_one_of_each(channels, kept)
+    return _folded(channels, Cut(kept), read)
+
+
+def keep_one_of_each(channels: Channels, kept: np.ndarray) -> None:
+    """Leave at least one channel in each axis of each weight."""
+    for axis in channels.axes:
+        if not kept[axis.channels].any():
+            kept[axis.channels[0]] = True
+
+
+# ---------------------------------------------------------------------- constants
+
+Constants = dict[Tensor, np.ndarray]
+"""For each channel of a tensor its value, NaN where that varies."""
+
+
+def _constants(channels: Channels) -> Constants:
+    found: Constants = {}
+    products = {product.call.outputs[0]: product for product in channels.products}
+    for tensor in channels.graph.inputs:
+        found[tensor] = _varying(tensor)
+    for call in channels.graph.calls:
+        behaviour = channels.behaviours.get(call, "")
+        if behaviour == "multiplies":
+            product = products[call.outputs[0]]
+            found[call.outputs[0]] = _of_product(product, _at_inputs(product, found))
+        elif behaviour in ("each", "moves"):
+            _of_operation(call, found)
+        elif isinstance(call.operation, _RECURRENT) and len(call.outputs) == 1:
+            found[call.outputs[0]] = _of_recurrent(call.operation)
+        for tensor in call.outputs:
+            found.setdefault(tensor, _varying(tensor))
+    return found
+
+
+_RECURRENT = (
+    keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN, keras.layers.Bidirectional,
+)  # fmt: skip
+
+
+def _varying(tensor: Tensor) -> np.ndarray:
+    return np.full(tensor.shape[-1] or 0 if len(tensor.shape) > 1 else 0, np.nan)
+
+
+def _of_operation(call: Call, found: Constants) -> None:
+    """Run an operation on random numbers, with the constants in their place."""
+    known = any(np.isfinite(found[tensor]).any() for tensor in call.inputs)
+    if not known and not getattr(call.operation, "weights", None):
+        return
+
+    def fill(tensor: Tensor, drawn: np.ndarray) -> np.ndarray:
+        constant = found[tensor]
+        if len(constant) != drawn.shape[-1]:
+            return drawn
+        return np.where(np.isnan(constant), drawn, constant).astype(drawn.dtype)
+
+    for tensor, output in zip(call.outputs, probing.outputs_for(call, fill), strict=True):
+        flat = output.reshape(-1, output.shape[-1]).astype(np.float64)
+        low, high = flat.min(axis=0), flat.max(axis=0)
+        same = high - low <= _ROUNDING * np.maximum(np.abs(low), np.abs(high))
+        found[tensor] = np.where(same, flat[0], np.nan)
+
+
+def _of_product(product: Product, inputs: np.ndarray) -> np.ndarray:
+    """The constants among a product's outputs."""
+    weights = product.matrix(_numpy(product.kernel)).astype(np.float64)
+    weights = weights.reshape(*weights.shape[:2], -1)
+    usable = np.isfinite(inputs) & (product.foldable | (inputs == 0))
+    reads = np.abs(weights).sum(axis=2)
+    varies = reads[~usable].any(axis=0)
+    outputs = np.where(usable, inputs, 0) @ weights.sum(axis=2)
+    bias = product.layer.bias
+    if bias is not None and len(bias.shape) > 1:
+        varies = varies | bool(_numpy(bias).any())
+    elif bias is not None:
+        outputs = outputs + _numpy(bias)
+    activated = _activated(product.layer.activation, outputs)
+    return np.where(varies, np.nan, activated)
+
+
+def _activated(activation: Any, outputs: np.ndarray) -> np.ndarray:
+    if activation is None:
+        return outputs
+    tensor = keras.ops.convert_to_tensor(outputs[None].astype("float32"))
+    return keras.ops.convert_to_numpy(activation(tensor))[0]
+
+
+def _of_recurrent(layer: Any) -> np.ndarray:
+    """Units whose state is zero for ever."""
+    if not isinstance(layer, keras.layers.Bidirectional):
+        return np.where(_silent(layer), 0.0, np.nan)
+    one, other = _silent(layer.forward_layer), _silent(layer.backward_layer)
+    if layer.merge_mode == "concat":
+        return np.where(np.concatenate([one, other]), 0.0, np.nan)
+    return np.where(one & other, 0.0, np.nan)
+
+
+def _silent(layer: Any) -> np.ndarray:
+    """Units whose candidate gate has no weights: their state stays at zero."""
+    cell = layer.cell
+    weights = [cell.kernel, cell.recurrent_kernel] + ([cell.bias] if cell.use_bias else [])
+    gate = 2 if len(weights[0].shape) and int(weights[0].shape[-1]) > layer.units else 0
+    columns = slice(gate * layer.units, (gate + 1) * layer.units)
+    total: Any = 0.0
+    for variable in weights:
+        part = np.abs(_numpy(variable)[..., columns])
+        total = total + part.reshape(-1, layer.units).sum(axis=0)
+    at_zero = _activated(layer.activation, np.zeros(1))[0]
+    return (total == 0) & bool(at_zero == 0)
+
+
+def _at_inputs(product: Product, found: Constants) -> np.ndarray:
+    """What is constant among a product's inputs."""
+    width, operation = len(product.inputs), product.call.operation
+    if product.source is not None:
+        constants = found[product.source]
+        if len(constants) > width:  # a grouped convolution: the same position in each group
+            constants = np.where((constants == 0).reshape(-1, width).all(axis=0), 0.0, np.nan)
+        return constants
+    if isinstance(operation, _ATTENTION):
+        if product.layer is operation._output_dense:
+            return _silent_heads(operation, width)
+    elif isinstance(operation, _RECURRENT):
+        if product.kernel is product.layer.cell.recurrent_kernel:
+            return np.where(_silent(product.layer), 0.0, np.nan)
+    else:  # the second half of a separable convolution
+        constants = found[product.call.inputs[0]]
+        return np.where(np.repeat(constants, width // len(constants)) == 0, 0.0, np.nan)
+    constants = _source_of(product, found)
+    return np.where(constants == 0, 0.0, np.nan)
+
+
+_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+
+def _source_of(product: Product, found: Constants) -> np.ndarray:
+    """The constants that a projection or the kernel of a recurrent layer takes."""
+    call = product.call
+    if not isinstance(call.operation, _ATTENTION):
+        return found[call.inputs[0]]
+    names = dict(zip(("query", "value", "key"), call.args, strict=False)) | call.kwargs
+    name = product.layer.name if product.layer.name != "gate" else "query"
+    given = names.get(name)
+    return found[names["value"] if given is None else given]
+
+
+def _silent_heads(layer: Any, count: int) -> np.ndarray:
+    """Heads whose values are zero."""
+    value = layer._value_dense
+    total = np.abs(_numpy(value.kernel)).sum(axis=(0, 2))
+    if value.bias is not None:
+        total = total + np.abs(_numpy(value.bias)).sum(axis=1)
+    return np.repeat(np.where(total == 0, 0.0, np.nan), count // len(total))
+
+
+# ---------------------------------------------------------------------- who reads what
+
+Read = list[tuple[Product, np.ndarray]]
+
+
+def _shared(read: Read) -> Read:
+    """Of a layer that is called several times, only what is the same in each call."""
+    together: dict[int, list[np.ndarray]] = {}
+    for product, constants in read:
+        together.setdefault(id(product.kernel), []).append(constants)
+    same = {}
+    for kernel, several in together.items():
+        equal = np.all([one == several[0] for one in several], axis=0)
+        same[kernel] = np.where(equal, several[0], np.nan)
+    return [(product, same[id(product.kernel)]) for product, _ in read]
+
+
+def _live(channels: Channels, read: Read) -> np.ndarray:
+    """The classes that some output depends on, beginning with what must stay."""
+    live = channels.blocked() | channels.mixed()
+    tables = []
+    for product, constants in read:
+        weights = product.matrix(_numpy(product.kernel))
+        multiplied = (weights.reshape(*weights.shape[:2], -1) != 0).any(axis=2)
+        dispensable = (constants == 0) | (product.foldable & np.isfinite(constants))
+        tables.append((product, multiplied & ~dispensable[:, None]))
+    before = -1
+    while before != np.count_nonzero(live):
+        before = np.count_nonzero(live)
+        for product, table in tables:
+            needed = table[:, live[product.outputs]].any(axis=1)
+            live[product.inputs[needed]] = True
+    return live
+
+
+# ---------------------------------------------------------------------- folding
+
+
+def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
+    """Give the constants that are cut to the biases behind them."""
+    consumers: dict[Tensor, list[Call]] = {}
+    for call in channels.graph.calls:
+        for tensor in call.inputs:
+            consumers.setdefault(tensor, []).append(call)
+    done: set[int] = set()
+    for product, constants in read:
+        lost = np.where(~cut.kept[product.inputs] & np.isfinite(constants), constants, 0.0)
+        if id(product.kernel) in done or not lost.any():
+            continue
+        done.add(id(product.kernel))
+        weights = product.matrix(_numpy(product.kernel)).astype(np.float64)
+        shift = lost @ weights.reshape(*weights.shape[:2], -1).sum(axis=2)
+        if shift.any():
+            _shift(product, shift, consumers.get(product.call.outputs[0], []), cut)
+    return cut
+
+
+def _shift(product: Product, shift: np.ndarray, consumers: list[Call], cut: Cut) -> None:
+    layer = product.layer
+    if layer.bias is not None:
+        cut.values[id(layer.bias)] = _numpy(layer.bias) + shift
+        return
+    norm = consumers[0].operation if len(consumers) == 1 else None
+    plain = layer.activation in (None, keras.activations.linear)
+    if isinstance(norm, keras.layers.BatchNormalization) and plain and _once(norm, layer):
+        mean = norm.moving_mean
+        cut.values[id(mean)] = cut.values.get(id(mean), _numpy(mean)) - shift
+    else:
+        cut.biases[id(layer)] = shift
+
+
+def _once(*layers: Any) -> bool:
+    return all(len(layer._inbound_nodes) == 1 for layer in layers)
+
+
+def _numpy(variable: keras.Variable) -> np.ndarray:
+    return backends.current().to_numpy(variable)

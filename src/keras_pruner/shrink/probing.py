@@ -1,0 +1,157 @@
+"""What an operation without weights does to channels, found out by running it.
+
+No list of operations is kept. One works on each channel for itself if it gives the same numbers
+for a subset of the channels as for all of them: f(x[..., kept]) == f(x)[..., kept].
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner.shrink.graph import Call, Tensor
+
+_FEW = 6  # channels, for layers of Keras, which hold no positions of channels
+_SIDE = 9  # height and width to try an operation at before its own
+_SETS = 3  # random sets of channels
+_BATCH = 4
+_UNKNOWN = 8  # length of an axis of unknown length
+
+Inputs = dict[Tensor, np.ndarray]
+
+
+def is_elementwise(activation: Callable[[Any], Any] | None, channels: int) -> bool:
+    """Whether an activation gives each channel what it would without the others."""
+    if activation is None or activation is keras.activations.linear:
+        return True
+    values = np.random.default_rng(0).normal(size=(16, channels)).astype("float32") * 3
+    kept = np.arange(channels) % 3 != 1 if channels > 1 else np.ones(1, bool)
+    try:
+        whole, part = (_numpy(activation(keras.ops.array(v))) for v in (values, values[:, kept]))
+    except Exception:  # the activation is the user's: it may raise anything
+        return False
+    return whole.shape == values.shape and _same(whole[:, kept], part)
+
+
+def is_channelwise(call: Call, channels: int) -> bool:
+    """Whether an operation computes each of its channels from that channel alone."""
+    return _commutes(call, channels, lambda kept: (kept, kept))
+
+
+def folds_halves(call: Call, channels: int) -> bool:
+    """Whether an operation makes each channel of two that are half of them apart, as GLU does."""
+    return _commutes(call, channels, lambda kept: (np.tile(kept[: len(kept) // 2], 2), None))
+
+
+def _commutes(call: Call, channels: int, sets: Any) -> bool:
+    """Whether cutting channels before the operation is the same as cutting them after it."""
+    few = _FEW if _is_of_keras(call.operation) and channels > _FEW else channels
+    random = np.random.default_rng(0)
+    for inputs in _inputs(call, random, {channels: few}, heavy=False):
+        try:
+            whole = [_numpy(output) for output in call.run(inputs)]
+            for _ in range(_SETS):
+                kept = random.permutation(few) < max(1, few // 2)
+                before, after = sets(kept)
+                after = before[: len(before) // 2] if after is None else after
+                cut = {t: v[..., before] if v.shape[-1] == few else v for t, v in inputs.items()}
+                if not before.any() or not _all_equal(whole, after, call.run(cut)):
+                    return False
+            return True
+        except Exception:  # noqa: S112 - an operation may raise anything for a shape it cannot take
+            continue
+    return False
+
+
+def _all_equal(whole: list[np.ndarray], kept: np.ndarray, part: list[Any]) -> bool:
+    parts = [_numpy(output) for output in part]
+    return all(
+        one.shape[-1:] == (len(kept),) and _same(one[..., kept], other)
+        for one, other in zip(whole, parts, strict=True)
+    )
+
+
+def _is_of_keras(operation: Any) -> bool:
+    """Whether it is a layer of Keras that only does what its configuration says."""
+    is_layer = isinstance(operation, keras.layers.Layer)
+    known = is_layer and type(operation).__module__.startswith("keras.src.layers.")
+    return known and not isinstance(operation, keras.layers.Lambda)
+
+
+def _inputs(
+    call: Call, random: np.random.Generator, sizes: dict[int, int], *, heavy: bool
+) -> Iterator[Inputs]:
+    """Random inputs: small images first, then those of the operation's own size."""
+    for side in (_SIDE, None):
+        yield {t: draw(_shape(t, side, sizes), t.dtype, random, heavy) for t in call.inputs}
+
+
+def _shape(tensor: Tensor, side: int | None, sizes: dict[int, int]) -> tuple[int, ...]:
+    *between, last = tensor.shape[1:] if len(tensor.shape) > 1 else (None,)
+    lengths = [_UNKNOWN if n is None else min(n, side or n) for n in between]
+    last = _UNKNOWN if last is None else sizes.get(last, last)
+    return (_BATCH, *lengths, last) if len(tensor.shape) > 1 else (_BATCH,)
+
+
+def draw(
+    shape: tuple[int, ...], dtype: str, random: np.random.Generator, heavy: bool = False
+) -> np.ndarray:
+    """Random numbers of the data type; `heavy`: of sizes from 0.01 to 100."""
+    if dtype == "bool":
+        return random.random(shape) < 0.5
+    if not keras.backend.is_float_dtype(dtype):
+        return random.integers(0, 2, shape).astype(dtype)
+    sizes = np.power(10.0, random.integers(-2, 3, shape)) if heavy else 2.0
+    return (random.normal(size=shape) * sizes).astype("float32")
+
+
+def outputs_for(call: Call, fill: Callable[[Tensor, np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """The outputs of an operation for random inputs, after `fill` has changed these.
+
+    Raises:
+        RuntimeError: if it cannot be run on numbers.
+    """
+    random = np.random.default_rng(0)
+    for inputs in _inputs(call, random, {}, heavy=True):
+        try:
+            return [_numpy(o) for o in call.run({t: fill(t, v) for t, v in inputs.items()})]
+        except Exception:  # noqa: S112 - as above
+            continue
+    raise RuntimeError(f"{call.operation.name} cannot be run on random numbers.")
+
+
+def route(call: Call, sides: list[np.ndarray]) -> list[np.ndarray] | None:
+    """Where an operation that only moves channels puts them.
+
+    Args:
+        call: of the operation.
+        sides: for each input, a number for each of its channels.
+
+    Returns:
+        For each output, the number that each of its channels has; None if a channel is made up
+        of several, or the axes of the inputs are of unknown length.
+    """
+    if any(None in tensor.shape[1:] for tensor in call.inputs):
+        return None
+    inputs = {}
+    for tensor, numbers in zip(call.inputs, sides, strict=True):
+        inputs[tensor] = np.broadcast_to(numbers.astype("int32"), (1, *tensor.shape[1:]))
+    try:
+        outputs = [_numpy(output) for output in call.run(inputs)]
+    except Exception:  # the operation may be the user's
+        return None
+    flat = [output.reshape(-1, output.shape[-1]) for output in outputs]
+    if any((part != part[:1]).any() for part in flat):
+        return None
+    return [part[0].astype(np.int64) for part in flat]
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool(np.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True))
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(tensor)

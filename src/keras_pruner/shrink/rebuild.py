@@ -1,0 +1,277 @@
+"""The same model with fewer channels: new layers of the same names, and weights cut to fit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.shrink.channels import Channels
+from keras_pruner.shrink.constants import Cut
+from keras_pruner.shrink.graph import Call, as_functional, nodes_of
+
+
+def rebuild(model: Any, channels: Channels, cut: Cut) -> keras.Model:
+    """Build a model without the channels that are cut; the given one stays as it is."""
+    builder = _Builder(channels, cut)
+    built = builder.model(model)
+    builder.copy_weights()
+    return built
+
+
+class _Builder:
+    def __init__(self, channels: Channels, cut: Cut) -> None:
+        self._channels = channels
+        self._cut = cut
+        self._axes = channels.by_variable()
+        self._calls: dict[int, Call] = {}
+        for call in channels.graph.calls:
+            self._calls.setdefault(id(call.operation), call)
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    # ------------------------------------------------------------------ models
+
+    def model(self, model: Any) -> keras.Model:
+        """A functional or Sequential model with everything in it."""
+        functional = as_functional(model)
+        known = {}
+        entries = []
+        for symbolic in functional.inputs:
+            known[id(symbolic)] = self._input(symbolic)
+            entries.append(known[id(symbolic)])
+        for node in nodes_of(functional):
+            args, kwargs = node.arguments.fill_in(known)
+            if type(node.operation).__name__ == "GetItem":
+                args, kwargs = self._subscript(node.operation, args, kwargs)
+            outputs = self.operation(node.operation)(*args, **kwargs)
+            pairs = zip(node.outputs, keras.tree.flatten(outputs), strict=True)
+            known |= {id(symbolic): output for symbolic, output in pairs}
+        if isinstance(model, keras.Sequential):
+            layers = [entries[0]._keras_history.operation, *map(self.operation, model.layers)]
+            built = keras.Sequential(layers, name=model.name, trainable=model.trainable)
+        else:
+            inputs, outputs = keras.tree.map_structure(
+                lambda symbolic: known[id(symbolic)],
+                (functional._inputs_struct, functional._outputs_struct),
+            )
+            built = keras.Model(inputs, outputs, name=model.name, trainable=model.trainable)
+        return built
+
+    def _input(self, symbolic: Any) -> Any:
+        layer = symbolic._keras_history.operation
+        tensor = self._channels.graph.tensors[id(symbolic)][0]
+        shape = list(symbolic.shape)
+        if tensor in self._channels.of:
+            shape[-1] = self._count(self._channels.of[tensor])
+        config = {**layer.get_config(), "batch_shape": tuple(shape)}
+        config.pop("shape", None)
+        return type(layer).from_config(config).output
+
+    # ------------------------------------------------------------------ layers
+
+    def operation(self, operation: Any) -> Any:
+        """The successor of a layer, the same one each time."""
+        if id(operation) not in self._made:
+            self._made[id(operation)] = operation, self._new(operation)
+        return self._made[id(operation)][1]
+
+    def _new(self, operation: Any) -> Any:
+        if as_functional(operation) is not None:
+            return self.model(operation)
+        if isinstance(operation, keras.layers.Lambda):
+            return keras.layers.Lambda(
+                operation.function,
+                output_shape=operation._output_shape,
+                mask=operation.mask,
+                arguments=operation.arguments,
+                name=operation.name,
+                dtype=operation.dtype_policy,
+            )
+        try:
+            config = _without_shapes(operation.get_config())
+        except NotImplementedError as error:
+            if not getattr(operation, "variables", None):
+                return operation  # has no state that the two models could share
+            raise ValueError(
+                f"`model` must have layers that can be made again. Received: {operation.name!r}, "
+                f"a {type(operation).__name__} without `get_config`. Write it one."
+            ) from error
+        self.resize(operation, config)
+        with keras.saving.custom_object_scope({type(operation).__name__: type(operation)}):
+            return type(operation).from_config(config)
+
+    def resize(self, operation: Any, config: dict[str, Any]) -> None:
+        """Write the new sizes into the configuration of a layer."""
+        for kind in type(operation).__mro__:
+            if kind.__name__ in _SIZES:
+                _SIZES[kind.__name__](self, operation, config)
+                break
+        if id(operation) in self._cut.biases:
+            config["use_bias"] = True
+
+    def shape(self, variable: keras.Variable) -> tuple[int, ...]:
+        """Of a weight after the cut."""
+        shape = list(map(int, variable.shape))
+        for axis in self._axes.get(id(variable), []):
+            shape[axis.axis] = self._count(axis.channels)
+        return tuple(shape)
+
+    def _count(self, numbers: np.ndarray) -> int:
+        return int(np.count_nonzero(self._cut.kept[numbers]))
+
+    def last_of(self, operation: Any) -> int | None:
+        """Channels of the first output of an operation, after the cut."""
+        call = self._calls.get(id(operation))
+        numbers = None if call is None else self._channels.of.get(call.outputs[0])
+        return None if numbers is None else self._count(numbers)
+
+    def _subscript(self, operation: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of x[..., a:b], for the positions that a and b have after the cut."""
+        call = self._calls[id(operation)]
+        key = args[1] if len(args) > 1 else kwargs.get("key")
+        numbers = self._channels.of.get(call.inputs[0])
+        last = key[-1] if isinstance(key, tuple | list) else key
+        if numbers is None or not isinstance(last, slice) or not isinstance(key, tuple | list):
+            return args, kwargs
+        if Ellipsis not in key and len(key) < len(call.inputs[0].shape):
+            return args, kwargs
+        start, stop, _ = last.indices(len(numbers))
+        ends = (self._count(numbers[:start]), self._count(numbers[:stop]))
+        return (args[0], (*key[:-1], slice(*ends))), {}
+
+    # ------------------------------------------------------------------ weights
+
+    def copy_weights(self) -> None:
+        """Give the new layers the weights of the old ones, without what is cut."""
+        for layer, successor in self._made.values():
+            if as_functional(layer) is not None or layer is successor:
+                continue
+            given: dict[str, list[keras.Variable]] = {}
+            for variable in getattr(layer, "weights", ()):
+                given.setdefault(variable.name, []).append(variable)
+            for variable in getattr(successor, "weights", ()):
+                olds = given.get(variable.name)
+                variable.assign(self.value(olds.pop(0)) if olds else self._added_bias(layer))
+
+    def _added_bias(self, layer: Any) -> np.ndarray:
+        """Of a layer that had none."""
+        inner = layer if id(layer) in self._cut.biases else layer.layer
+        products = self._channels.products
+        numbers = next(p.outputs for p in products if p.layer is inner)
+        return np.compress(self._cut.kept[numbers], self._cut.biases[id(inner)])
+
+    def value(self, variable: keras.Variable) -> np.ndarray:
+        """Of a weight after the cut."""
+        given = self._cut.values.get(id(variable))
+        array = backends.current().to_numpy(variable) if given is None else given
+        for axis in self._axes.get(id(variable), []):
+            array = np.compress(self._cut.kept[axis.channels], array, axis=axis.axis)
+        return array
+
+
+# ---------------------------------------------------------------------- sizes in configurations
+
+Config = dict[str, Any]
+
+
+def _without_shapes(config: Any) -> Any:
+    """A copy without what layers note of the shapes they were built with."""
+    if isinstance(config, dict):
+        noted = ("build_config", "build_input_shape")
+        return {key: _without_shapes(v) for key, v in config.items() if key not in noted}
+    return [_without_shapes(v) for v in config] if isinstance(config, list) else config
+
+
+def _units(builder: _Builder, layer: Any, config: Config) -> None:
+    config["units"] = builder.shape(layer._kernel)[-1]
+
+
+def _einsum(builder: _Builder, layer: Any, config: Config) -> None:
+    equation = layer.equation.replace(" ", "")
+    letters, result = equation.split(",")[1].split("->")
+    width = builder.shape(layer._kernel)[letters.index(result[-1])]
+    shape = config["output_shape"]
+    config["output_shape"] = width if isinstance(shape, int) else (*shape[:-1], width)
+
+
+def _filters(builder: _Builder, layer: Any, config: Config) -> None:
+    config["filters"] = builder.shape(layer._kernel)[-1]
+    if layer.groups > 1 and layer.groups == int(layer._kernel.shape[-2]) * layer.groups:
+        config["groups"] = config["filters"] // (layer.filters // layer.groups)
+
+
+def _filters_transposed(builder: _Builder, layer: Any, config: Config) -> None:
+    config["filters"] = builder.shape(layer.kernel)[-2]
+
+
+def _filters_separable(builder: _Builder, layer: Any, config: Config) -> None:
+    config["filters"] = builder.shape(layer.pointwise_kernel)[-1]
+
+
+def _output_dim(builder: _Builder, layer: Any, config: Config) -> None:
+    config["output_dim"] = builder.shape(layer._embeddings)[-1]
+
+
+def _units_recurrent(builder: _Builder, layer: Any, config: Config) -> None:
+    config["units"] = builder.shape(layer.cell.recurrent_kernel)[0]
+
+
+def _groups(builder: _Builder, layer: Any, config: Config) -> None:
+    if layer.gamma is not None and layer.groups == int(layer.gamma.shape[0]):
+        config["groups"] = builder.shape(layer.gamma)[0]
+
+
+def _heads(builder: _Builder, layer: Any, config: Config) -> None:
+    width, heads, _ = builder.shape(layer._query_dense._kernel)
+    config["num_heads"] = heads
+    outputs = builder.shape(layer._output_dense._kernel)[-1]
+    if config["output_shape"] is not None or outputs != width:
+        config["output_shape"] = (outputs,)
+
+
+def _heads_in_groups(builder: _Builder, layer: Any, config: Config) -> None:
+    config["num_query_heads"] = builder.shape(layer._query_dense._kernel)[1]
+    config["num_key_value_heads"] = builder.shape(layer._key_dense._kernel)[1]
+
+
+def _target_shape(builder: _Builder, layer: Any, config: Config) -> None:
+    name = "target_shape" if "target_shape" in config else "newshape"
+    last = builder.last_of(layer)
+    if last is not None and config[name][-1] != -1:
+        config[name] = (*config[name][:-1], last)
+
+
+def _inner(builder: _Builder, layer: Any, config: Config) -> None:
+    builder.resize(layer.layer, config["layer"]["config"])
+
+
+def _inner_twice(builder: _Builder, layer: Any, config: Config) -> None:
+    builder.resize(layer.forward_layer, config["layer"]["config"])
+    if "backward_layer" in config:
+        builder.resize(layer.backward_layer, config["backward_layer"]["config"])
+
+
+_SIZES: dict[str, Callable[[_Builder, Any, Config], None]] = {
+    "Dense": _units,
+    "EinsumDense": _einsum,
+    "Conv1D": _filters,
+    "Conv2D": _filters,
+    "Conv3D": _filters,
+    "Conv1DTranspose": _filters_transposed,
+    "Conv2DTranspose": _filters_transposed,
+    "Conv3DTranspose": _filters_transposed,
+    "SeparableConv1D": _filters_separable,
+    "SeparableConv2D": _filters_separable,
+    "Embedding": _output_dim,
+    "LSTM": _units_recurrent,
+    "GRU": _units_recurrent,
+    "SimpleRNN": _units_recurrent,
+    "GroupNormalization": _groups,
+    "MultiHeadAttention": _heads,
+    "GroupQueryAttention": _heads_in_groups,
+    "Reshape": _target_shape,
+    "TimeDistributed": _inner,
+    "Bidirectional": _inner_twice,
+}
+"""By the name of a layer's or operation's class, how its configuration tells sizes."""
