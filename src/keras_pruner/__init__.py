@@ -28,6 +28,7 @@ from keras_pruner.oneshot.search import find_sparsity, sensitivity
 from keras_pruner.patterns import NM, Block, Channel, Unstructured
 from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.schedules import ConstantSparsity, PolynomialDecay
+from keras_pruner.shrink.shrink_model import shrink
 from keras_pruner.storage import save_compressed
 from keras_pruner.storage.model_file import FileError
 from keras_pruner.training.pruner import Pruner
@@ -62,6 +63,7 @@ __all__ = [
     "save_compressed",
     "schedules",
     "sensitivity",
+    "shrink",
     "storage",
     "summarize",
     "testing",

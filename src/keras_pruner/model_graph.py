@@ -82,6 +82,7 @@ class ModelGraph:
         calls: every call, each after those whose outputs it takes. Inputs are among them.
         inputs: the tensors that the model takes, flat.
         outputs: the tensors that it returns, flat.
+        forms: the functional form of each nested model, by the id of Keras' node that calls it.
 
     Raises:
         ValueError: if the model has no such graph.
@@ -100,6 +101,7 @@ class ModelGraph:
     def __init__(self, model: keras.Model, inputs: Any = None) -> None:
         form = functional_form(model, inputs)
         self.calls: list[Call] = []
+        self.forms: dict[int, keras.Model] = {}
         self._structure = form._outputs_struct
         known: dict[int, Tensor] = {}
         self._add_nodes(form, known, "")
@@ -165,6 +167,7 @@ class ModelGraph:
                 if inner is None:
                     self._add_call(node, known, name)
                     continue
+                self.forms[id(node)] = inner
                 within = {
                     id(mine): known[id(given)]
                     for mine, given in zip(inner.inputs, node.input_tensors, strict=True)

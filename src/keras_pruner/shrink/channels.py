@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from keras_pruner.shrink.graph import Call, Graph, Tensor
+from keras_pruner.model_graph import Call, ModelGraph, Tensor
 
 Numbers: TypeAlias = np.ndarray
 """For each channel along an axis, the number of its class."""
@@ -128,7 +128,7 @@ class Channels:
             or anything else.
     """
 
-    graph: Graph
+    graph: ModelGraph
     of: dict[Tensor, Numbers]
     count: int
     axes: tuple[Axis, ...]
@@ -176,7 +176,7 @@ class Channels:
 class Labels:
     """Collects numbers, ties and reasons while the calls of a model are gone through."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
         self.of: dict[Tensor, Numbers] = {}
         self.products: list[Product] = []

@@ -11,9 +11,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.model_graph import Call, ModelGraph, Tensor
 from keras_pruner.shrink import probing
 from keras_pruner.shrink.channels import Channels, Product
-from keras_pruner.shrink.graph import Call, Tensor
+from keras_pruner.shrink.rules import attended
 
 _ROUNDING = 1e-6  # relative differences between constants below this are none
 
@@ -57,18 +58,24 @@ Constants = dict[Tensor, np.ndarray]
 
 def _constants(channels: Channels) -> Constants:
     found: Constants = {}
+    # Of several products of one call the last gives its outputs: the one behind the heads.
     products = {product.call.outputs[0]: product for product in channels.products}
     for tensor in channels.graph.inputs:
         found[tensor] = _varying(tensor)
     for call in channels.graph.calls:
+        if call.is_input:
+            continue
         behaviour = channels.behaviours.get(call, "")
-        if behaviour == "multiplies":
+        if behaviour in ("multiplies", "attends"):
             product = products[call.outputs[0]]
             found[call.outputs[0]] = _of_product(product, _at_inputs(product, found))
         elif behaviour in ("each", "moves"):
             _of_operation(call, found)
-        elif isinstance(call.operation, _RECURRENT) and len(call.outputs) == 1:
-            found[call.outputs[0]] = _of_recurrent(call.operation)
+        elif isinstance(call.layer, _RECURRENT) and len(call.outputs) == 1:
+            found[call.outputs[0]] = _of_recurrent(call.layer)
+        elif isinstance(call.layer, keras.layers.Embedding):
+            rows = _numpy(call.layer.embeddings)
+            found[call.outputs[0]] = np.where((rows == rows[:1]).all(axis=0), rows[0], np.nan)
         for tensor in call.outputs:
             found.setdefault(tensor, _varying(tensor))
     return found
@@ -86,7 +93,7 @@ def _varying(tensor: Tensor) -> np.ndarray:
 def _of_operation(call: Call, found: Constants) -> None:
     """Run an operation on random numbers, with the constants in their place."""
     known = any(np.isfinite(found[tensor]).any() for tensor in call.inputs)
-    if not known and not getattr(call.operation, "weights", None):
+    if not known and not getattr(call.layer, "weights", None):
         return
 
     def fill(tensor: Tensor, drawn: np.ndarray) -> np.ndarray:
@@ -152,7 +159,7 @@ def _silent(layer: Any) -> np.ndarray:
 
 def _at_inputs(product: Product, found: Constants) -> np.ndarray:
     """What is constant among a product's inputs."""
-    width, operation = len(product.inputs), product.call.operation
+    width, operation = len(product.inputs), product.call.layer
     if product.source is not None:
         constants = found[product.source]
         if len(constants) > width:  # a grouped convolution: the same position in each group
@@ -177,12 +184,10 @@ _ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 def _source_of(product: Product, found: Constants) -> np.ndarray:
     """The constants that a projection or the kernel of a recurrent layer takes."""
     call = product.call
-    if not isinstance(call.operation, _ATTENTION):
+    if not isinstance(call.layer, _ATTENTION):
         return found[call.inputs[0]]
-    names = dict(zip(("query", "value", "key"), call.args, strict=False)) | call.kwargs
-    name = product.layer.name if product.layer.name != "gate" else "query"
-    given = names.get(name)
-    return found[names["value"] if given is None else given]
+    query, value, key = attended(call)
+    return found[{"key": key, "value": value}.get(product.layer.name, query)]
 
 
 def _silent_heads(layer: Any, count: int) -> np.ndarray:
@@ -234,10 +239,6 @@ def _live(channels: Channels, read: Read) -> np.ndarray:
 
 def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
     """Give the constants that are cut to the biases behind them."""
-    consumers: dict[Tensor, list[Call]] = {}
-    for call in channels.graph.calls:
-        for tensor in call.inputs:
-            consumers.setdefault(tensor, []).append(call)
     done: set[int] = set()
     for product, constants in read:
         lost = np.where(~cut.kept[product.inputs] & np.isfinite(constants), constants, 0.0)
@@ -247,26 +248,26 @@ def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
         weights = product.matrix(_numpy(product.kernel)).astype(np.float64)
         shift = lost @ weights.reshape(*weights.shape[:2], -1).sum(axis=2)
         if shift.any():
-            _shift(product, shift, consumers.get(product.call.outputs[0], []), cut)
+            _shift(channels.graph, product, shift, cut)
     return cut
 
 
-def _shift(product: Product, shift: np.ndarray, consumers: list[Call], cut: Cut) -> None:
+def _shift(graph: ModelGraph, product: Product, shift: np.ndarray, cut: Cut) -> None:
+    """Add numbers to the outputs of a product: to its bias, or to a batch norm's mean behind it."""
     layer = product.layer
     if layer.bias is not None:
         cut.values[id(layer.bias)] = _numpy(layer.bias) + shift
         return
-    norm = consumers[0].operation if len(consumers) == 1 else None
+    consumers = graph.consumers_of(product.call.outputs[0])
+    norm = consumers[0].layer if len(consumers) == 1 else None
     plain = layer.activation in (None, keras.activations.linear)
-    if isinstance(norm, keras.layers.BatchNormalization) and plain and _once(norm, layer):
+    once = [graph.calls_of(one) for one in (layer, norm)]
+    is_norm = isinstance(norm, keras.layers.BatchNormalization)
+    if is_norm and plain and all(len(calls) == 1 for calls in once):
         mean = norm.moving_mean
         cut.values[id(mean)] = cut.values.get(id(mean), _numpy(mean)) - shift
     else:
         cut.biases[id(layer)] = shift
-
-
-def _once(*layers: Any) -> bool:
-    return all(len(layer._inbound_nodes) == 1 for layer in layers)
 
 
 def _numpy(variable: keras.Variable) -> np.ndarray:

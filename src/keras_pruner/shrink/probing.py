@@ -4,18 +4,20 @@ No list of operations is kept. One works on each channel for itself if it gives 
 for a subset of the channels as for all of them: f(x[..., kept]) == f(x)[..., kept].
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_pruner.shrink.graph import Call, Tensor
+from keras_pruner.model_graph import Call, Tensor
 
 _FEW = 6  # channels, for layers of Keras, which hold no positions of channels
 _SIDE = 9  # height and width to try an operation at before its own
 _SETS = 3  # random sets of channels
-_BATCH = 4
+_BATCH = 64  # so many samples that none looks constant by chance
+_NUMBERS = 2**24  # in one input, at most
 _UNKNOWN = 8  # length of an axis of unknown length
 
 Inputs = dict[Tensor, np.ndarray]
@@ -46,22 +48,30 @@ def folds_halves(call: Call, channels: int) -> bool:
 
 def _commutes(call: Call, channels: int, sets: Any) -> bool:
     """Whether cutting channels before the operation is the same as cutting them after it."""
-    few = _FEW if _is_of_keras(call.operation) and channels > _FEW else channels
+    few = _FEW if _is_of_keras(call.layer) and channels > _FEW else channels
     random = np.random.default_rng(0)
     for inputs in _inputs(call, random, {channels: few}, heavy=False):
         try:
-            whole = [_numpy(output) for output in call.run(inputs)]
+            whole = [_numpy(output) for output in _run(call, inputs)]
             for _ in range(_SETS):
                 kept = random.permutation(few) < max(1, few // 2)
                 before, after = sets(kept)
                 after = before[: len(before) // 2] if after is None else after
                 cut = {t: v[..., before] if v.shape[-1] == few else v for t, v in inputs.items()}
-                if not before.any() or not _all_equal(whole, after, call.run(cut)):
+                if not before.any() or not _all_equal(whole, after, _run(call, cut)):
                     return False
             return True
-        except Exception:  # noqa: S112 - an operation may raise anything for a shape it cannot take
+        except Exception:
             continue
     return False
+
+
+def _run(call: Call, values: Mapping[Tensor, Any]) -> list[Any]:
+    """The outputs in inference mode for the given value of each input."""
+    args, kwargs = call.arguments([values[tensor] for tensor in call.inputs])
+    if getattr(call.layer, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}
+    return keras.tree.flatten(call.layer(*args, **kwargs))
 
 
 def _all_equal(whole: list[np.ndarray], kept: np.ndarray, part: list[Any]) -> bool:
@@ -84,14 +94,20 @@ def _inputs(
 ) -> Iterator[Inputs]:
     """Random inputs: small images first, then those of the operation's own size."""
     for side in (_SIDE, None):
-        yield {t: draw(_shape(t, side, sizes), t.dtype, random, heavy) for t in call.inputs}
+        shapes = [_shape(tensor, side, sizes) for tensor in call.inputs]
+        largest = max(math.prod(shape) for shape in shapes)
+        batch = max(4, min(_BATCH, _NUMBERS // max(1, largest)))
+        pairs = zip(call.inputs, shapes, strict=True)
+        yield {t: draw((batch, *shape), t.dtype, random, heavy) for t, shape in pairs}
 
 
 def _shape(tensor: Tensor, side: int | None, sizes: dict[int, int]) -> tuple[int, ...]:
-    *between, last = tensor.shape[1:] if len(tensor.shape) > 1 else (None,)
+    """Of one sample."""
+    if len(tensor.shape) < 2:
+        return ()
+    *between, last = tensor.shape[1:]
     lengths = [_UNKNOWN if n is None else min(n, side or n) for n in between]
-    last = _UNKNOWN if last is None else sizes.get(last, last)
-    return (_BATCH, *lengths, last) if len(tensor.shape) > 1 else (_BATCH,)
+    return (*lengths, _UNKNOWN if last is None else sizes.get(last, last))
 
 
 def draw(
@@ -115,10 +131,10 @@ def outputs_for(call: Call, fill: Callable[[Tensor, np.ndarray], np.ndarray]) ->
     random = np.random.default_rng(0)
     for inputs in _inputs(call, random, {}, heavy=True):
         try:
-            return [_numpy(o) for o in call.run({t: fill(t, v) for t, v in inputs.items()})]
-        except Exception:  # noqa: S112 - as above
+            return [_numpy(o) for o in _run(call, {t: fill(t, v) for t, v in inputs.items()})]
+        except Exception:
             continue
-    raise RuntimeError(f"{call.operation.name} cannot be run on random numbers.")
+    raise RuntimeError(f"{call.layer.name} cannot be run on random numbers.")
 
 
 def route(call: Call, sides: list[np.ndarray]) -> list[np.ndarray] | None:
@@ -138,7 +154,7 @@ def route(call: Call, sides: list[np.ndarray]) -> list[np.ndarray] | None:
     for tensor, numbers in zip(call.inputs, sides, strict=True):
         inputs[tensor] = np.broadcast_to(numbers.astype("int32"), (1, *tensor.shape[1:]))
     try:
-        outputs = [_numpy(output) for output in call.run(inputs)]
+        outputs = [_numpy(output) for output in _run(call, inputs)]
     except Exception:  # the operation may be the user's
         return None
     flat = [output.reshape(-1, output.shape[-1]) for output in outputs]

@@ -1,21 +1,27 @@
 """The same model with fewer channels: new layers of the same names, and weights cut to fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.model_graph import Call
 from keras_pruner.shrink.channels import Channels
 from keras_pruner.shrink.constants import Cut
-from keras_pruner.shrink.graph import Call, as_functional, nodes_of
 
 
-def rebuild(model: Any, channels: Channels, cut: Cut) -> keras.Model:
-    """Build a model without the channels that are cut; the given one stays as it is."""
+def rebuild(form: keras.Model, channels: Channels, cut: Cut) -> keras.Model:
+    """Build a model without the channels that are cut; the given one stays as it is.
+
+    Args:
+        form: the functional form that the channels were found in.
+        channels: of the model.
+        cut: what to take out.
+    """
     builder = _Builder(channels, cut)
-    built = builder.model(model)
+    built = builder.model(form, [tuple(tensor.shape) for tensor in form.inputs])
     builder.copy_weights()
     return built
 
@@ -27,58 +33,60 @@ class _Builder:
         self._axes = channels.by_variable()
         self._calls: dict[int, Call] = {}
         for call in channels.graph.calls:
-            self._calls.setdefault(id(call.operation), call)
+            self._calls.setdefault(id(call.layer), call)
         self._made: dict[int, tuple[Any, Any]] = {}
 
     # ------------------------------------------------------------------ models
 
-    def model(self, model: Any) -> keras.Model:
-        """A functional or Sequential model with everything in it."""
-        functional = as_functional(model)
-        known = {}
-        entries = []
-        for symbolic in functional.inputs:
-            known[id(symbolic)] = self._input(symbolic)
-            entries.append(known[id(symbolic)])
-        for node in nodes_of(functional):
+    def model(self, form: Any, shapes: list[tuple[int | None, ...]]) -> keras.Model:
+        """A functional model with everything in it, for inputs of these shapes."""
+        entries = [self._input(t, shape) for t, shape in zip(form.inputs, shapes, strict=True)]
+        known = {id(old): new for old, new in zip(form.inputs, entries, strict=True)}
+        for node in self._nodes(form):
             args, kwargs = node.arguments.fill_in(known)
             if type(node.operation).__name__ == "GetItem":
                 args, kwargs = self._subscript(node.operation, args, kwargs)
-            outputs = self.operation(node.operation)(*args, **kwargs)
+            shapes = [tuple(known[id(tensor)].shape) for tensor in node.input_tensors]
+            outputs = self._successor(node, shapes)(*args, **kwargs)
             pairs = zip(node.outputs, keras.tree.flatten(outputs), strict=True)
             known |= {id(symbolic): output for symbolic, output in pairs}
-        if isinstance(model, keras.Sequential):
-            layers = [entries[0]._keras_history.operation, *map(self.operation, model.layers)]
-            built = keras.Sequential(layers, name=model.name, trainable=model.trainable)
-        else:
-            inputs, outputs = keras.tree.map_structure(
-                lambda symbolic: known[id(symbolic)],
-                (functional._inputs_struct, functional._outputs_struct),
-            )
-            built = keras.Model(inputs, outputs, name=model.name, trainable=model.trainable)
-        return built
+        inputs, outputs = keras.tree.map_structure(
+            lambda symbolic: known[id(symbolic)], (form._inputs_struct, form._outputs_struct)
+        )
+        return keras.Model(inputs, outputs, name=form.name, trainable=form.trainable)
 
-    def _input(self, symbolic: Any) -> Any:
+    def _nodes(self, form: Any) -> Iterator[Any]:
+        """The calls of a functional model, without those of its inputs."""
+        entries = {id(tensor) for tensor in form.inputs}
+        for depth in sorted(form._nodes_by_depth, reverse=True):
+            for node in form._nodes_by_depth[depth]:
+                if not any(id(tensor) in entries for tensor in node.outputs):
+                    yield node
+
+    def _input(self, symbolic: Any, shape: tuple[int | None, ...]) -> Any:
         layer = symbolic._keras_history.operation
-        tensor = self._channels.graph.tensors[id(symbolic)][0]
-        shape = list(symbolic.shape)
-        if tensor in self._channels.of:
-            shape[-1] = self._count(self._channels.of[tensor])
-        config = {**layer.get_config(), "batch_shape": tuple(shape)}
-        config.pop("shape", None)
-        return type(layer).from_config(config).output
+        config = layer.get_config() if isinstance(layer, keras.layers.InputLayer) else {}
+        config = {"dtype": symbolic.dtype, **config, "batch_shape": shape}
+        return keras.layers.InputLayer.from_config(config).output
+
+    def _successor(self, node: Any, shapes: list[tuple[int | None, ...]]) -> Any:
+        """What stands in the new model for what a node calls, the same one each time."""
+        operation = node.operation
+        if id(operation) not in self._made:
+            form = self._channels.graph.forms.get(id(node))
+            if form is None:
+                made = self._new(operation)
+            else:
+                made = self.model(form, shapes)
+                if isinstance(operation, keras.Sequential):
+                    made = as_sequential(made, operation)
+            self._made[id(operation)] = operation, made
+        return self._made[id(operation)][1]
 
     # ------------------------------------------------------------------ layers
 
-    def operation(self, operation: Any) -> Any:
-        """The successor of a layer, the same one each time."""
-        if id(operation) not in self._made:
-            self._made[id(operation)] = operation, self._new(operation)
-        return self._made[id(operation)][1]
-
     def _new(self, operation: Any) -> Any:
-        if as_functional(operation) is not None:
-            return self.model(operation)
+        """A layer's successor, without weights."""
         if isinstance(operation, keras.layers.Lambda):
             return keras.layers.Lambda(
                 operation.function,
@@ -145,14 +153,14 @@ class _Builder:
     def copy_weights(self) -> None:
         """Give the new layers the weights of the old ones, without what is cut."""
         for layer, successor in self._made.values():
-            if as_functional(layer) is not None or layer is successor:
+            if isinstance(successor, keras.Model) or layer is successor:
                 continue
-            given: dict[str, list[keras.Variable]] = {}
-            for variable in getattr(layer, "weights", ()):
-                given.setdefault(variable.name, []).append(variable)
-            for variable in getattr(successor, "weights", ()):
-                olds = given.get(variable.name)
-                variable.assign(self.value(olds.pop(0)) if olds else self._added_bias(layer))
+            olds = list(getattr(layer, "weights", ()))
+            news = list(getattr(successor, "weights", ()))
+            has_new = len(olds) < len(news)
+            for variable in news:
+                added = has_new and variable.name == "bias"
+                variable.assign(self._added_bias(layer) if added else self.value(olds.pop(0)))
 
     def _added_bias(self, layer: Any) -> np.ndarray:
         """Of a layer that had none."""
@@ -168,6 +176,11 @@ class _Builder:
         for axis in self._axes.get(id(variable), []):
             array = np.compress(self._cut.kept[axis.channels], array, axis=axis.axis)
         return array
+
+
+def as_sequential(form: keras.Model, old: keras.Sequential) -> keras.Sequential:
+    """A functional model of layers in a row as a Sequential one."""
+    return keras.Sequential(form.layers, name=old.name, trainable=old.trainable)
 
 
 # ---------------------------------------------------------------------- sizes in configurations
@@ -269,7 +282,7 @@ _SIZES: dict[str, Callable[[_Builder, Any, Config], None]] = {
     "SimpleRNN": _units_recurrent,
     "GroupNormalization": _groups,
     "MultiHeadAttention": _heads,
-    "GroupQueryAttention": _heads_in_groups,
+    "GroupedQueryAttention": _heads_in_groups,
     "Reshape": _target_shape,
     "TimeDistributed": _inner,
     "Bidirectional": _inner_twice,

@@ -4,6 +4,7 @@ A rule holds for a layer whose class runs the `call` that the rule was written f
 and no trial explains freezes its channels, with a reason.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,34 +12,43 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pruner.model_graph import Call, ModelGraph, Tensor
 from keras_pruner.shrink import probing
 from keras_pruner.shrink.channels import Channels, Labels, Numbers, Product, Work
-from keras_pruner.shrink.graph import Call, Graph, Tensor
 
 Rule = Callable[[Labels, Call], None]
 _kinds = keras.layers
 
 
-def channels_of(graph: Graph) -> Channels:
+def channels_of(graph: ModelGraph) -> Channels:
     """Number the channels of a model, and find which belong together."""
     labels = Labels(graph)
     for tensor in graph.inputs:
         if len(tensor.shape) > 1 and tensor.shape[-1] is not None:
-            labels.of[tensor] = labels.new(tensor.shape[-1])
+            labels.of[tensor] = labels.new(tensor.shape[-1], tensor.producer.layer)
             labels.freeze(labels.of[tensor], "an input of the model")
     for call in graph.calls:
-        _apply(labels, call)
+        if not call.is_input:
+            _apply(labels, call)
     for tensor in graph.outputs:
         labels.freeze(labels.of.get(tensor), "an output of the model")
-    for tensors in graph.tensors.values():  # of a nested model called twice
-        known = [labels.of[tensor] for tensor in tensors if tensor in labels.of]
-        for other in known[1:]:
-            labels.tie(known[0], other)
+    for layer in graph.layers:
+        _tie_calls(labels, graph.calls_of(layer))
     return labels.finish()
 
 
+def _tie_calls(labels: Labels, calls: list[Call]) -> None:
+    """Let a layer of a nested model that is called several times keep one width."""
+    first, *others = calls
+    for other in others if "/" in first.name else ():
+        pairs = zip((*first.inputs, *first.outputs), (*other.inputs, *other.outputs), strict=True)
+        for one, two in pairs:
+            if one in labels.of and two in labels.of and one.shape[-1] == two.shape[-1]:
+                labels.tie(labels.of[one], labels.of[two])
+
+
 def _apply(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     rule = rule_for(layer)
     missing = [t for t in call.inputs if t not in labels.of and _has_channels(t)]
     if rule is not None and not missing:
@@ -78,21 +88,23 @@ def _try_out(labels: Labels, call: Call) -> None:
         for other in full[1:]:
             labels.tie(full[0], other)
         for narrow in (n for n in inputs.values() if len(n) != last):
-            labels.freeze(narrow, f"{call.operation.name} spreads them over other channels")
+            labels.freeze(narrow, f"{call.layer.name} spreads them over other channels")
         labels.give(call, *(full[0] for _ in call.outputs), behaviour="each")
-    elif last is not None and len(call.inputs) == 1 and _folds(labels, call, last):
-        pass
-    elif type(call.operation).__name__ in _MOVES and _move(labels, call):
-        pass
-    else:
+    elif not _folds(labels, call, last) and not _move(labels, call):
         what = "reads or writes channels by position, or mixes them"
-        labels.opaque(call, f"{call.operation.name} ({type(call.operation).__name__}) {what}")
+        labels.opaque(call, f"{call.layer.name} ({type(call.layer).__name__}) {what}")
 
 
-def _folds(labels: Labels, call: Call, last: int) -> bool:
+def _folds(labels: Labels, call: Call, last: int | None) -> bool:
     """Handle an operation that makes one channel of two, if it is one."""
-    numbers = labels.of[call.inputs[0]]
-    if len(numbers) != 2 * last or not probing.folds_halves(call, 2 * last):
+    numbers = labels.of.get(call.inputs[0], np.empty(0))
+    single = len(call.inputs) == len(call.outputs) == 1
+    if (
+        last is None
+        or not single
+        or len(numbers) != 2 * last
+        or not probing.folds_halves(call, 2 * last)
+    ):
         return False
     labels.tie(numbers[:last], numbers[last:])
     labels.give(call, numbers[:last], behaviour="each")
@@ -105,18 +117,20 @@ _MOVES = ("Flatten", "Reshape", "Concatenate", "Split", "GetItem")
 
 def _move(labels: Labels, call: Call) -> bool:
     """Let the channels' numbers go through the operation, if it only moves them."""
+    if type(call.layer).__name__ not in _MOVES or not all(t in labels.of for t in call.inputs):
+        return False
     sides = [labels.of[tensor] for tensor in call.inputs]
     moved = probing.route(call, sides)
     if moved is None:
         return False
-    name = call.operation.name
-    if type(call.operation).__name__ == "Split":
-        sections = call.operation.indices_or_sections
+    name = call.layer.name
+    if type(call.layer).__name__ == "Split":
+        sections = call.layer.indices_or_sections
         if not isinstance(sections, int):
             return False
         for part in moved[1:]:
             labels.tie(moved[0], part)
-    elif type(call.operation).__name__ == "GetItem" and not _is_slice(call):
+    elif type(call.layer).__name__ == "GetItem" and not _is_slice(call):
         for numbers in sides:
             labels.freeze(numbers, f"{name} picks single channels")
     labels.give(call, *moved, behaviour="moves")
@@ -125,7 +139,8 @@ def _move(labels: Labels, call: Call) -> bool:
 
 def _is_slice(call: Call) -> bool:
     """Whether a subscript takes a run of channels, with a step of one, or all of them."""
-    key = call.args[1] if len(call.args) > 1 else call.kwargs.get("key")
+    args, kwargs = call.arguments(call.inputs)
+    key = args[1] if len(args) > 1 else kwargs.get("key")
     last = key[-1] if isinstance(key, tuple | list) else key
     rank = len(call.inputs[0].shape)
     whole = isinstance(key, tuple | list) and Ellipsis not in key and len(key) < rank
@@ -153,9 +168,7 @@ def _product(
     labels.label(kernel, in_axis, inputs[1])
     labels.label(kernel, out_axis, outputs[1])
     labels.products.append(
-        Product(
-            call, layer, kernel, in_axis, inputs[1], out_axis, outputs[1], source, foldable
-        )
+        Product(call, layer, kernel, in_axis, inputs[1], out_axis, outputs[1], source, foldable)
     )
     sizes: list[Any] = list(map(int, kernel.shape))
     sizes[in_axis], sizes[out_axis] = inputs[1], outputs[1]
@@ -175,7 +188,7 @@ def _finish(labels: Labels, call: Call, layer: Any, channels: Numbers) -> None:
 
 
 def _dense(labels: Labels, call: Call) -> None:
-    layer, source = call.operation, call.inputs[0]
+    layer, source = call.layer, call.inputs[0]
     channels = labels.new(layer.units, layer)
     labels.label(layer.bias, 0, channels)
     _product(
@@ -186,7 +199,7 @@ def _dense(labels: Labels, call: Call) -> None:
 
 
 def _einsum(labels: Labels, call: Call) -> None:
-    layer, source = call.operation, call.inputs[0]
+    layer, source = call.layer, call.inputs[0]
     operands, result = layer.equation.replace(" ", "").split("->")
     data, letters = operands.split(",")
     inner, outer = data[-1], result[-1]
@@ -215,7 +228,7 @@ def _is_first_or_last(layer: Any) -> bool:
 
 
 def _conv(labels: Labels, call: Call) -> None:
-    layer, source = call.operation, call.inputs[0]
+    layer, source = call.layer, call.inputs[0]
     inputs = labels.of[source]
     if not _is_first_or_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
@@ -244,7 +257,7 @@ def _has_border(layer: Any) -> bool:
 
 
 def _conv_transpose(labels: Labels, call: Call) -> None:
-    layer, source = call.operation, call.inputs[0]
+    layer, source = call.layer, call.inputs[0]
     if not _is_first_or_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
@@ -258,7 +271,7 @@ def _conv_transpose(labels: Labels, call: Call) -> None:
 
 
 def _depthwise(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     if not _is_first_or_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
@@ -269,7 +282,7 @@ def _depthwise_like(
     labels: Labels, call: Call, kernel: keras.Variable, axis: int, multiplier: int
 ) -> None:
     """A filter, or several, for each channel."""
-    layer, inputs = call.operation, labels.of[call.inputs[0]]
+    layer, inputs = call.layer, labels.of[call.inputs[0]]
     outputs = np.repeat(inputs, multiplier)
     labels.label(kernel, axis, outputs if axis == -1 else inputs)
     labels.label(layer.bias, 0, outputs)
@@ -281,7 +294,7 @@ def _depthwise_like(
 
 
 def _separable(labels: Labels, call: Call) -> None:
-    layer, source = call.operation, call.inputs[0]
+    layer, source = call.layer, call.inputs[0]
     if not _is_first_or_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
@@ -299,7 +312,7 @@ def _separable(labels: Labels, call: Call) -> None:
 
 
 def _embedding(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     for tensor in call.inputs:
         labels.freeze(labels.of.get(tensor), f"{layer.name} looks them up")
     channels = labels.new(layer.output_dim, layer)
@@ -311,7 +324,7 @@ def _embedding(labels: Labels, call: Call) -> None:
 
 
 def _batch_norm(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     channels = labels.of[call.inputs[0]]
     if layer.axis not in (-1, len(call.inputs[0].shape) - 1):
         labels.opaque(call, f"{layer.name} normalises another axis than the last")
@@ -322,7 +335,7 @@ def _batch_norm(labels: Labels, call: Call) -> None:
 
 
 def _norm_over_channels(labels: Labels, call: Call) -> None:
-    layer, source = call.operation, call.inputs[0]
+    layer, source = call.layer, call.inputs[0]
     channels = labels.of[source]
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     if [axis % len(source.shape) for axis in axes] != [len(source.shape) - 1]:
@@ -337,7 +350,7 @@ def _norm_over_channels(labels: Labels, call: Call) -> None:
 
 
 def _group_norm(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     channels = labels.of[call.inputs[0]]
     if layer.axis not in (-1, len(call.inputs[0].shape) - 1):
         labels.opaque(call, f"{layer.name} normalises another axis than the last")
@@ -354,7 +367,7 @@ def _group_norm(labels: Labels, call: Call) -> None:
 
 
 def _prelu(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     channels = labels.of[call.inputs[0]]
     if int(layer.alpha.shape[-1]) == len(channels):
         labels.label(layer.alpha, -1, channels)
@@ -365,7 +378,7 @@ def _prelu(labels: Labels, call: Call) -> None:
 
 
 def _recurrent(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     channels = _units_of(labels, call, layer)
     if layer.return_state:
         labels.freeze(channels, f"{layer.name} returns its states")
@@ -398,7 +411,7 @@ def _activations(layer: Any) -> list[Any]:
 
 
 def _bidirectional(labels: Labels, call: Call) -> None:
-    layer = call.operation
+    layer = call.layer
     inner = (layer.forward_layer, layer.backward_layer)
     stock = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
     if any(type(one) not in stock for one in inner) or layer.return_state or layer.stateful:
@@ -416,12 +429,12 @@ def _bidirectional(labels: Labels, call: Call) -> None:
 
 def _per_step(labels: Labels, call: Call) -> None:
     """A layer with weights that a wrapper applies to each step."""
-    layer = call.operation
+    layer = call.layer
     inner = layer.layer
     if not inner.weights:
         _try_out(labels, call)
     elif isinstance(inner, _PER_STEP) and rule_for(inner) is not None:
-        seen = Call(inner, call.args, call.kwargs, call.outputs)
+        seen = dataclasses.replace(call, layer=inner)
         _RULES[next(k for k in type(inner).__mro__ if k in _RULES)](labels, seen)
         labels.behaviours[call] = labels.behaviours.pop(seen)
     else:
@@ -432,8 +445,12 @@ def _per_step(labels: Labels, call: Call) -> None:
 
 
 def _attention(labels: Labels, call: Call) -> None:
-    layer = call.operation
-    query, value, key = _arguments(call)
+    layer = call.layer
+    last = layer._output_dense
+    if len(last.kernel.shape) != 3:
+        labels.opaque(call, f"{layer.name}: its outputs have several axes")
+        return
+    query, value, key = attended(call)
     grouped = isinstance(layer, keras.layers.GroupQueryAttention)
     few = layer.num_key_value_heads if grouped else layer._num_heads
     heads = labels.new(few, layer, "heads")
@@ -447,10 +464,6 @@ def _attention(labels: Labels, call: Call) -> None:
         labels.label(part.bias, 0, numbers)
         _product(labels, call, part, part._kernel, (0, labels.of[source]), (1, numbers),
                  times=positions(source))  # fmt: skip
-    last = layer._output_dense
-    if len(last.kernel.shape) != 3:
-        labels.opaque(call, f"{layer.name}: its outputs have several axes")
-        return
     channels = labels.new(int(last.kernel.shape[-1]), layer)
     if grouped:
         labels.tie(channels, labels.of[query])  # it has no setting for the width of its output
@@ -460,26 +473,25 @@ def _attention(labels: Labels, call: Call) -> None:
     for tensor in set(call.inputs) - {query, value, key}:
         labels.freeze(labels.of.get(tensor), f"{layer.name} takes them as a mask")
     rest = [None] * (len(call.outputs) - 1)
-    labels.give(call, channels, *rest)
+    labels.give(call, channels, *rest, behaviour="attends")
     for tensor in call.outputs[1:]:
         labels.freeze(heads, f"{layer.name} returns the scores of its heads")
         labels.of[tensor] = labels.new(tensor.shape[-1] or 1)
         labels.freeze(labels.of[tensor], f"{layer.name} returns the scores of its heads")
 
 
-def _arguments(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def attended(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Query, value and key of a call."""
     names = ("query", "value", "key")
-    given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    args, kwargs = call.arguments(call.inputs)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
     value = given["value"]
     return given["query"], value, value if given.get("key") is None else given["key"]
 
 
-def _add_scores(
-    labels: Labels, call: Call, sides: tuple[Tensor, Tensor], heads: Numbers
-) -> None:
+def _add_scores(labels: Labels, call: Call, sides: tuple[Tensor, Tensor], heads: Numbers) -> None:
     """Count query times key, and scores times value."""
-    layer = call.operation
+    layer = call.layer
     width = int(layer._key_dense.kernel.shape[-1]) + int(layer._value_dense.kernel.shape[-1])
     labels.work.append(Work(layer, positions(sides[0]) * positions(sides[1]) * width, (heads,)))
 
