@@ -93,6 +93,7 @@ TOP = [
     "prune",
     "find_sparsity",
     "sensitivity",
+    "shrink",
     "summarize",
     "compare",
     "advise",

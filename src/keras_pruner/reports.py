@@ -16,6 +16,7 @@ from keras_pruner.plan import Plan
 from keras_pruner.quantization import Merge
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import SparsityReport
+from keras_pruner.shrink.report import ShrinkReport
 
 __all__ = [
     "Advice",
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "Rewrite",
     "Sensitivity",
+    "ShrinkReport",
     "SparsityCurve",
     "SparsityReport",
 ]

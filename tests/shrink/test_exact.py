@@ -7,8 +7,6 @@ from networks import NETWORKS, half_kept, inputs_of, randomise, zero_units
 
 import keras_pruner as kp
 from keras_pruner.model_graph import ModelGraph, functional_form
-from keras_pruner.shrink.constants import Cut
-from keras_pruner.shrink.rebuild import rebuild
 from keras_pruner.shrink.rules import channels_of
 
 

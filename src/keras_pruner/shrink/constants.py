@@ -227,7 +227,7 @@ def _live(channels: Channels, read: Read) -> np.ndarray:
         tables.append((product, multiplied & ~dispensable[:, None]))
     before = -1
     while before != np.count_nonzero(live):
-        before = np.count_nonzero(live)
+        before = int(np.count_nonzero(live))
         for product, table in tables:
             needed = table[:, live[product.outputs]].any(axis=1)
             live[product.inputs[needed]] = True
@@ -259,7 +259,7 @@ def _shift(graph: ModelGraph, product: Product, shift: np.ndarray, cut: Cut) -> 
         cut.values[id(layer.bias)] = _numpy(layer.bias) + shift
         return
     consumers = graph.consumers_of(product.call.outputs[0])
-    norm = consumers[0].layer if len(consumers) == 1 else None
+    norm: Any = consumers[0].layer if len(consumers) == 1 else None
     plain = layer.activation in (None, keras.activations.linear)
     once = [graph.calls_of(one) for one in (layer, norm)]
     is_norm = isinstance(norm, keras.layers.BatchNormalization)

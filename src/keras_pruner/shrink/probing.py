@@ -106,8 +106,9 @@ def _shape(tensor: Tensor, side: int | None, sizes: dict[int, int]) -> tuple[int
     if len(tensor.shape) < 2:
         return ()
     *between, last = tensor.shape[1:]
-    lengths = [_UNKNOWN if n is None else min(n, side or n) for n in between]
-    return (*lengths, _UNKNOWN if last is None else sizes.get(last, last))
+    lengths: list[int] = [_UNKNOWN if n is None else min(n, side or n) for n in between]
+    lengths.append(_UNKNOWN if last is None else sizes.get(last, last))
+    return tuple(lengths)
 
 
 def draw(
@@ -148,11 +149,12 @@ def route(call: Call, sides: list[np.ndarray]) -> list[np.ndarray] | None:
         For each output, the number that each of its channels has; None if a channel is made up
         of several, or the axes of the inputs are of unknown length.
     """
-    if any(None in tensor.shape[1:] for tensor in call.inputs):
-        return None
     inputs = {}
     for tensor, numbers in zip(call.inputs, sides, strict=True):
-        inputs[tensor] = np.broadcast_to(numbers.astype("int32"), (1, *tensor.shape[1:]))
+        lengths = [size for size in tensor.shape[1:] if size is not None]
+        if len(lengths) < len(tensor.shape) - 1:
+            return None
+        inputs[tensor] = np.broadcast_to(numbers.astype("int32"), (1, *lengths))
     try:
         outputs = [_numpy(output) for output in _run(call, inputs)]
     except Exception:  # the operation may be the user's

@@ -1,11 +1,11 @@
 """What `kp.shrink` did."""
 
 import dataclasses
-from typing import Any
 
 import keras
 
-from keras_pruner.reporting import tables
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ChannelGroup:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ShrinkReport:
+class ShrinkReport(Report):
     """A smaller model, and what was taken out of it; prints as a table.
 
     Attributes:
@@ -41,6 +41,16 @@ class ShrinkReport:
         relative_error: squared difference of its outputs from the given model's on held-out
             calibration samples, relative to their variance; None without a target.
         seconds: how long it took.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> hidden, head = (keras.layers.Dense(n, name=name) for n, name in [(4, "a"), (2, "b")])
+        >>> model = keras.Sequential([keras.Input((3,)), hidden, head])
+        >>> head.set_weights([head.get_weights()[0] * [[1], [0], [0], [1]], [0, 0]])
+        >>> for group in kp.shrink(model).groups[1:]:
+        ...     print(group.name, group.before, group.after, group.reason)
+        a 4 2
+        b 2 2 an output of the model
     """
 
     model: keras.Model = dataclasses.field(repr=False)
@@ -57,25 +67,29 @@ class ShrinkReport:
         """Why channels could not be removed, by the name of their group."""
         return {group.name: group.reason for group in self.groups if group.reason}
 
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del data["model"]
-        return {**data, "groups": [dataclasses.asdict(group) for group in self.groups]}
-
-    def __str__(self) -> str:
-        rows: list[tuple[object, ...]] = [
-            (group.name, group.before, group.after, group.reason) for group in self.groups
-        ]
-        pairs = {"MACs": self.macs, "weights": self.weights, "bytes": self.bytes}
-        rows += [(name, f"{a:,}", f"{b:,}", _share(a, b)) for name, (a, b) in pairs.items()]
-        columns = ["channels of", ">before", ">after", "why not"]
-        text = tables.render(f"shrink {self.model.name}", columns, rows)
-        text += f"\noutputs of the cut differ by {self.difference:.1e}"
+    def headline(self) -> str:
+        """How much smaller the model is, and how well it agrees."""
+        text = f"{self.model.name}: {_times(*self.macs)} MACs, {_times(*self.weights)} weights"
         if self.relative_error is not None:
             text += f"; relative error on held-out samples {self.relative_error:.3g}"
         return text
 
+    def tables(self) -> list[Table]:
+        """Sizes, what was decided on together, and what was left alone."""
+        pairs = {"MACs": self.macs, "weights": self.weights, "bytes": self.bytes}
+        sizes = [(name, f"{a:,}", f"{b:,}") for name, (a, b) in pairs.items()]
+        cut = [(g.name, g.before, g.after) for g in self.groups if not g.reason]
+        left = [(g.name, g.before, g.reason) for g in self.groups if g.reason]
+        return [
+            Table("", ["", ">before", ">after"], sizes),
+            Table("", ["channels of", ">before", ">after"], cut),
+            Table("left alone", ["channels of", ">number", "reason"], left),
+        ]
 
-def _share(before: int, after: int) -> str:
-    return f"{before / max(1, after):.2f} times fewer" if after < before else "unchanged"
+    def notes(self) -> list[str]:
+        """How exact the cut is."""
+        return [f"The cut changes the outputs by {self.difference:.1e} of the largest."]
+
+
+def _times(before: int, after: int) -> str:
+    return f"{before / max(1, after):.3g} times fewer" if after < before else "as many"

@@ -70,6 +70,7 @@ def _has_channels(tensor: Tensor) -> bool:
 
 def rule_for(layer: Any) -> Rule | None:
     """The rule of the class that the layer's `call` comes from."""
+    kind: Any
     for kind in type(layer).__mro__:
         if kind in _RULES:
             return _RULES[kind] if type(layer).call is kind.call else None

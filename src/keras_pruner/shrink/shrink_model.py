@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -161,14 +162,16 @@ def _report(
         )
         for group in channels.groups
     )
-    counts, sizes = (
-        tuple(sum(size(v) for v in each.weights) for each in (model, smaller))
-        for size in (_entries, _bytes)
-    )  # fmt: skip
+    counts = (_total(model, _entries), _total(smaller, _entries))
+    sizes = (_total(model, _bytes), _total(smaller, _bytes))
     macs = (channels.macs(), channels.macs(kept))
     return ShrinkReport(
         smaller, groups, macs, counts, sizes, difference, error, time.perf_counter() - began
     )
+
+
+def _total(model: keras.Model, size: Callable[[keras.Variable], int]) -> int:
+    return sum(map(size, model.weights))
 
 
 def _entries(variable: keras.Variable) -> int:
