@@ -46,7 +46,8 @@ class ShrinkReport(Report):
         >>> import keras, keras_pruner as kp
         >>> hidden, head = (keras.layers.Dense(n, name=name) for n, name in [(4, "a"), (2, "b")])
         >>> model = keras.Sequential([keras.Input((3,)), hidden, head])
-        >>> head.set_weights([head.get_weights()[0] * [[1], [0], [0], [1]], [0, 0]])
+        >>> kernel, bias = head.get_weights()
+        >>> head.set_weights([kernel * [[1], [0], [0], [1]], bias])
         >>> for group in kp.shrink(model).groups[1:]:
         ...     print(group.name, group.before, group.after, group.reason)
         a 4 2
