@@ -1,7 +1,7 @@
-"""Where the recipes' data comes from: your copy of it, Keras' downloads, or what is at hand.
+"""Data for the recipes: your own copy, a download by Keras, or the small sets in this repository.
 
-Nothing here imports Keras before something must be made: both sides of a comparison read what
-`cached` kept, each with a Keras of its own.
+Keras is imported only when something must be downloaded: both sides of a comparison read the same
+cached file, this package with Keras 3 and TFMOT with Keras 2.
 """
 
 import os
@@ -12,7 +12,7 @@ from lib.recipe import Arrays, Data
 
 
 def cached(path, make):
-    """Arrays by name from a file, made and kept there if it does not exist."""
+    """Load arrays from a file; if it does not exist, make and store them."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.npz")
@@ -30,7 +30,7 @@ def classes(parts, source, rows=None):
 
 
 def mnist(path, work, rows=None):
-    """Digits: mnist.npz as Keras keeps it, `keras.datasets.mnist`, or the 10,000 at hand."""
+    """Digits: the file mnist.npz, `keras.datasets.mnist`, or the package's 10,000."""
     if path:
         with np.load(path) as file:
             found = {name: file[name] for name in ("x_test", "y_test")}
@@ -55,8 +55,8 @@ def digits_at_hand():
 def reviews(options):
     """Film reviews, good or bad: `keras.datasets.imdb`, or the snippets in an archive.
 
-    `options` has --words and --length. The archive is the one of `tfmot/data.py`. Made-up
-    sentences, which that falls back to, serve to see it run, and the source says so.
+    `options` has --words and --length. The archive is described in `tfmot/data.py`. Without any
+    data, made-up sentences are used, and the stored source says so.
     """
     path, words, length = options.data, options.words, options.length
 

@@ -1,7 +1,7 @@
-"""The published networks at their usual size: pruned at once, and what the files come to.
+"""The published networks at full size: pruned at once; file sizes and inference times.
 
-Weights are the published ones where they can be fetched, else random ones, and no accuracy is
-claimed either way: bytes and time do not depend on the values, only on where the zeros are.
+Weights are the published ones if they can be downloaded, otherwise random. No accuracy is
+measured: bytes and time depend only on where the zeros are.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ HEADINGS = [
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A network as it is shipped.
+    """The files of one network.
 
     Attributes:
         compressed: bytes of `save_compressed`.
@@ -53,18 +53,18 @@ def shipped(model, stem):
 
 
 def built(name):
-    """A network of `keras.applications`, and where its weights come from."""
+    """A network of `keras.applications`, and the origin of its weights."""
     make = getattr(keras.applications, name)
     try:
         return make(weights="imagenet"), "ImageNet's weights"
-    except Exception as error:  # whatever the download ran into
+    except Exception as error:  # any error of the download
         print(f"The weights of {name} cannot be fetched, random ones instead: {error}")
         keras.utils.set_random_seed(0)
         return make(weights=None), "random weights"
 
 
 def rows_of(title, name, seconds, folder):
-    """A row dense, and one for each pattern."""
+    """One row for the dense network, and one for each pattern."""
     model, origin = built(name)
     dense = shipped(model, Path(folder, f"{name}-dense"))
     whole = model.get_weights()

@@ -1,6 +1,6 @@
-"""Images for a recipe: a directory of yours, `tensorflow_datasets`, or a small set resized.
+"""Images for the recipes: a directory, a set of `tensorflow_datasets`, or a small set, resized.
 
-Rows are (height, width, 3), uint8. Nothing here imports Keras before something must be made.
+Images are (height, width, 3), uint8. Keras is imported only when something must be downloaded.
 """
 
 import concurrent.futures
@@ -20,14 +20,14 @@ ENDINGS = {".jpg", ".jpeg", ".png"}
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures that are read when they are wanted, whatever holds them.
+    """Images that are read when a batch asks for them.
 
     Attributes:
-        source: row number -> picture (PIL) and class.
-        rows: how many there are.
-        size: height and width to bring them to.
-        augmented: a random crop and flip, the same whenever the same batch is asked for; else the
-            middle 7/8.
+        source: row number -> image (PIL) and class.
+        rows: the number of images.
+        size: height and width after resizing.
+        augmented: crop and flip at random, the same way each time the same batch is requested;
+            otherwise the central 7/8.
     """
 
     source: Any
@@ -39,7 +39,7 @@ class Pictures:
         return self.rows
 
     def take(self, index):
-        """The pictures with these numbers, and their classes."""
+        """The images with these numbers, and their classes."""
         seeds = np.random.SeedSequence(np.asarray(index).tolist()).spawn(len(index))
 
         def one(row, seed):
@@ -54,9 +54,9 @@ class Pictures:
 
 
 def fitted(picture, size, rng):
-    """A square of a picture: the middle, or by chance 8 to 100 % of it, flipped or not.
+    """A square part of an image: the centre, or a random 8 to 100 % of it, flipped or not.
 
-    The random part is the one of Szegedy et al. 2015 (arXiv:1409.4842).
+    The random crop follows Szegedy et al. 2015 (arXiv:1409.4842).
     """
     width, height = picture.size
     side = 7 / 8 * min(width, height)
@@ -72,7 +72,7 @@ def fitted(picture, size, rng):
 
 
 def directory(path, size):
-    """Pictures in train/CLASS/ and val/CLASS/; classes are numbered in the order of their names."""
+    """Images in train/CLASS/ and val/CLASS/; classes are numbered in alphabetical order."""
     parts, names = [], None
     for part in ("train", "val"):
         folder = Path(path, part)
@@ -95,7 +95,7 @@ def directory(path, size):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Row number -> picture and class, from files."""
+    """Row number -> image and class, from files."""
 
     files: Sequence[tuple[Path, int]]
 
@@ -108,7 +108,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Row number -> picture and class, from a random access source of `tensorflow_datasets`."""
+    """Row number -> image and class, from a random access source of `tensorflow_datasets`."""
 
     rows: Any
 
@@ -133,7 +133,7 @@ def prepared(name, size):
 
 
 def small(name, size, work, rows):
-    """Fashion-MNIST or digits as coloured pictures of another size, in memory."""
+    """Fashion-MNIST or digits as colour images of another size, in memory."""
 
     def make():
         found = fashion() if name == "fashion" else digits()
@@ -149,7 +149,7 @@ def small(name, size, work, rows):
 
 
 def resized(x, size):
-    """Grey pictures (n, height, width), uint8 -> (n, size, size, 3)."""
+    """Grey images (n, height, width), uint8 -> (n, size, size, 3)."""
     from PIL import Image
 
     grey = [np.asarray(Image.fromarray(one).resize((size, size), resample=2)) for one in x]
@@ -162,9 +162,9 @@ def fashion():
 
     try:
         (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:  # whatever the download ran into
+    except Exception as error:  # any error of the download
         raise SystemExit(
-            f"keras.datasets.fashion_mnist cannot be had: {error}\n"
+            f"keras.datasets.fashion_mnist cannot be downloaded: {error}\n"
             "Its four files may be put into $KERAS_HOME/datasets/fashion-mnist/ (the Debian "
             "package dataset-fashion-mnist has them), or run with --images digits."
         ) from None
@@ -175,7 +175,7 @@ def fashion():
 
 
 def digits():
-    """The digits at hand, as they are in Fashion-MNIST."""
+    """The digits that come with the package, in the form of Fashion-MNIST."""
     found = digits_at_hand()
     for part in ("x", "x_test"):
         found[part] = np.rint(np.asarray(found[part]).reshape(-1, 28, 28) * 255).astype("uint8")

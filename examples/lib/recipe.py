@@ -1,17 +1,17 @@
-"""What the recipes share: their options, what a run is, and how it is stored and taken up again.
+"""What the recipes share: their options, what a run is, and how runs are stored and resumed.
 
-A recipe is a value: data, network, measure and budget. `run` trains it dense, goes on from there
-in every way that was asked for, and appends a line to the results after each. What has its line
-already is not done again, so that a run that was stopped goes on where it stopped.
+A recipe is a value: data, network, score and budget. `run` trains the dense network, continues
+from its weights by each requested method, and appends one line to the results after each. Methods
+that have a line are skipped, so an interrupted run continues where it stopped.
 
 dense           trained for `dense_epochs`; everything else starts from these weights
-dense, longer   trained on for `pruning_epochs`, with nothing pruned
-ours            pruned and refitted, then trained on for `pruning_epochs` with the zeros kept; or,
-                with --start gradual, pruned while it is trained on, until --prune-until of it
+dense, longer   trained for another `pruning_epochs` without pruning
+ours            pruned and refitted at once, then trained for `pruning_epochs` with the zeros kept;
+                with --start gradual: pruned during `pruning_epochs`, until --prune-until of them
 distilled       the same, with the dense network as teacher
-tfmot           pruned by TFMOT while it is trained on, with the same batches in the same order
+tfmot           pruned by TFMOT during `pruning_epochs`, with the same batches in the same order
 
-Retained is the score of the pruned network / the better one of the two dense scores.
+"Retained" is the score of the pruned network / the better of the two dense scores.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Arrays:
         return len(self.x[0] if isinstance(self.x, tuple) else self.x)
 
     def take(self, index):
-        """The rows with these numbers, x and y."""
+        """Return x and y of the rows with these numbers."""
         return tuple(
             tuple(a[index] for a in part) if isinstance(part, tuple) else part[index]
             for part in (self.x, self.y)
@@ -53,13 +53,13 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What to train and to test with.
+    """Training and test data.
 
     Attributes:
         train: `Arrays`, or anything with `len(train)` and `train.take(index) -> x, y`.
-        test: what the recipe's `score` wants; x and y for `accuracy`.
-        source: what it is, in a few words.
-        facts: what `build` must know besides: classes, words, ...
+        test: the argument of the recipe's `score`; x and y for `accuracy`.
+        source: a short description of the data.
+        facts: other values that `build` needs: classes, words, ...
     """
 
     train: Any
@@ -70,7 +70,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How long to train, and how fast; the rate falls to zero as a cosine in both parts."""
+    """Epochs, batch size and learning rates; rates decay to zero as a cosine in both parts."""
 
     dense_epochs: int
     pruning_epochs: int
@@ -81,7 +81,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """How many zeros, and which shapes of them. Its name is "0.8", "2:4" or "4x1 0.8"."""
+    """Sparsity and pattern. The name is "0.8", "2:4" or "4x1 0.8"."""
 
     sparsity: float
     pattern: str = "unstructured"
@@ -102,20 +102,20 @@ def adam(keras, rate):
 class Recipe:
     """One row of the published table, or a model beside it.
 
-    Functions that take `keras` are given Keras 3 or, under TFMOT, tf_keras.
+    Functions with an argument `keras` receive Keras 3 or, under TFMOT, tf_keras.
 
     Attributes:
-        name: of the recipe in the results; another size or another data is another name.
-        data: seed -> data. Called on both sides, so it imports neither Keras nor what only
-            makes features; `datasets.cached` keeps those.
+        name: the name in the results; it differs for each size and data set.
+        data: seed -> data. Called on both sides, so it imports neither Keras nor libraries that
+            only compute features; `datasets.cached` stores features.
         build: keras, data -> model, not compiled.
-        score: model, data -> how good it is; the higher, the better, and 0 is nothing.
+        score: model, data -> a score; higher is better, 0 means nothing was learned.
         budget: epochs, batch and rates.
         measure: the name of the score.
-        loss: as `compile` takes it, or keras -> loss.
+        loss: a loss for `compile`, or keras -> loss.
         optimizer: keras, learning rate (a schedule) -> optimizer.
         published: "dense" or a target's name -> the published figure, per cent or BLEU.
-        left_alone: regex of the names of layers that nobody prunes.
+        left_alone: regex of the names of layers that are not pruned.
         tfmot: whether TFMOT can prune the model.
     """
 
@@ -136,12 +136,12 @@ class Recipe:
         return self.loss(keras) if callable(self.loss) else self.loss
 
     def leaves_alone(self, layer):
-        """Whether the layer of this name is not to be pruned."""
+        """Whether the layer with this name is left alone."""
         return bool(self.left_alone and re.search(self.left_alone, layer))
 
 
 def accuracy(model, data):
-    """The fraction of the test rows whose largest output, or whose sign, is right."""
+    """The fraction of the test rows whose largest output (or sign) is correct."""
     x, y = data.test
     out = np.asarray(model.predict(x, batch_size=256, verbose=0))
     found = out.argmax(-1) if out.shape[-1] > 1 else out[..., 0] > 0.5
@@ -161,11 +161,11 @@ def order(seed, rows, budget, epochs):
 
 
 def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
-    """The options that every recipe has; a script adds its own."""
+    """The options of all recipes; each script adds its own."""
     made = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--data", metavar="PATH", help="your copy of the data, as said above")
+    made.add_argument("--data", metavar="PATH", help="your copy of the data, described above")
     made.add_argument("--sparsity", nargs="+", type=float, default=list(sparsity))
     made.add_argument("--pattern", nargs="+", choices=PATTERNS, default=list(pattern))
     made.add_argument("--allocation", choices=ALLOCATIONS, default="lamp")
@@ -180,7 +180,7 @@ def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
         type=float,
         default=PRUNE_UNTIL,
         metavar="SHARE",
-        help="with --start gradual: of the second part of the training, the rest is to recover; "
+        help="with --start gradual: the fraction of the second part at which pruning ends; "
         f"under TFMOT always {PRUNE_UNTIL:g}",
     )
     made.add_argument("--seeds", type=int, default=3)
@@ -188,23 +188,23 @@ def parser(text, *, sparsity=(0.8, 0.9, 0.95), pattern=("unstructured",)):
     made.add_argument(
         "--epochs", nargs=2, type=int, metavar=("DENSE", "PRUNING"), help="in place of the recipe's"
     )
-    made.add_argument("--smoke", action="store_true", help="a minute of everything, to see it run")
+    made.add_argument("--smoke", action="store_true", help="a very short run, to see that it works")
     made.add_argument(
         "--tfmot-python",
         default=os.environ.get("TFMOT_PYTHON"),
         metavar="PYTHON",
-        help="of an environment with tensorflow-model-optimization 0.8.1 and tf-keras",
+        help="the Python of an environment with tensorflow-model-optimization 0.8.1 and tf-keras",
     )
     made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     made.add_argument(
         "--work", type=Path, default=HERE / ".work", metavar="DIR", help="trained weights, features"
     )
-    made.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)  # this is TFMOT's side
+    made.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)  # for TFMOT's process
     return made
 
 
 def targets(options):
-    """What was asked for by --sparsity and --pattern."""
+    """The targets given by --sparsity and --pattern."""
     return [
         Target(sparsity, pattern)
         for pattern in options.pattern
@@ -213,7 +213,7 @@ def targets(options):
 
 
 def budget(options, usual):
-    """The recipe's usual budget, with --epochs; an epoch each, of small batches, for --smoke."""
+    """The recipe's budget, changed by --epochs; for --smoke one epoch each, in small batches."""
     if options.smoke:
         return dataclasses.replace(usual, dense_epochs=1, pruning_epochs=1, batch=16)
     if not options.epochs:
@@ -223,14 +223,14 @@ def budget(options, usual):
 
 
 def start_name(options):
-    """How pruning begins, in the results: "at once", "gradual", "gradual until 0.3"."""
+    """How pruning starts, as written in the results: "at once", "gradual", "gradual until 0.3"."""
     if options.start == "gradual" and options.prune_until != PRUNE_UNTIL:
         return f"gradual until {options.prune_until:g}"
     return options.start
 
 
 def check(options):
-    """What --smoke means for the other options, and what cannot go together."""
+    """Apply --smoke to the other options; refuse options that contradict each other."""
     if options.smoke:
         options.seeds = 1
         options.sparsity = options.sparsity[-1:]
@@ -241,7 +241,7 @@ def check(options):
         )
     if options.epochs and (options.epochs[0] < 0 or options.epochs[1] < 1):
         raise SystemExit(
-            "--epochs: DENSE may be 0, PRUNING is at least 1, for every method trains on. "
+            "--epochs: DENSE may be 0; PRUNING must be at least 1, because every method trains. "
             f"Received: {options.epochs[0]} {options.epochs[1]}."
         )
     if not 0 < options.prune_until <= 1:
@@ -260,7 +260,7 @@ def check(options):
 
 
 def run(options, recipes):
-    """Do what is not done yet of each recipe, and print its table."""
+    """Run what has no stored line yet for each recipe, and print its table."""
     check(options)
     if options.jobs:
         from lib import tfmot_side
@@ -274,7 +274,7 @@ def run(options, recipes):
 
 
 def file_name(name):
-    """A recipe's name in a path."""
+    """A recipe's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -311,11 +311,13 @@ class Run:
             self.under_tfmot(training)
 
     def check_source(self, source):
-        """Refuse runs on other data with the same budget, which would count as done."""
+        """Refuse stored runs on other data with the same budget: they would count as done."""
         budget = dataclasses.asdict(self.recipe.budget)
         for line in stored_runs.read(self.path):
             theirs = line.get("source", source)
-            same = theirs.partition(";")[0] == source.partition(";")[0]  # figures come after it
+            same = (
+                theirs.partition(";")[0] == source.partition(";")[0]
+            )  # numbers follow the semicolon
             if line["budget"] == budget and not same:
                 raise SystemExit(
                     f"{self.path} holds runs on other data: {theirs!r}. Received: "
@@ -323,7 +325,7 @@ class Run:
                 )
 
     def under_tfmot(self, training):
-        """What TFMOT is to do, in one process of its own; its weights are scored on this side."""
+        """Run TFMOT's jobs in a process of their own; their weights are scored here."""
         from lib import tfmot_side
 
         jobs = [
@@ -340,13 +342,13 @@ class Run:
             self.note(found, job.seed, "tfmot", job.target)
 
     def start(self, seed):
-        """Where the dense weights of a seed are kept."""
+        """The file with the dense weights of a seed."""
         b = self.recipe.budget
         budget = f"{b.dense_epochs}-{b.batch}-{b.dense_rate:g}"
         return self.options.work / f"{file_name(self.recipe.name)}-{budget}-{seed}.npz"
 
     def key(self, seed, method, target=None):
-        """What tells a line from all others."""
+        """The fields that identify a line."""
         chosen = {}
         if target is not None:
             chosen = {"target": target.name}

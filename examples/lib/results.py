@@ -1,7 +1,7 @@
-"""From the stored runs to `results.md` and `results.png`: every recipe beside what was published.
+"""Make `results.md` and `results.png` from the stored runs, beside the published results.
 
-python examples/lib/results.py                      what lies in examples/results
-python examples/lib/results.py DIR --output DIR     something else
+python examples/lib/results.py                      the runs in examples/results
+python examples/lib/results.py DIR --output DIR     other runs
 """
 
 import argparse
@@ -15,20 +15,23 @@ from lib.stored_runs import difference, summaries
 
 HERE = Path(__file__).resolve().parents[1]  # examples
 COLORS = {"ours": "C0", "tfmot": "C1", "distilled": "C2"}
-MOST_LOST = 0.5  # points; what "6x smaller with minimal loss" may cost here
-LEAST_RETAINED = 99  # per cent; 0.5 points are much of a low score
+MOST_LOST = 0.5  # points; the loss allowed for "6x smaller with minimal loss"
+LEAST_RETAINED = 99  # per cent; 0.5 points are a large part of a low score
 HEAD = (
-    "# The published results, run here\n\n"
-    "Made by `python examples/lib/results.py` from the lines in `examples/results/`, one for each "
-    "run. Scores are per cent (accuracy, BLEU; whatever the table's second column says), the "
-    "mean over the seeds; in brackets is the 95 % interval by Student's t, over the seeds or "
-    "over the differences within a seed. Each recipe trains a network, then trains on from the "
-    'same weights in several ways, for the same number of epochs: without pruning ("dense, '
-    'longer"), pruned here, pruned by TFMOT 0.8.1 with the same batches. **Retained** is pruned '
-    "/ the better of the two dense scores, chosen for each seed by the same test data, which "
-    'flatters the dense side; "of the longer" divides by the dense network that was trained as '
-    "long. Data and sizes are in the names: they are small, so the figures stand beside the "
-    "published ones for what pruning costs, and not for the accuracy as such."
+    "# Results of the recipes\n\n"
+    "Made by `python examples/lib/results.py` from the runs stored in `examples/results/`, one "
+    "line each. Every recipe trains a network and then continues from the same weights by several "
+    'methods, for the same number of epochs: without pruning ("dense, longer"), pruned by this '
+    "package, and pruned by TFMOT 0.8.1 with the same batches.\n\n"
+    "- Scores are per cent of the measure named in the second column (accuracy, BLEU, ...), the "
+    "mean over the seeds.\n"
+    "- Brackets hold the 95 % interval by Student's t, over the seeds or over the differences "
+    "within each seed.\n"
+    "- **Retained** is the score of the pruned network divided by the better of the two dense "
+    "scores. The better one is chosen for each seed on the same test data, which favours the dense "
+    'side. "Of the longer" divides by the dense network that was trained for as long.\n'
+    "- Data and sizes are in the names. They are small. Compare what pruning costs with the "
+    "published results, not the scores themselves."
 )
 
 
@@ -38,14 +41,14 @@ def cells(*values):
 
 
 def grid(columns, rows):
-    """A Markdown table, or a word where there are no rows."""
+    """A Markdown table, or `No runs yet.` where there are no rows."""
     if not rows:
         return "No runs yet."
     return "\n".join([cells(*columns), cells(*["---"] * len(columns)), *(cells(*r) for r in rows)])
 
 
 def published(everything):
-    """Where a figure was published: what it kept, and what is kept here."""
+    """Retained accuracy as published, and as measured here."""
     rows = [
         (
             name,
@@ -70,7 +73,7 @@ def published(everything):
 
 
 def paired(everything, method, against):
-    """Points by which a method is above another at the same target, paired by seed."""
+    """Difference in points between two methods at the same target, paired by seed."""
     rows = []
     for name, found in everything.items():
         for one in (each for each in found if each.method == method):
@@ -97,9 +100,9 @@ def paired(everything, method, against):
 
 
 def smallest(everything, kind=""):
-    """For each recipe the smallest file that costs at most `MOST_LOST` points, on the mean.
+    """For each recipe the smallest file that loses at most `MOST_LOST` points on average.
 
-    It must retain `LEAST_RETAINED`, too.
+    It must also retain `LEAST_RETAINED` per cent.
 
     `kind`: "" for exact files, ", float16" for those with rounded kernels.
     """
@@ -138,7 +141,7 @@ def smallest(everything, kind=""):
 
 
 def all_runs(everything):
-    """Every setting, in full."""
+    """All settings."""
     rows = [
         (
             name,
@@ -163,40 +166,40 @@ def all_runs(everything):
 
 
 def page(everything, picture):
-    """The whole of results.md."""
+    """The text of results.md."""
     return "\n\n".join(
         [
             HEAD,
             "## Retained, beside what was published",
             published(everything),
-            "What is known of GNMT on short messages stands at the top of `translation.py`.",
+            "More on GNMT with few sentences: see the top of `recipes/translation.py`.",
             "## Against TFMOT, with the same budget",
             paired(everything, "ours", "tfmot"),
             "## What distillation from the dense network adds",
-            "The teacher is the dense network that everything starts from. Where training on makes "
-            "the student better than that, as on MNIST, the teacher holds it back.",
+            "The teacher is the dense network that everything starts from. If further "
+            "training makes the student better than the teacher, as on MNIST, the teacher holds it "
+            "back.",
             paired(everything, "distilled", "ours"),
             f"## The smallest file at a loss of at most {MOST_LOST:g} points, "
             f"and {100 - LEAST_RETAINED} % of the score",
-            "Every weight as it was trained:",
+            "All weights in float32:",
             smallest(everything),
-            'Kernels rounded to float16, `save_compressed(weights="float16")`; the score is that '
-            "of the weights read back from the file, the dense network's that of its float32:",
+            'Kernels rounded to float16, `save_compressed(weights="float16")`. The pruned score is '
+            "measured with the weights of the file, the dense score with float32 weights:",
             smallest(everything, ", float16"),
             "## Accuracy against sparsity",
             f"![Score against sparsity, a panel for each recipe]({picture})",
             "## All runs",
             all_runs(everything),
-            "Seconds are those of the training alone, on machines that did other things beside it: "
-            "no measure of speed. TFMOT leaves some zeros as -0.0; the bytes of its runs up to "
-            "2026-11-26 hold those signs, up to a bit each, which `save_compressed` drops since "
-            "then.",
+            "Seconds are the training time on machines with other jobs, so they do not measure "
+            "speed. TFMOT stores some zeros as -0.0. Up to 2026-11-26 these signs took up to one "
+            "bit each in the files of its runs; since then `save_compressed` drops them.",
         ]
     )
 
 
 def draw(everything, path):
-    """A panel for each recipe: score against sparsity, a line for each method and its epochs."""
+    """One panel per recipe: score against sparsity, one line per method and number of epochs."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(everything))
@@ -225,7 +228,7 @@ def draw(everything, path):
 
 
 def points(axes, found, mark, label):
-    """The scores of some rows over the zeros that were found, with their intervals."""
+    """Plot the scores of some rows against the measured sparsity, with intervals."""
     if found:
         axes.errorbar(
             [100 * each.mean("zeros") for each in found],

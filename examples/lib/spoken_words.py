@@ -14,7 +14,7 @@ FRAMES, COEFFICIENTS = 49, 10
 
 
 def layout(path):
-    """Which of the layouts it is: "digits" or "commands"."""
+    """The layout of the directory: "digits" or "commands"."""
     if path is None:
         raise SystemExit(
             "--data is missing: the Free Spoken Digit Dataset (a directory with 0_george_0.wav and "
@@ -33,7 +33,7 @@ def layout(path):
 
 
 def digits(path, work, split, rows=None):
-    """Spoken digits. `split`: "official" (numbers below 5 test), or a speaker who tests."""
+    """Spoken digits; `split` is "official" (test with recordings below 5) or the test speaker."""
     found = cached(work / f"digits-{stamp(path)}.npz", lambda: _digits(path))
     test = found["index"] < 5 if split == "official" else found["speaker"] == split
     if not test.any():
@@ -43,7 +43,7 @@ def digits(path, work, split, rows=None):
 
 
 def recordings(path):
-    """Spoken digits: sounds at 8 kHz, without the zeros behind them; y, speaker and index."""
+    """Spoken digits: sounds at 8 kHz without trailing zeros; y, speaker and index."""
     path = Path(path)
     if path.suffix == ".npz":
         with np.load(path) as kept:
@@ -63,20 +63,20 @@ def recordings(path):
 
 
 def commands(path, work, rows=None):
-    """Speech Commands as "Hello Edge" has it: ten words, unknown words and silence."""
+    """Speech Commands as in "Hello Edge": ten words, unknown words and silence."""
     found = cached(work / f"commands-{stamp(path)}.npz", lambda: _commands(Path(path)))
     return _normed(found["x"], found["y"], found["test"], "Speech Commands", rows)
 
 
 def tones(rows=200):
-    """Features of made-up tones, for --smoke without recordings."""
+    """Features of synthetic tones, for --smoke without recordings."""
     found = made_up(rows)
     x = np.stack([mfcc(sound, 8000) for sound in found["sounds"]])
     return _normed(x, found["y"], found["index"] < 5, "made-up tones")
 
 
 def made_up(rows=200):
-    """A tone with noise for each digit, as `recordings` has them, for --smoke without any."""
+    """One noisy tone per digit, in the form of `recordings`, for --smoke without recordings."""
     rng = np.random.default_rng(0)
     y = np.arange(rows) % 10
     time = np.arange(4000) / 8000
@@ -87,7 +87,7 @@ def made_up(rows=200):
 
 
 def mfcc(sound, rate):
-    """The features of "Hello Edge" for one second: 49 frames of 40 ms, 10 coefficients each."""
+    """The features of "Hello Edge" for one second: 49 frames of 40 ms with 10 coefficients."""
     import librosa
 
     second = np.zeros(rate, "float32")
@@ -100,7 +100,7 @@ def mfcc(sound, rate):
 
 
 def _normed(x, y, test, source, rows=None):
-    """Data with each coefficient scaled by what it is in the training part."""
+    """Data with each coefficient scaled by its statistics in the training part."""
     mean, scale = x[~test].mean((0, 1)), x[~test].std((0, 1))
     x = ((x - mean) / scale)[..., None].astype("float32")
     parts = {"x": x[~test], "y": y[~test], "x_test": x[test], "y_test": y[test]}
@@ -126,7 +126,7 @@ def _digits(path):
 
 
 def _commands(path):
-    """Features and classes; a tenth of the recordings is unknown words, another silence."""
+    """Features and classes; 10 % of the recordings are unknown words, 10 % silence."""
     tests = set((path / "testing_list.txt").read_text().split())
     rng = np.random.default_rng(0)
     files = sorted(p for p in path.glob("*/*.wav") if not p.parent.name.startswith("_"))

@@ -1,4 +1,4 @@
-"""Stored runs: a line of JSON each, and what is made of them over the seeds."""
+"""Stored runs, one line of JSON each, and their statistics over the seeds."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def append(path, line):
-    """Add a line in one write, so that a run that is killed leaves whole lines only."""
+    """Append a line in one write, so that a killed run leaves only complete lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
         file.write((json.dumps(line) + "\n").encode())
@@ -58,7 +58,7 @@ class Interval:
 
     @property
     def spread(self):
-        """The mean and the deviation, for people."""
+        """The mean and the standard deviation as text."""
         return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
 
     def __str__(self):

@@ -1,4 +1,4 @@
-"""TFMOT's IMDB example: an embedding and an LSTM that tell good reviews from bad ones, pruned.
+"""TFMOT's IMDB example: an embedding and an LSTM that classify film reviews, pruned.
 
     KERAS_BACKEND=tensorflow python examples/recipes/imdb_lstm.py --data vaderSentiment-3.3.2.tar.gz
 
@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import datasets, recipe
 
 OPTIONS = recipe.parser(__doc__)
-OPTIONS.add_argument("--words", type=int, default=20000, help="in the vocabulary")
-OPTIONS.add_argument("--length", type=int, default=100, help="words of a review that are read")
-OPTIONS.add_argument("--units", type=int, default=128, help="of the embedding and the LSTM")
+OPTIONS.add_argument("--words", type=int, default=20000, help="size of the vocabulary")
+OPTIONS.add_argument("--length", type=int, default=100, help="number of words read of each review")
+OPTIONS.add_argument("--units", type=int, default=128, help="units of the embedding and the LSTM")
 
 
 def network(keras, options):
-    """The layers of TFMOT's own example of that name."""
+    """The network of TFMOT's example of this name."""
     layers = keras.layers
     return keras.Sequential(
         [

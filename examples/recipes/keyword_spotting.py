@@ -4,14 +4,14 @@
 
 Data, given by --data:
 - the Free Spoken Digit Dataset: a directory with 0_george_0.wav and so on, or its parent; or an
-  .npz with x (int16, 8 kHz, a second each), y, speaker and index. --split official tests with the
-  recordings below number 5; --split theo with a speaker nobody was trained with.
+  .npz with x (int16, 8 kHz, a second each), y, speaker and index. --split official uses the
+  recordings below number 5 for testing; --split theo uses a speaker who is not in the training.
 - Google's Speech Commands: the directory with a folder for each word and testing_list.txt.
 
-DS-CNN-L, tested with a speaker nobody was trained with, keeps 100.4 and 99.6 % of what it has when
-trained on dense, at 50 % and at 2:4 (`--size L --split theo --epochs 3 4`, five seeds; published
-99.6 and 99.1 %). Of the better of two dense scores, of which the test chooses one, it is 98.1 and
-97.3 %. Scores of one speaker differ by 2 to 4 points from seed to seed.
+Tested with a speaker who is not in the training, DS-CNN-L keeps 100.4 % (at 50 % zeros) and 99.6 %
+(at 2:4) of the accuracy of the dense network trained for as long (`--size L --split theo --epochs
+3 4`, five seeds; published 99.6 and 99.1 %), and 98.1 and 97.3 % of the better of the two dense
+networks. Scores of one speaker differ by 2 to 4 points from seed to seed.
 
 Features are computed by librosa: `pip install "keras-pruner[examples]"`.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import recipe, spoken_words
 
-SIZES = {  # filters; strides of the first convolution and of each separable one
+SIZES = {  # filters; strides of the first convolution and of the separable ones
     "S": (64, ((2, 2), 1, 1, 1, 1)),
     "M": (172, ((2, 1), 2, 1, 1, 1)),
     "L": (276, ((2, 1), 2, 1, 1, 1, 1)),

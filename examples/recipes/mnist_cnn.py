@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=tensorflow python examples/recipes/mnist_cnn.py --seeds 5 --methods ours tfmot
 
-Data: `keras.datasets.mnist`, or the file mnist.npz of it given by --data; where it cannot be had,
-the 10,000 digits of it that come with keras_pruner (8,000 to train with, 2,000 to test).
+Data: `keras.datasets.mnist`, or its file mnist.npz given by --data. Without either, the 10,000
+digits that come with keras_pruner (8,000 for training, 2,000 for testing).
 """
 
 import sys
@@ -13,11 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import datasets, recipe
 
 OPTIONS = recipe.parser(__doc__)
-OPTIONS.add_argument("--width", type=float, default=1.0, help="times the filters and units")
+OPTIONS.add_argument(
+    "--width", type=float, default=1.0, help="factor for the number of filters and units"
+)
 
 
 def network(keras, width):
-    """The layers of TFMOT's own example of that name."""
+    """The network of TFMOT's example of this name."""
     layers, (few, more, units) = keras.layers, (int(width * n) for n in (32, 64, 1024))
     return keras.Sequential(
         [

@@ -2,9 +2,8 @@
 
     KERAS_BACKEND=jax python examples/recipes/speech_recognition.py --data recordings
 
-Convolutions and an LSTM over log-mel frames; of every second or two of speech it says which digits
-were spoken, in their order, without being told where they are. The measure is 1 - the word error
-rate.
+Convolutions and an LSTM over log-mel frames recognise the digits in a second or two of speech, in
+their order, without alignments. The score is 1 - the word error rate.
 
 Data, given by --data: the Free Spoken Digit Dataset, a directory with 0_george_0.wav and so on, or
 an .npz with x (int16, 8 kHz, a second each), y, speaker and index. Sequences are made by joining 3
@@ -27,10 +26,12 @@ FRAMES = 280  # three and a half seconds
 LONGEST = 6  # digits
 OPTIONS = recipe.parser(__doc__)
 OPTIONS.set_defaults(start="gradual")
-OPTIONS.add_argument("--units", type=int, default=96, help="of the LSTM and the convolutions")
+OPTIONS.add_argument("--units", type=int, default=96, help="units of the LSTM and the convolutions")
 OPTIONS.add_argument("--sequences", type=int, default=2400, help="to train with")
-OPTIONS.add_argument("--tests", type=int, default=400, help="sequences to test")
-OPTIONS.add_argument("--beams", type=int, default=1, help="of the decoder; 1 is the likeliest path")
+OPTIONS.add_argument("--tests", type=int, default=400, help="number of test sequences")
+OPTIONS.add_argument(
+    "--beams", type=int, default=1, help="width of the beam search; 1 takes the most likely path"
+)
 
 
 # ------------------------------------------------------------------ sequences
@@ -99,7 +100,7 @@ def data(options):
 
 
 def network(keras, units):
-    """Log-mel frames -> logits of nothing and of the ten digits, for every fourth frame."""
+    """Log-mel frames -> logits of the blank and the ten digits, for every fourth frame."""
     layers = keras.layers
 
     def convolved(x, filters, strides):
@@ -116,7 +117,7 @@ def network(keras, units):
 
 
 def ctc(keras):
-    """The loss, whose label 0 is nothing; Keras 2 has none."""
+    """The CTC loss; label 0 is the blank. Keras 2 has none."""
     if keras.__name__ != "tf_keras":
         return keras.losses.CTC()
     import tensorflow as tf

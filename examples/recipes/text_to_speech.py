@@ -1,20 +1,20 @@
-"""A small acoustic model, text and speaker to mel spectrogram, pruned.
+"""A small acoustic model: text and speaker to mel spectrogram, pruned.
 
     KERAS_BACKEND=jax python examples/recipes/text_to_speech.py --data recordings --wav spoken
 
-In the manner of FastSpeech (Ren et al., 2019): no attention and no loop, all frames at once. A
-small duration model says how long the utterance is; convolutions over the places of its frames,
-told letters and speaker, make the spectrum. One length for the whole utterance stands in for
-FastSpeech's length of each phoneme, which would need an aligner.
+Similar to FastSpeech (Ren et al., 2019): no attention and no loop, all frames at once. A small
+duration model predicts the length of the utterance; convolutions over the positions of its frames,
+given letters and speaker, predict the spectrum. FastSpeech predicts a length for each phoneme,
+which would need an aligner; here there is one length for the whole utterance.
 
 Data, given by --data: the Free Spoken Digit Dataset, a directory with 0_george_0.wav and so on, or
-an .npz with x (int16, 8 kHz, a second each), y, speaker and index. The text of a recording is the
-word it says. It is tested with the recordings below number 5 (the official split).
+an .npz with x (int16, 8 kHz, a second each), y, speaker and index. The text of a recording is
+its word. The recordings below number 5 are for testing (the official split).
 
-Measures: mel cepstral distortion in dB (Kubichek, 1993) between what is made, at its own length,
-and each test recording, aligned by dynamic time warping; beside it the distortion of another
-recording of the same word and speaker, and of silence. The score is 1 - distortion / silence's.
-Mind that distortion favours a smooth mean over any one recording.
+Measure: mel cepstral distortion in dB (Kubichek, 1993) between the predicted spectrum, at its own
+length, and each test recording, aligned by dynamic time warping. For comparison: the distortion of
+another recording of the same word and speaker, and of silence. The score is 1 - distortion /
+distortion of silence. Note that this measure favours a smooth average over any real recording.
 Spectra, alignment and --wav, through Griffin and Lim's algorithm, are librosa's:
 `pip install "keras-pruner[examples]"`.
 """
@@ -38,8 +38,10 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 LETTERS = max(map(len, WORDS))
 OPTIONS = recipe.parser(__doc__)
 OPTIONS.set_defaults(start="gradual")
-OPTIONS.add_argument("--units", type=int, default=96, help="of a convolution")
-OPTIONS.add_argument("--wav", type=Path, metavar="DIR", help="write what every network says there")
+OPTIONS.add_argument("--units", type=int, default=96, help="filters of a convolution")
+OPTIONS.add_argument(
+    "--wav", type=Path, metavar="DIR", help="directory for sound files of all networks"
+)
 
 
 # ------------------------------------------------------------------ spectra

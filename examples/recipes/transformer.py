@@ -1,11 +1,11 @@
-"""A transformer that tells good film reviews from bad ones, pruned with its dense self as teacher.
+"""A transformer that classifies film reviews, pruned with its dense version as teacher.
 
     KERAS_BACKEND=jax python examples/recipes/transformer.py --data vaderSentiment-3.3.2.tar.gz
     python examples/recipes/transformer.py --data train.tsv --preset bert_tiny_en_uncased
 
-Data: as for `imdb_lstm.py`, and for the network of plain Keras layers. With --preset, and KerasHub
-(`pip install keras-hub`), its classifier of that name or directory is fine-tuned on --data, a file
-of lines "label TAB text", of which every fifth is tested with; its embeddings are left alone.
+Data: as for `imdb_lstm.py`, with a network of plain Keras layers. With --preset, the KerasHub
+classifier of that name or directory (`pip install keras-hub`) is fine-tuned on --data, a file with
+lines "label TAB text". Every fifth line is for testing. The embeddings are not pruned.
 """
 
 import sys
@@ -18,8 +18,8 @@ from lib import datasets, recipe
 
 OPTIONS = recipe.parser(__doc__)
 OPTIONS.set_defaults(methods=["ours", "distilled"])
-OPTIONS.add_argument("--words", type=int, default=5000, help="in the vocabulary")
-OPTIONS.add_argument("--length", type=int, default=32, help="words of a review that are read")
+OPTIONS.add_argument("--words", type=int, default=5000, help="size of the vocabulary")
+OPTIONS.add_argument("--length", type=int, default=32, help="number of words read of each review")
 OPTIONS.add_argument("--width", type=int, default=64, help="of the stream")
 OPTIONS.add_argument("--blocks", type=int, default=2)
 OPTIONS.add_argument("--heads", type=int, default=4)

@@ -1,10 +1,10 @@
-"""GNMT (Wu et al., 2016) pruned while it learns to translate between English and German.
+"""GNMT (Wu et al., 2016), English to German or back, pruned.
 
 The shape is GNMT's: a bidirectional first encoder layer, stacked LSTMs with residual connections
 from the third layer on, additive attention from the bottom decoder layer whose context goes into
-every layer above it, one vocabulary of word pieces for both languages. One thing is simpler: the
-bottom decoder layer does not see the context of the step before, so that a whole sentence is
-trained by one product.
+every layer above it, one vocabulary of word pieces for both languages. One simplification:
+the bottom decoder layer does not see the context of the previous step, so that all steps of a
+sentence are trained at once.
 
     KERAS_BACKEND=jax python examples/recipes/translation.py --data wmt16 --layers 4 --width 1024
 
@@ -15,26 +15,25 @@ script fetches with `apt-get download`. The sizes are small by default, and only
 pieces are kept there: raise --words, --length, --layers, --width, --batch and --epochs for more.
 Needs sentencepiece and sacrebleu: `pip install "keras-pruner[examples]"`.
 
-What is kept hangs on how many weights there are for what is to be learnt, and on how long is left
-to learn with them. A wide network that learns few pairs of messages keeps 96 % of its BLEU at 80,
-85 and 90 % from English to German, and 102, 96 and 92 % from German (five seeds, within 6 to 8
-points; published 100, 99 and 98 %); with 40 + 44 epochs it was 73 % at 90 % from German. A narrow
-one that learns all 12,237 pairs, and gains BLEU from every weight, keeps half at 80 %
-(examples/results.md):
+How much BLEU is kept depends on the number of weights and on the length of the training. A wide
+network trained on few pairs keeps 96 % of its BLEU at 80, 85 and 90 % zeros from English to German,
+and 102, 96 and 92 % from German (five seeds, within 6 to 8 points; published 100, 99 and 98 %);
+with 40 + 44 epochs it kept 73 % at 90 % zeros from German. A narrow network trained on all 12,237
+pairs needs each of its weights, and keeps half of its BLEU at 80 % (examples/results.md):
 
     python examples/recipes/translation.py --pairs 1250 --width 192 --batch 16 --epochs 50 70
 
-At 90 % from German, seed 0, where the dense network has 5.7 BLEU, that leaves 5.3. With one option
-more it was (single runs, not stored): 5.4 with `--epochs 50 110`, 4.7 with `--methods distilled`,
+At 90 % from German, seed 0, the dense network has 5.7 BLEU and the pruned one 5.3. With one more
+option (single runs, not stored): 5.4 with `--epochs 50 110`, 4.7 with `--methods distilled`,
 4.1 with `--start "at once"`, 3.9 with `--allocation uniform`.
 
-Zeros go where the smallest weights are, over the whole network: LAMP takes 93 % of the output layer
-at 80 % altogether, and lost more. They come in the first third of the second part of the training,
-since what is left learns slowly.
+The allocation is "global": LAMP removes 93 % of the output layer at 80 % overall, and lost more.
+Pruning ends after the first third of the second part of the training, because the remaining weights
+learn slowly.
 
-TFMOT 0.8.1 refuses the Bidirectional layer. Told of its weights by `get_prunable_weights`, it
-trains, but a layer that it has wrapped hands no mask on, so that those behind it read the padding
-of a sentence as pieces (`benchmarks/tfmot_bidirectional.py` shows both); there is no row of it.
+There are no results of TFMOT: TFMOT 0.8.1 refuses the Bidirectional layer. If the layer names its
+weights by `get_prunable_weights`, it trains, but a wrapped layer does not pass the padding mask on,
+so the following layers read the padding (`benchmarks/tfmot_bidirectional.py` shows both).
 """
 
 import dataclasses
@@ -362,7 +361,7 @@ def halves(model):
 def translate(model, sources, beams=4, alpha=0.6, batch=250):
     """Rows of word pieces, the best of a beam search (Wu et al., 2016, section 7).
 
-    A hypothesis of n pieces is worth its log-probability divided by ((5 + n) / 6) ** alpha.
+    The score of a hypothesis of n pieces is its log-probability / ((5 + n) / 6) ** alpha.
     """
     encoder, step = halves(model)
     lengths = (sources != PAD).sum(1)
@@ -385,7 +384,7 @@ def search(encoder, step, sources, beams, alpha):
     width, states = keys.shape[-1], len(step.inputs) - 4
     states = [np.zeros((n * beams, width), "float32") for _ in range(states)]
     pieces = np.full((n, beams, 1), BEGIN, "int32")
-    # All beams begin alike: only the first may have children.
+    # All beams start equal: only the first may have children.
     total = np.where(np.arange(beams) == 0, 0.0, -np.inf) * np.ones((n, 1))
     count, ended = np.zeros((n, beams)), np.zeros((n, beams), bool)
     for _ in range(2 * length):
@@ -437,9 +436,11 @@ OPTIONS.add_argument("--train", default="train", help="name of the training file
 OPTIONS.add_argument("--test", default="newstest2015", help="name of the test files")
 OPTIONS.add_argument("--packages", nargs="+", default=["libreoffice-l10n-de"])
 OPTIONS.add_argument("--pairs", type=int, help="to train with, drawn from all there are; all")
-OPTIONS.add_argument("--words", type=int, default=1500, help="pieces in the vocabulary")
-OPTIONS.add_argument("--length", type=int, default=16, help="pieces of a sentence, at most")
-OPTIONS.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
+OPTIONS.add_argument("--words", type=int, default=1500, help="word pieces in the vocabulary")
+OPTIONS.add_argument("--length", type=int, default=16, help="maximum word pieces of a sentence")
+OPTIONS.add_argument(
+    "--layers", type=int, default=2, help="layers of the encoder, and of the decoder"
+)
 OPTIONS.add_argument("--width", type=int, default=64, help="units of a layer")
 OPTIONS.add_argument("--dropout", type=float, default=0.1)
 OPTIONS.add_argument("--batch", type=int, default=32, help="sentences")
