@@ -167,7 +167,6 @@ def test_a_public_name_is_documented(name):
 WITHOUT_EXAMPLE = {
     "kp.Block",
     "kp.Channel",
-    "kp.FileError",
     "kp.KeepZeros",
     "kp.NM",
     "kp.advise",

@@ -176,7 +176,7 @@ def test_samples_that_cannot_be_read(capsys, dense, samples, tmp_path, damage):
         half = len(content) // 2
         made = {"text": b"x", "empty": b"", "cut": content[:half]}
         samples.write_bytes(made.get(damage, content[:half] + b"?" * 9 + content[half + 9 :]))
-    said = "does not exist" if damage == "missing" else "is no .npz file of arrays"
+    said = "does not exist" if damage == "missing" else "is not an .npz file"
     for command in (["sensitivity", dense, "--calibration"], ["compare", dense, dense, "--data"]):
         assert f"{samples} {said}" in fails(capsys, *command, samples)
 
@@ -184,7 +184,7 @@ def test_samples_that_cannot_be_read(capsys, dense, samples, tmp_path, damage):
 def test_samples_that_cannot_be_used(capsys, dense, tmp_path):
     command = ["sensitivity", dense, "--calibration", tmp_path / "samples.npz"]
     np.savez(tmp_path / "samples.npz", a=np.ones(3), b=np.ones(3))
-    assert "must hold an array x: inputs of the model. It holds: ['a', 'b']" in fails(
+    assert "must hold an array x, the inputs of the model. It holds: ['a', 'b']" in fails(
         capsys, *command
     )
     np.savez(tmp_path / "samples.npz", np.ones((64, 8)))
@@ -296,7 +296,7 @@ def test_a_class_that_is_not_here(capsys, tmp_path):
 
     path = tmp_path / "custom.keras"
     keras.Sequential([keras.Input((8,)), Mine(4)]).save(path)
-    assert "needs the class 'Mine', which is not here" in fails(capsys, "inspect", path)
+    assert "needs the class 'Mine', which is not registered" in fails(capsys, "inspect", path)
 
 
 def test_an_existing_output_is_kept_unless_forced(capsys, dense, tmp_path):
@@ -327,8 +327,8 @@ def test_a_failed_save_leaves_what_was_there(dense, tmp_path, monkeypatch):
 
 def test_an_output_that_cannot_be(capsys, dense, tmp_path):
     command = ["prune", dense, "--sparsity", "0.5", "-o"]
-    assert "must end in .keras" in fails(capsys, *command, tmp_path / "out.h5")
-    assert "make the directory first" in fails(capsys, *command, tmp_path / "no" / "out.keras")
+    assert "must end with '.keras'" in fails(capsys, *command, tmp_path / "out.h5")
+    assert "Make the directory" in fails(capsys, *command, tmp_path / "no" / "out.keras")
 
 
 def test_bad_requests_change_nothing(capsys, dense, tmp_path):

@@ -123,7 +123,7 @@ def test_bad_exports_are_refused_before_anything_is_loaded(capsys, saved, tmp_pa
     assert "exists already. Pass --force" in fails(capsys, "export", nothing, out)
     assert out.read_text() == "mine"
     assert "does not exist" in fails(capsys, "export", nothing, out, "--force")
-    assert "a directory that exists" in fails(
+    assert "The directory of the file must exist" in fails(
         capsys, "export", saved, tmp_path / "no" / "out.keras"
     )
     inputs = [keras.Input((3,)), keras.Input((2,))]

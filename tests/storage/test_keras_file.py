@@ -181,7 +181,7 @@ def test_lzma_members_know_that_bytes_come_in_fours(tmp_path):
     ("arguments", "message"),
     [
         ({"path": "model.h5"}, "must end with '.keras'"),
-        ({"path": "nowhere/model.keras"}, "a directory that exists"),
+        ({"path": "nowhere/model.keras"}, "The directory of the file must exist"),
         ({"weights": "int7"}, "`weights` must be one of None, 'float16'. Received: weights='int7'"),
         ({"compression": "zstd"}, "`compression` must be one of 'lzma', 'deflate'"),
         ({"model": 3}, "must be a Keras model"),

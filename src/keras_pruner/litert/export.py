@@ -17,7 +17,7 @@ from keras_pruner.model_weights import check_model
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
-from keras_pruner.storage.destination import complete
+from keras_pruner.storage.model_file import atomic_write
 
 # Largest difference of an output, in units of the largest output.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
@@ -109,7 +109,7 @@ def export_litert(
     batches = _batches(signature, samples)
     flatbuffer.schema()
     with (
-        complete(path, ".tflite") as unfinished,
+        atomic_write(path, ".tflite") as unfinished,
         show_progress("exporting", shown=progress) as announce,
     ):
         dense = unfinished.parent / "dense.tflite"

@@ -14,8 +14,7 @@ import keras
 import numpy as np
 
 from keras_pruner.model_weights import check_model
-from keras_pruner.storage.destination import complete
-from keras_pruner.storage.model_file import expands_too_far
+from keras_pruner.storage.model_file import atomic_write, expands_too_far
 
 _WEIGHTS = "model.weights.h5"
 _CHUNK = 1 << 22
@@ -58,7 +57,7 @@ def save_compressed(
     check_model(model)
     _check_choice("weights", weights, (None, "float16"))
     _check_choice("compression", compression, tuple(_METHODS))
-    with complete(path, ".keras") as unfinished:
+    with atomic_write(path, ".keras") as unfinished:
         plain = unfinished.parent / "plain"
         keras.saving.save_model(model, plain, zipped=False)
         if not optimizer:

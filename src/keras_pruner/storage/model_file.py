@@ -1,5 +1,6 @@
-"""Model files: read with errors that say what to do, written whole or not at all."""
+"""Model files: read with errors that say what to do, written completely or not at all."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,14 +16,25 @@ import h5py
 import keras
 import numpy as np
 
-# What Keras allows the members of an archive: this many times their size on the disk, and any
-# number of times below the floor.
+# Keras lets a member of an archive expand to 100 times its stored size; small ones to any.
 _EXPANSION, _EXPANSION_FLOOR = 100, 1 << 28
-_DICTIONARY = 1 << 26  # bytes of an LZMA dictionary, which its reader sets aside at once
+_DICTIONARY = 1 << 26  # bytes of an LZMA dictionary, which a reader allocates at once
 
 
-class FileError(Exception):
-    """A file that cannot be read or written as asked; the message is for its user."""
+class FileError(ValueError):
+    """A file cannot be read or written as asked; the message says why and what to do.
+
+    Raised for files that are missing, damaged, of another kind, would run code, announce far
+    more data than they hold, or need a class that is not there. There are no subclasses.
+
+    Example:
+        >>> import keras_pruner as kp
+        >>> try:
+        ...     kp.compare("dense.keras", "pruned.keras")
+        ... except kp.FileError as error:
+        ...     print(error)
+        dense.keras does not exist.
+    """
 
 
 def load(path: str | Path, *, trust: bool = False, compile: bool = False) -> keras.Model:
@@ -34,9 +46,9 @@ def load(path: str | Path, *, trust: bool = False, compile: bool = False) -> ker
         compile: also restore the optimizer, the loss and the metrics.
 
     Raises:
-        FileError: if there is no such file, it is damaged or no model, it would run code, take
-            far more memory than its size promises, or read other files, or it needs a class
-            that is not here.
+        FileError: if the file is missing, damaged or not a model; if it would run code, announces
+            far more data than it holds, or refers to other files; or if it needs a class that is
+            not registered.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,50 +56,85 @@ def load(path: str | Path, *, trust: bool = False, compile: bool = False) -> ker
         raise FileError(f"{path} {what}.")
     if not (zipfile.is_zipfile(path) or h5py.is_hdf5(path)):
         raise FileError(
-            f"{path} is no model file, or it is damaged: it is neither a .keras archive nor HDF5."
+            f"{path} is damaged or not a model file: it is neither a .keras archive nor HDF5."
         )
     try:
         _check_contents(path)
         return keras.saving.load_model(path, compile=compile, safe_mode=not trust)
-    except Exception as error:  # Keras raises whatever the file makes it stumble over
+    except Exception as error:  # a damaged file makes Keras raise anything
         raise FileError(_why_not(path, error)) from error
 
 
 def save(model: keras.Model, path: str | Path, *, overwrite: bool = False) -> None:
-    """Save a model under a temporary name beside `path`, then rename it.
+    """Save a model completely or not at all.
 
     Raises:
-        FileError: if the file exists and `overwrite` is not set, or cannot be written; what was
-            there before is still there then.
+        FileError: if the file exists and `overwrite` is False, or if it cannot be written. What
+            was at `path` before is unchanged then.
     """
-    path = Path(path)
     check_output(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.keras")
     try:
-        model.save(temporary)
-        os.replace(temporary, path)
+        with atomic_write(path, ".keras") as unfinished:
+            model.save(unfinished)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
+    """Write a file completely or not at all.
+
+    Args:
+        path: the destination; an existing file is replaced.
+        suffix: the required ending of its name, like ".keras".
+
+    Yields:
+        A temporary path in the same directory, renamed to `path` if no error occurs.
+
+    Raises:
+        FileError: for another ending, a missing directory, or a `path` that is a directory.
+        OSError: if the directory is full or cannot be written to; nothing is left there.
+
+    Example:
+        >>> with atomic_write("notes.txt", ".txt") as unfinished:
+        ...     size = unfinished.write_text("complete")
+        >>> Path("notes.txt").read_text()
+        'complete'
+    """
+    path = Path(path)
+    _check_destination(path, suffix)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keras-pruner-") as scratch:
+        unfinished = Path(scratch, path.name)
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+def _check_destination(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise FileError(
+            f"The name of the file must end with {suffix!r}. Received: path={str(path)!r}."
+        )
+    if not path.parent.is_dir():
+        raise FileError(
+            f"The directory of the file must exist. Received: path={str(path)!r}. "
+            f"Make the directory {str(path.parent)!r} first."
+        )
+    if path.is_dir():
+        raise FileError(f"A directory cannot be replaced by a file. Received: path={str(path)!r}.")
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> None:
-    """Raise unless a model can be saved there.
+    """Raise unless a `.keras` file can be written there.
 
     Raises:
-        FileError: for another ending than `.keras`, a missing directory, an existing file.
+        FileError: for another ending, a missing directory, or an existing file.
     """
-    path = Path(path)
-    if path.suffix != ".keras":
-        raise FileError(f"{path} must end in .keras, which is what Keras writes.")
-    if not path.parent.is_dir():
-        raise FileError(f"{path.parent} does not exist: make the directory first.")
+    _check_destination(Path(path), ".keras")
     check_free(path, overwrite=overwrite)
 
 
 def check_free(path: str | Path, *, overwrite: bool) -> None:
-    """Raise if there is a file already.
+    """Raise if the file exists.
 
     Raises:
         FileError: unless `overwrite` is set.
@@ -97,29 +144,29 @@ def check_free(path: str | Path, *, overwrite: bool) -> None:
 
 
 def arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Everything in an `.npz` file, by name.
+    """Read the arrays of an `.npz` file, by name.
 
     Raises:
-        FileError: if there is no file, it is no such file, or a damaged one.
+        FileError: if the file is missing, damaged or of another kind.
     """
     if not Path(path).exists():
         raise FileError(f"{path} does not exist.")
     try:
-        # Opened here: NumPy leaves a damaged archive open. A .npy file is one array: TypeError.
+        # NumPy would leave a damaged archive open. For a .npy file, dict() raises TypeError.
         with Path(path).open("rb") as file, np.load(file) as found:
             return dict(found)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileError(f"{path} is no .npz file of arrays, which numpy.savez makes.") from error
+        raise FileError(f"{path} is not an .npz file, as numpy.savez writes it.") from error
 
 
 def samples(path: str | Path, model: keras.Model) -> Any:
-    """The inputs of a model in an `.npz` file.
+    """Read the inputs of a model from an `.npz` file.
 
-    That is the only array, or the one named x (labels, named y, are not looked at); for a model
-    of several inputs the arrays named as they are.
+    The inputs are the array x, or the only array; for a model with several inputs, the arrays
+    with their names. Labels (y) are ignored.
 
     Raises:
-        FileError: if the file cannot be read, or does not hold them.
+        FileError: if the file cannot be read or does not hold the inputs.
     """
     found = arrays(path)
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
@@ -128,13 +175,15 @@ def samples(path: str | Path, model: keras.Model) -> Any:
     if len(names) <= 1 and (len(found) == 1 or "x" in found):
         return found.get("x", next(iter(found.values())))
     wanted = f"arrays named {names}" if len(names) > 1 else "an array x"
-    raise FileError(f"{path} must hold {wanted}: inputs of the model. It holds: {sorted(found)}.")
+    raise FileError(
+        f"{path} must hold {wanted}, the inputs of the model. It holds: {sorted(found)}."
+    )
 
 
 def _check_contents(path: Path) -> None:
-    """Raise for contents that are far larger than the file, or elsewhere; reads a piece at a time.
+    """Raise for data that are far larger than the file, or in another file.
 
-    Keras has such a check for members of an archive, but none for what LZMA and HDF5 announce.
+    Keras checks the members of an archive, but not the sizes that LZMA and HDF5 announce.
     """
     if not zipfile.is_zipfile(path):
         _check_hdf5(path)
@@ -155,7 +204,7 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         raise ValueError(f"{member.filename} ends behind the end of the file")
     if member.compress_type != zipfile.ZIP_LZMA:
         return
-    with path.open("rb") as file:  # past the local header, whose two last numbers are lengths
+    with path.open("rb") as file:  # skip the local header; its last two numbers are lengths
         file.seek(member.header_offset + 26)
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
         dictionary = struct.unpack("<L", file.read(9)[5:])[0]
@@ -173,7 +222,7 @@ def _check_hdf5(path: Path) -> None:
 
 
 def _datasets(group: h5py.Group, seen: set[Any]) -> Iterator[h5py.Dataset]:
-    """Every dataset once, however the groups are linked."""
+    """Each dataset once, even if groups link to each other."""
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{group.name}/{name} is a link to another place")
@@ -188,7 +237,7 @@ def _datasets(group: h5py.Group, seen: set[Any]) -> Iterator[h5py.Dataset]:
 
 
 def expands_too_far(size: int, stored: int) -> bool:
-    """Whether Keras refuses to read so many bytes from so few."""
+    """Whether Keras would refuse a member of `size` bytes that takes `stored` bytes."""
     return size > _EXPANSION_FLOOR and size > _EXPANSION * stored
 
 
@@ -201,19 +250,20 @@ def _why_not(path: Path, error: Exception) -> str:
     message = str(error)
     if "safe_mode" in message or "unsafe_deserialization" in message:
         return (
-            f"{path} holds Python code (a Lambda layer, for one) that would run when it is "
-            "loaded. If you trust where the file comes from, pass --trust; in Python, load it "
-            "with keras.saving.load_model(path, safe_mode=False) and pass the model."
+            f"{path} holds Python code, such as a Lambda layer, that would run when it is loaded. "
+            "If you trust its source, pass --trust; in Python, load it with "
+            "keras.saving.load_model(path, safe_mode=False) and pass the model."
         )
     missing = re.search(r"Could not locate (\w+ '[^']+')", message)
     if missing:
         return (
-            f"{path} needs the {missing[1]}, which is not here. In Python, import or register it, "
-            "load the model with keras.saving.load_model(path), and pass that in place of the file."
+            f"{path} needs the {missing[1]}, which is not registered. In Python, import or "
+            "register it, load the model with keras.saving.load_model(path), and pass the model "
+            "in place of the file."
         )
     if "No model config found" in message:
         return (
-            f"{path} holds weights without a model. In Python, make the model they are of, then "
+            f"{path} holds weights without a model. In Python, build the model, then call "
             f"model.load_weights({str(path)!r}) and model.save('model.keras')."
         )
     first = message.strip().split("\n")[0][:300]

@@ -16,7 +16,7 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.model_weights import WeightView, check_model, unique_paths, view_of, weights_of
 from keras_pruner.storage.bitmaps import GROUPS, Groups, bits_of, pack_mask, unpack_mask
-from keras_pruner.storage.destination import complete
+from keras_pruner.storage.model_file import atomic_write
 
 _FORMAT, _VERSION = "keras-pruner sparse weights", 1
 _HEADER_LIMIT = 1 << 26
@@ -56,7 +56,7 @@ def save_sparse(model: keras.Model, path: str | os.PathLike[str]) -> int:
         OSError: if the file cannot be written; nothing is left at `path`.
     """
     check_model(model)
-    with complete(path, ".safetensors") as unfinished:
+    with atomic_write(path, ".safetensors") as unfinished:
         with unfinished.open("wb") as file:
             _write(file, list(_named(model)))
         return unfinished.stat().st_size
