@@ -199,7 +199,7 @@ write(
     {
         "trained": {
             f"{name} {allocation}": trained(name, allocation)
-            for allocation in ("uniform", "lamp", "global")
+            for allocation in ("uniform", "lamp")
             for name in ("single", *LAYOUTS)
         },
         "communication": {n: communication(n) for n in LAYOUTS},

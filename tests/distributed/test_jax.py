@@ -11,7 +11,7 @@ devices = fixture("jax_devices.py")  # what four devices in one process did
 processes = fixture("jax_processes.py", processes=2)  # what two processes of two devices did
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "lamp", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "lamp"])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_four_devices_end_where_one_does(devices, name, allocation):
     one, four = (devices["trained"][f"{n} {allocation}"] for n in ("single", name))
