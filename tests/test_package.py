@@ -53,6 +53,36 @@ def test_imports_between_folders_go_one_way():
     tuple(graphlib.TopologicalSorter(imported).static_order())  # raises CycleError for a circle
 
 
+def module_name(path):
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+@backend_free
+def test_imports_between_modules_hold_no_circle():
+    names = {module_name(path): path for path in modules()}
+    imported = {}
+    for name, path in names.items():
+        found = imported.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_pruner"):
+                base = node.module.removeprefix("keras_pruner").lstrip(".")
+                each = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+                found.update(one if one in names else base for one in each)
+    for name, found in imported.items():
+        found.discard(name)
+    tuple(graphlib.TopologicalSorter(imported).static_order())
+
+
+@backend_free
+def test_the_folders_of_the_tests_are_those_of_the_package():
+    tests = Path(__file__).parent
+    beside = {"distributed", "examples"}  # several rooms at once; scripts outside of the package
+    for folder in (each for each in SOURCE.iterdir() if (each / "__init__.py").exists()):
+        assert list((tests / folder.name).glob("test_*.py")), folder.name
+    for folder in {path.parent.name for path in tests.glob("*/test_*.py")} - beside:
+        assert (SOURCE / folder).is_dir(), folder
+
+
 @backend_free
 def test_no_module_imports_the_public_face():
     allowed = {"cli/demo.py"}  # a user's script, which comes with the package
