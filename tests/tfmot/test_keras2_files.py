@@ -99,12 +99,12 @@ def last(config):
     [
         (lambda c: last(c)["config"]["layer"].update(class_name="Lambda"), "holds Python code"),
         (lambda c: last(c)["config"]["layer"].update(class_name="TFOpLambda"),
-         "its TFOpLambda layer 'dense.*' holds an operation of TensorFlow.* Replace it by a layer"),
+         "its TFOpLambda layer 'dense.*' holds a TensorFlow operation.* Replace it by a layer"),
         (lambda c: last(c)["config"]["layer"].update(class_name="Mine"), "needs the class Mine"),
         (lambda c: last(c)["config"]["layer"]["config"].update(
             kernel_initializer={"module": "os", "class_name": "system", "config": {}}),
          "needs os.system"),
-        (lambda c: last(c)["config"]["layer"]["config"].update(units=4), "were found where"),
+        (lambda c: last(c)["config"]["layer"]["config"].update(units=4), "where the layer needs"),
         (lambda c: c.update(class_name="Robot"), "needs the class Robot"),
         (lambda c: c.pop("config"), "may be damaged"),
         (lambda c: last(c)["config"]["layer"]["config"].update(shape=3),
@@ -157,7 +157,7 @@ def test_bad_files_are_refused(tmp_path):
         load_model(tmp_path)
     bad = tmp_path / "bad.h5"
     bad.write_bytes(b"no model")
-    with pytest.raises(FileError, match="is no model file"):
+    with pytest.raises(FileError, match="is not a model file"):
         load_model(bad)
     content = (FOLDER / "cnn_wrapped.h5").read_bytes()
     bad.write_bytes(content[: len(content) // 3])
@@ -176,5 +176,5 @@ def test_links_to_other_files_are_not_followed(tmp_path):
         del file["model_weights/stem"]
         link = h5py.ExternalLink(str(FOLDER / "cnn_stripped.h5"), "model_weights/stem")
         file["model_weights/stem"] = link
-    with pytest.raises(FileError, match="no group of this file"):
+    with pytest.raises(FileError, match="not a group of this file"):
         load_model(copy)

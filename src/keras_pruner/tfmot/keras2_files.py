@@ -1,7 +1,11 @@
-"""Models saved by Keras 2, with TFMOT's pruning wrappers in them or without, as Keras 3 models.
+"""Load files that Keras 2 saved, with or without TFMOT's pruning wrappers, as Keras 3 models.
 
-The file is read as data: its JSON says which layers there are, its HDF5 holds arrays. Layers are
-made by name from `keras.layers` and the classes that the caller names, and from nothing else.
+Keras 3 itself loads few of them: it rejects arguments that its layers no longer have, the class
+name `Functional`, tensors passed by keyword, and wrappers. So the configuration (JSON) is
+translated, and the weights (HDF5) are assigned by layer.
+
+A file is read as data. Layers are made by name from `keras.layers` and from the classes that the
+caller passes; nothing in the file is imported or run.
 """
 
 import inspect
@@ -25,9 +29,9 @@ _PREFIX = "prune_low_magnitude_"
 _GRAPHS = ("Sequential", "Functional", "Model")
 _LARGEST_CONFIG = 1 << 26  # bytes of JSON
 _LAMBDAS = {"Lambda": "Python code, which is not run"} | dict.fromkeys(
-    ("TFOpLambda", "SlicingOpLambda"), "an operation of TensorFlow, as Keras 2 makes of `x * 2`"
+    ("TFOpLambda", "SlicingOpLambda"), "a TensorFlow operation, such as Keras 2 makes of `x * 2`"
 )
-_UNUSED = {  # what Keras 2 wrote and no layer of its used, or what Keras 3 decides by itself
+_UNUSED = {  # arguments that Keras 2 wrote for all layers, and Keras 3 has for some or for none
     "groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint", "time_major",
     "implementation", "input_length", "ragged", "sparse", "dynamic", "batch_input_shape",
     "query_shape", "key_shape", "value_shape", "softmax_robust_masking", "noise_shape", "rng_type",
@@ -38,28 +42,33 @@ _UNUSED = {  # what Keras 2 wrote and no layer of its used, or what Keras 3 deci
 def load_model(
     path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None
 ) -> keras.Model:
-    """Load a model that Keras 2 (tf.keras, tf_keras) saved; TFMOT's wrappers are taken off.
+    """Load a model that Keras 2 (tf.keras, tf_keras) saved, and take TFMOT's wrappers off.
 
-    Masks in the file are applied, so that the zeros are those that TFMOT would predict with.
-    Nothing in the file is executed.
+    Masks in the file are applied to the weights. Nothing in the file is executed.
 
     Args:
         path: an `.h5` or `.keras` file of a Sequential or functional model.
-        custom_objects: classes of your own by name.
+        custom_objects: name -> class or function of your own.
 
     Returns:
         A Keras 3 model, not compiled.
 
     Raises:
-        FileError: if the file is missing, damaged, or not of this kind; if it holds Python code
-            or a class that is not given.
+        FileError: if the file is missing, damaged or not a model file of Keras 2; if it holds
+            Python code, or needs a class that is not in `custom_objects`.
+
+    Example:
+        >>> import keras_pruner.tfmot as tfmot
+        >>> tfmot.load_model("model.h5")
+        Traceback (most recent call last):
+        keras_pruner.storage.model_file.FileError: model.h5 does not exist, or is not a file.
     """
     path = Path(path)
     if path.is_dir():
-        fix = "Load a SavedModel in Keras 2 and `model.save('model.h5')`."
-        raise FileError(f"{path} is a directory, and needs to be an .h5 or .keras file. {fix}")
+        fix = "Load a SavedModel in Keras 2 and save it with `model.save('model.h5')`."
+        raise FileError(f"{path} is a directory; an .h5 or .keras file is needed. {fix}")
     if not path.is_file():
-        raise FileError(f"{path} does not exist, or is no file.")
+        raise FileError(f"{path} does not exist, or is not a file.")
     try:
         if zipfile.is_zipfile(path):
             return _from_zip(path, custom_objects or {})
@@ -67,29 +76,29 @@ def load_model(
             return _from_h5(path, custom_objects or {})
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged file makes the libraries stumble over anything
+    except Exception as error:  # a damaged file makes the libraries raise anything
         first = str(error).strip().split("\n")[0][:300]
         raise FileError(
             f"{path} cannot be read; it may be damaged: {type(error).__name__}: {first}"
         ) from error
-    raise FileError(f"{path} is no model file: it is neither a .keras archive nor HDF5.")
+    raise FileError(f"{path} is not a model file: it is neither a .keras archive nor HDF5.")
 
 
 @keras.saving.register_keras_serializable("keras_pruner")
 def hard_sigmoid(x: Any) -> Any:
-    """Keras 2's function of this name; that of Keras 3 is relu6(x + 3) / 6."""
+    """Keras 2's `hard_sigmoid`; that of Keras 3 is another function, relu6(x + 3) / 6."""
     return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 class Wrapper(keras.layers.Layer):
-    """Stands for TFMOT's wrapper where Keras 3 meets one, to say how such a file is read."""
+    """Takes the place of TFMOT's wrapper class where Keras 3 loads a wrapped model."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Wrapper":
-        """Refuse."""
+        """Raise an error that names the function for such files."""
         raise ValueError(
             f"The file holds TFMOT's wrapper around {config['layer']['config']['name']!r}, which "
-            "Keras 3 cannot load. Read it with `keras_pruner.tfmot.load_model(path)`."
+            "Keras 3 cannot load. Load it with `keras_pruner.tfmot.load_model(path)`."
         )
 
 
@@ -97,7 +106,8 @@ def _from_h5(path: Path, custom: Mapping[str, Any]) -> keras.Model:
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs or "model_weights" not in file:
             raise FileError(
-                "it holds weights, but no model. Build the model in Keras 3 and `load_weights`."
+                "it holds weights, but no model. Build the model in Keras 3 and call "
+                "`model.load_weights(path)`."
             )
         text = file.attrs["model_config"]
         config = json.loads(text if isinstance(text, str) else text.decode())
@@ -117,9 +127,9 @@ def _from_zip(path: Path, custom: Mapping[str, Any]) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
         needed = {"metadata.json", "config.json", "model.weights.h5"}
         if missing := needed - set(archive.namelist()):
-            raise FileError(f"it is no .keras archive: {sorted(missing)} is missing.")
+            raise FileError(f"it is not a .keras archive: {sorted(missing)} is missing.")
         if archive.getinfo("config.json").file_size > _LARGEST_CONFIG:
-            raise FileError("its config.json is larger than any model's.")
+            raise FileError("its config.json is larger than 64 MB.")
         config = json.loads(archive.read("config.json"))
         if not json.loads(archive.read("metadata.json"))["keras_version"].startswith("2."):
             raise FileError("it was not saved by Keras 2. Use `keras.saving.load_model`.")
@@ -133,13 +143,13 @@ def _from_zip(path: Path, custom: Mapping[str, Any]) -> keras.Model:
 
 
 def _build(config: dict[str, Any], custom: Mapping[str, Any]) -> tuple[keras.Model, dict[str, str]]:
-    """The model that a configuration describes, and what wrapped layers are called in it."""
+    """The model of a configuration, and wrapper name -> layer name for the layers in it."""
     renamed: dict[str, str] = {}
     plain = _plain(config, custom, renamed)
     if plain["class_name"] not in _GRAPHS:
         raise FileError(
-            f"it holds a {plain['class_name']}; Sequential and functional models can be read. "
-            "Build the model in Keras 3 and `load_weights`."
+            f"it holds a {plain['class_name']}; only Sequential and functional models can be "
+            "loaded. Build the model in Keras 3 and call `model.load_weights(path)`."
         )
     kind = keras.Sequential if plain["class_name"] == "Sequential" else keras.Model
     try:
@@ -150,12 +160,18 @@ def _build(config: dict[str, Any], custom: Mapping[str, Any]) -> tuple[keras.Mod
             f"it cannot be expressed in Keras 3: {type(error).__name__}: {first}"
         ) from error
     if not model.built:
-        raise FileError("the shape of its input is not in it. Save it after it was built.")
+        raise FileError("it lacks the input shape. Save the model after it was built.")
     return model, renamed
 
 
 def _plain(entry: dict[str, Any], custom: Mapping[str, Any], renamed: dict[str, str]) -> Any:
-    """A layer's entry, or a model's, as Keras 3 reads it: no wrappers, no modules to import."""
+    """The entry of a layer or model as Keras 3 reads it, without wrappers.
+
+    Args:
+        entry: Keras 2's.
+        custom: the caller's classes and functions.
+        renamed: receives wrapper name -> layer name.
+    """
     kind, config = str(entry["class_name"]).split(">")[-1], dict(entry["config"])
     if kind == _WRAPPER:
         inner = _plain(config["layer"], custom, renamed)
@@ -163,38 +179,50 @@ def _plain(entry: dict[str, Any], custom: Mapping[str, Any], renamed: dict[str, 
         nodes = {k: entry[k] for k in ("inbound_nodes",) if k in entry}
         return {**inner, "name": inner["config"]["name"], **nodes}
     if kind in _GRAPHS:
-        names: dict[str, str] = {}
-        entries = _with_input(config["layers"]) if kind == "Sequential" else config["layers"]
-        config["layers"] = [_plain(layer, custom, names) for layer in entries]
-        renamed.update(names)
-        models = {e["config"]["name"] for e in config["layers"] if e["class_name"] in _GRAPHS}
-        for key in ("input_layers", "output_layers"):
-            if key in config:
-                ends = _renamed(config[key], names, models)
-                config[key] = ends[0] if isinstance(ends, list) and len(ends) == 1 else ends
-        for layer in config["layers"]:
-            if "inbound_nodes" in layer:
-                nodes = _renamed(layer["inbound_nodes"], names, models)
-                layer["inbound_nodes"] = [_node(node) for node in nodes]
+        config = _plain_graph(kind, config, custom, renamed)
     else:
-        _check_class(kind, config, custom)
-        for key, part in config.items():
-            config[key] = part if key == "name" else _plain_part(part, custom)
-        if kind not in custom:
-            config = {k: v for k, v in config.items() if k not in _UNUSED or _is_used(kind, k)}
-        if kind == "BatchNormalization" and isinstance(config.get("axis"), list):
-            config["axis"] = config["axis"][0]
-        if kind == "LeakyReLU" and "alpha" in config:
-            config["negative_slope"] = config.pop("alpha")
+        config = _plain_layer(kind, config, custom)
     kept: dict[str, Any] = {k: entry[k] for k in ("name", "inbound_nodes") if k in entry}
     if kind not in custom:  # without a module, Keras 3 finds no layer within another
         kept |= {"module": "keras" if kind in _GRAPHS else "keras.layers", "registered_name": None}
-    kind = "Model" if kind == "Functional" else kind
-    return {"class_name": kind, "config": config, **kept}
+    return {"class_name": "Model" if kind == "Functional" else kind, "config": config, **kept}
+
+
+def _plain_graph(
+    kind: str, config: dict[str, Any], custom: Mapping[str, Any], renamed: dict[str, str]
+) -> dict[str, Any]:
+    """The configuration of a Sequential or functional model."""
+    names: dict[str, str] = {}
+    entries = _with_input(config["layers"]) if kind == "Sequential" else config["layers"]
+    layers = [_plain(layer, custom, names) for layer in entries]
+    renamed.update(names)
+    models = {e["config"]["name"] for e in layers if e["class_name"] in _GRAPHS}
+    for layer in layers:
+        if "inbound_nodes" in layer:
+            nodes = _renamed(layer["inbound_nodes"], names, models)
+            layer["inbound_nodes"] = [_node(node) for node in nodes]
+    config = {**config, "layers": layers}
+    for key in {"input_layers", "output_layers"} & set(config):
+        ends = _renamed(config[key], names, models)
+        config[key] = ends[0] if isinstance(ends, list) and len(ends) == 1 else ends
+    return config
+
+
+def _plain_layer(kind: str, config: dict[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a layer, with the arguments that it has in Keras 3."""
+    _check_class(kind, config, custom)
+    config = {k: v if k == "name" else _plain_part(v, custom) for k, v in config.items()}
+    if kind not in custom:
+        config = {k: v for k, v in config.items() if k not in _UNUSED or _is_used(kind, k)}
+    if kind == "BatchNormalization" and isinstance(config.get("axis"), list):
+        config["axis"] = config["axis"][0]
+    if kind == "LeakyReLU" and "alpha" in config:
+        config["negative_slope"] = config.pop("alpha")
+    return config
 
 
 def _plain_part(part: Any, custom: Mapping[str, Any]) -> Any:
-    """An argument of a layer: a layer within, an initializer, a function, or just a value."""
+    """An argument of a layer: another layer, an initializer, a function or a plain value."""
     if isinstance(part, str):
         own = {"hard_sigmoid": hard_sigmoid, **custom}.get(part.split(">")[-1])
         own = own or keras.saving.get_registered_object(part)
@@ -215,7 +243,7 @@ def _plain_part(part: Any, custom: Mapping[str, Any]) -> Any:
 
 
 def _is_used(kind: str, key: str) -> bool:
-    """Whether Keras 3 has such an argument for such a layer as well."""
+    """Whether the layer class of Keras 3 has this argument."""
     if kind == "InputLayer":
         return key in ("batch_input_shape", "sparse", "ragged")
     named = inspect.signature(getattr(keras.layers, kind).__init__).parameters
@@ -226,14 +254,14 @@ def _check_class(kind: str, config: dict[str, Any], custom: Mapping[str, Any]) -
     if kind in _LAMBDAS and (kind == "Lambda" or kind not in custom):
         raise FileError(
             f"its {kind} layer {config.get('name')!r} holds {_LAMBDAS[kind]}. Replace it by a "
-            "layer class in Keras 2, and save again."
+            "layer class in Keras 2, and save the model again."
         )
     if kind not in custom and not hasattr(keras.layers, kind):
         raise FileError(f"it needs the class {kind}; pass custom_objects={{{kind!r}: {kind}}}.")
 
 
 def _with_input(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The layers of a Sequential, with its input shape in a layer of its own."""
+    """The layers of a Sequential, with an InputLayer that holds the input shape."""
     first = layers[0]["config"] if layers else {}
     first = first["layer"]["config"] if layers and layers[0]["class_name"] == _WRAPPER else first
     if not layers or layers[0]["class_name"] == "InputLayer" or "batch_input_shape" not in first:
@@ -243,9 +271,9 @@ def _with_input(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _renamed(part: Any, names: Mapping[str, str], models: set[str]) -> Any:
-    """The same references [layer, call, output], to layers by their new names.
+    """References [layer, call, output], with the new names of layers.
 
-    In Keras 2 the first call of a model was the one that made it, which Keras 3 does not count.
+    Keras 2 numbered the calls of a nested model from 1, Keras 3 numbers them from 0.
     """
     if isinstance(part, dict):
         return {key: _renamed(each, names, models) for key, each in part.items()}
@@ -258,7 +286,7 @@ def _renamed(part: Any, names: Mapping[str, str], models: set[str]) -> Any:
 
 
 def _node(node: Any) -> Any:
-    """A call of a layer; with tensors by name, like `value` of attention, in Keras 3's form."""
+    """A call of a layer; in Keras 3's form if it passes tensors by keyword (`value=` and such)."""
     if not isinstance(node, list) or not any(len(call) > 3 and call[3] for call in node):
         return node
     tensors = [_tensor(call[:3]) for call in node]
@@ -280,7 +308,7 @@ def _tensor(part: Any) -> Any:
 
 
 def _restore_graph(model: Any, entries: Sequence[dict[str, Any]], groups: h5py.Group) -> None:
-    """Fill a model from the tree of a `.keras` file, whose names count the layers of a class."""
+    """Assign the weights of a `.keras` file, whose groups are named by class and number."""
     for key, entry in zip(_keys(e["class_name"] for e in entries), entries, strict=True):
         if key not in groups or entry["class_name"] == "InputLayer":
             continue
@@ -301,7 +329,7 @@ def _restore_graph(model: Any, entries: Sequence[dict[str, Any]], groups: h5py.G
 
 
 def _masks_in(group: h5py.Group) -> list[np.ndarray]:
-    """A wrapper's variables are its p weights, p pairs of mask and threshold, and the step."""
+    """The masks of a wrapper; its variables are p weights, p (mask, threshold) pairs, the step."""
     own = _in_order(_member(group, "vars")) if "vars" in group else []
     pruned = (len(own) - 1) // 3
     return own[pruned : 3 * pruned : 2]
@@ -328,11 +356,11 @@ def _restore_layer(layer: Any, group: h5py.Group, config: Mapping[str, Any]) -> 
             for key, each in zip(_keys(type(p).__name__ for p in part), part, strict=True):
                 _restore_layer(each, _member(within, key), {})
         else:
-            raise FileError(f"layer {layer.name!r} has no part {name!r} in Keras 3.")
+            raise FileError(f"layer {layer.name!r} has no attribute {name!r} in Keras 3.")
 
 
 def _masked(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The weights of a layer in an `.h5` file, without the wrappers' own, under their masks."""
+    """The weights of a layer of an `.h5` file, multiplied by the masks of its wrappers."""
     wrappers = {name: name.rpartition("/")[0] for name in arrays if _is_wrappers(name)}
     kept = {name: array.copy() for name, array in arrays.items() if name not in wrappers}
     for wrapper in dict.fromkeys(wrappers.values()):
@@ -354,12 +382,12 @@ def _is_never_pruned(path: str) -> bool:
 
 
 def _apply(masks: Sequence[np.ndarray], weights: Sequence[Any]) -> None:
-    """Zero what each mask says, in the next weight of its shape."""
+    """Apply each mask to the next weight of its shape."""
     left = list(weights)
     for mask in masks:
         index = next((i for i, w in enumerate(left) if tuple(w.shape) == mask.shape), None)
         if index is None:
-            raise FileError(f"a mask of shape {mask.shape} belongs to no weight.")
+            raise FileError(f"it has a mask of shape {mask.shape}, and no weight of that shape.")
         weight = left.pop(index)
         if isinstance(weight, np.ndarray):
             weight *= mask != 0
@@ -370,7 +398,7 @@ def _apply(masks: Sequence[np.ndarray], weights: Sequence[Any]) -> None:
 def _assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
     shapes = [tuple(v.shape) for v in variables], [a.shape for a in arrays]
     if shapes[0] != shapes[1]:
-        raise FileError(f"weights of shapes {shapes[1]} were found where {shapes[0]} are needed.")
+        raise FileError(f"it has weights of shapes {shapes[1]} where the layer needs {shapes[0]}.")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
 
@@ -384,21 +412,21 @@ def _holds_arrays(group: h5py.Group) -> bool:
 
 
 def _member(group: h5py.Group, name: str) -> h5py.Group:
-    """A group within; never one in another file."""
+    """A group in this file; links to other files are refused."""
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Group):
-        raise FileError(f"{name!r} is missing, or no group of this file.")
+        raise FileError(f"{name!r} is missing, or is not a group of this file.")
     return group[name]
 
 
 def _array(group: h5py.Group, name: str) -> np.ndarray:
-    """A dataset's values; never those of another file."""
+    """The values of a dataset in this file; links to other files are refused."""
     for part in name.split("/")[:-1]:
         group = _member(group, part)
     name = name.rpartition("/")[2]
     item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-        raise FileError(f"{name!r} is no array of this file.")
+        raise FileError(f"{name!r} is not an array of this file.")
     return np.asarray(item[()])
 
 
@@ -407,7 +435,7 @@ def _strings(names: Any) -> list[str]:
 
 
 def _keys(classes: Iterable[str]) -> Iterator[str]:
-    """The names of groups in a `.keras` file: classes, counted."""
+    """The group names in a `.keras` file: `dense`, `dense_1` and so on."""
     counts: dict[str, int] = {}
     for name in map(_snake, classes):
         number = counts[name] = counts.get(name, -1) + 1

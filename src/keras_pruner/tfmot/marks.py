@@ -1,4 +1,4 @@
-"""What `prune_low_magnitude` notes on layers, and the plans that follow from the notes."""
+"""Marks on layers: what `prune_low_magnitude` asked for, and the plans that follow from it."""
 
 import dataclasses
 import functools
@@ -11,44 +11,52 @@ from keras_pruner.model_weights import weights_of
 from keras_pruner.patterns import Pattern
 from keras_pruner.plan import Plan
 from keras_pruner.rules import Rules
-from keras_pruner.tfmot.interfaces import PruningPolicy
 from keras_pruner.tfmot.patterns import fitted
+from keras_pruner.tfmot.policies import PruningPolicy
 from keras_pruner.tfmot.schedules import PruningSchedule
 
 _MARK = "_keras_pruner_tfmot"
 _TRAIN = "make_train_function"
 FORGOTTEN = (
-    "This model is to be pruned, and nobody does it: it would be trained dense. Pass "
-    "`callbacks=[UpdatePruningStep()]` to `fit`; in a loop of your own call its `set_model`, "
-    "`on_train_begin` and, first thing in every step, `on_train_batch_begin`; or "
-    "`strip_pruning(model)` to train it as it is."
+    "`prune_low_magnitude` was applied to this model, but no `UpdatePruningStep` callback is "
+    "active, so it would be trained dense. Pass `callbacks=[UpdatePruningStep()]` to `fit`. In a "
+    "loop of your own call its `set_model`, `on_train_begin` and, at the beginning of every step, "
+    "`on_train_batch_begin`. To train without pruning call `strip_pruning(model)`."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """How a layer, and those within it, are to be pruned.
+    """How a layer and its sublayers are pruned.
 
     Args:
-        schedule: when, and how much.
-        pattern: the zeros allowed.
-        policy: which of the layers within; None: all.
+        schedule: TFMOT's schedule.
+        pattern: the pattern of the zeros.
+        policy: decides which sublayers are pruned. None: all.
+        by_model: whether the layer was marked with the model that it is in, and not itself.
     """
 
     schedule: PruningSchedule
     pattern: Pattern
     policy: PruningPolicy | None = None
+    by_model: bool = dataclasses.field(default=False, compare=False)
 
     def allows(self, layer: keras.layers.Layer) -> bool:
-        """Whether the policy lets a layer be pruned."""
+        """Return whether the policy allows pruning a layer."""
         return self.policy is None or self.policy.allow_pruning(layer)
 
 
 def put(mark: Mark, layer: keras.layers.Layer) -> None:
-    """Mark a layer, unless it is; until the optimizer sees to it, it refuses to be trained."""
-    if _MARK in vars(layer):
+    """Mark a layer, which then refuses to be trained until an optimizer prunes it.
+
+    The last mark counts, except that marking a model leaves the marks on single layers.
+    """
+    present = vars(layer).get(_MARK)
+    if present == mark or (present is not None and mark.by_model and not present.by_model):
         return
     setattr(layer, _MARK, mark)
+    if "call" in vars(layer):
+        return
     call = layer.call
 
     @functools.wraps(call)
@@ -57,20 +65,27 @@ def put(mark: Mark, layer: keras.layers.Layer) -> None:
         if context.training:
             raise RuntimeError(FORGOTTEN)
         if getattr(context.entry_layer, "compiled", False):
-            # `fit` makes a call like this first. On JAX an error in a step loses the weights.
+            # `fit` calls the model like this first. On JAX an error in a step loses the weights.
             setattr(context.entry_layer, _TRAIN, refuse)
         return call(*args, **kwargs)
 
     layer.call = refusing
 
 
+def lift(layer: keras.layers.Layer) -> None:
+    """Remove the mark that an earlier call with a model has put on a layer."""
+    if _MARK in vars(layer) and getattr(layer, _MARK).by_model:
+        vars(layer).pop("call", None)
+        delattr(layer, _MARK)
+
+
 def refuse(*_: Any, **__: Any) -> None:
-    """Say that nobody prunes."""
+    """Raise the error for a model that is not being pruned."""
     raise RuntimeError(FORGOTTEN)
 
 
 def attended(model: keras.layers.Layer) -> None:
-    """Let a model and its layers be trained: the optimizer sees to the marks."""
+    """Allow a model and its layers to be trained, because its optimizer prunes them."""
     for layer in model._flatten_layers():
         vars(layer).pop(_TRAIN, None)
         if _MARK in vars(layer):
@@ -78,7 +93,7 @@ def attended(model: keras.layers.Layer) -> None:
 
 
 def remove(model: keras.layers.Layer) -> None:
-    """Take the marks off a model and its layers."""
+    """Remove the marks from a model and its layers."""
     attended(model)
     for layer in model._flatten_layers():
         if _MARK in vars(layer):
@@ -86,7 +101,7 @@ def remove(model: keras.layers.Layer) -> None:
 
 
 def marks_of(model: keras.layers.Layer) -> dict[int, Mark]:
-    """The mark that counts for each layer of a model, by the layer's id: its own goes first."""
+    """The mark of each layer of a model, by the layer's id: its own, or else its parent's."""
     return {
         id(layer): getattr(marked, _MARK)
         for marked in model._flatten_layers()  # a layer comes before those within it
@@ -96,9 +111,9 @@ def marks_of(model: keras.layers.Layer) -> dict[int, Mark]:
 
 
 def unserved(model: keras.layers.Layer, plans: Iterable[Plan]) -> list[str]:
-    """What TFMOT would prune or refuse and no plan has, with the reasons.
+    """Weights that TFMOT would prune or refuse and that are in no plan, with the reasons.
 
-    That is weights which their layer names itself, and those of layers that nobody knows.
+    These are weights named by `get_prunable_weights`, and those of custom layers.
     """
     marks, found = marks_of(model), {id(v) for plan in plans for v in plan.variables}
     left = []
@@ -117,10 +132,10 @@ def unserved(model: keras.layers.Layer, plans: Iterable[Plan]) -> list[str]:
 
 
 def plan_of(model: keras.layers.Layer, mark: Mark) -> Plan:
-    """What one of a built model's marks asks for; it may be nothing.
+    """The plan for one of the marks on a built model; it may have no targets.
 
     Raises:
-        ValueError: if a mark asks for blocks where there are none, or all of them for nothing.
+        ValueError: if the mark has a block pattern, and a weight is not of rank 2.
     """
     marks = marks_of(model)
     marked = [layer for layer in model._flatten_layers() if id(layer) in marks]

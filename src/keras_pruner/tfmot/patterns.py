@@ -1,4 +1,4 @@
-"""TFMOT's blocks and m-by-n as patterns of this library."""
+"""TFMOT's `block_size` and `sparsity_m_by_n` as patterns of this library."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,19 @@ _POOLINGS = {"AVG": "mean", "MAX": "max"}
 def pattern_of(
     block_size: Sequence[int] = (1, 1), pooling: str = "AVG", m_by_n: Sequence[int] | None = None
 ) -> Pattern:
-    """The pattern that TFMOT's three arguments ask for.
+    """The pattern for TFMOT's three arguments.
+
+    Args:
+        block_size: height and width of a block.
+        pooling: "AVG" or "MAX", of the magnitudes in a block.
+        m_by_n: (m, n) for m zeros in every n consecutive inputs.
 
     Raises:
-        ValueError: for what is no pair of integers, no pooling, or no m below n.
+        ValueError: unless the pairs are of integers of at least 1, with m < n.
     """
     if pooling not in _POOLINGS:
         raise ValueError(
-            f"Unsupported pooling type {pooling!r}. `block_pooling_type` must be 'AVG' or 'MAX'. "
-            f"Received: block_pooling_type={pooling!r}."
+            f"Unsupported pooling type {pooling!r}: `block_pooling_type` must be 'AVG' or 'MAX'."
         )
     block = _pair("block_size", block_size)
     if m_by_n is None:
@@ -36,10 +40,10 @@ def pattern_of(
 
 
 def fitted(pattern: Pattern, target: Target) -> Pattern | None:
-    """A pattern, cut to a weight that it is too large for; None if nothing is left of it.
+    """The pattern cut to the size of a weight; None if it would allow no zeros there.
 
     Raises:
-        ValueError: for blocks in a weight that is not of rank 2.
+        ValueError: for a block pattern and a weight that is not of rank 2.
     """
     inputs, outputs = target.view.kernel_shape[-2:]
     if isinstance(pattern, NM):
@@ -51,8 +55,8 @@ def fitted(pattern: Pattern, target: Target) -> Pattern | None:
         raise ValueError(
             "Block Sparsity can only be used for layers which have 2-dimensional weights. "
             f"Received: block_size={pattern.shape} for {target.path} of shape {target.shape}. "
-            "Prune the other layers one by one, or natively: "
-            f"kp.GradualPruning(..., pattern=kp.Block({pattern.shape}))."
+            "Apply `prune_low_magnitude` to the other layers only, or use "
+            f"kp.GradualPruning(..., pattern=kp.Block({pattern.shape})), which prunes any rank."
         )
     height, width = pattern.shape
     return Block((min(height, inputs), min(width, outputs)), pattern.pooling)

@@ -1,4 +1,4 @@
-"""TFMOT's schedules: when to prune, and how much, in its steps, which begin at 1."""
+"""TFMOT's schedules. Its steps begin at 1: step t comes after t - 1 updates of the weights."""
 
 import abc
 import dataclasses
@@ -7,17 +7,28 @@ from typing import Any, SupportsFloat
 import keras
 
 from keras_pruner import schedules
-from keras_pruner.validation import check_sparsity, value
+from keras_pruner.validation import check_integer, check_sparsity, value
 
 
 class PruningSchedule(abc.ABC):
-    """When to prune and how much. Subclasses written for TFMOT work as they are.
+    """The steps that prune, and the sparsity at each; TFMOT's interface for schedules.
 
-    The first training batch is step 1. Subclasses are registered with Keras when they are
-    defined, so that they are saved and loaded along with a model.
+    The first training batch is step 1. Subclasses written for TFMOT work as they are; they are
+    registered with Keras when they are defined, so that they are saved and loaded with a model.
 
     Attributes:
-        final_step: the step that brings the last change, always an update. None: not known.
+        final_step: the last step that changes the masks; it always prunes. None: not known.
+
+    Example:
+        >>> import keras_pruner.tfmot as tfmot
+        >>> class Stairs(tfmot.sparsity.keras.PruningSchedule):
+        ...     def __call__(self, step):
+        ...         return step % 100 == 0, min(0.9, 0.001 * step)
+        ...
+        ...     def get_config(self):
+        ...         return {}
+        >>> Stairs()(200)
+        (True, 0.2)
     """
 
     final_step: int | None = None
@@ -28,16 +39,29 @@ class PruningSchedule(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, step: int) -> tuple[Any, Any]:
-        """Whether to prune at `step`, and the fraction of zeros to prune to."""
+        """Return whether to prune at `step`, and the fraction of zeros then."""
 
     @abc.abstractmethod
     def get_config(self) -> dict[str, Any]:
-        """The arguments to make the schedule again; or TFMOT's form, which has a class name."""
+        """Return the constructor arguments, or TFMOT's form of them with a class name."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PruningSchedule":
-        """Make the schedule again, from either form of configuration."""
+        """Create the schedule from either form of configuration."""
         return cls(**(config["config"] if set(config) == {"class_name", "config"} else config))
+
+    @staticmethod
+    def _validate_step(
+        begin_step: int, end_step: int, frequency: int, allow_negative_1: bool
+    ) -> None:
+        check_integer("begin_step", begin_step, least=0)
+        if not (allow_negative_1 and end_step == -1):
+            check_integer("end_step", end_step, least=begin_step)
+        check_integer("frequency", frequency, least=1)
+
+    @staticmethod
+    def _validate_sparsity(sparsity: float, variable_name: str) -> None:
+        check_sparsity(variable_name, sparsity)
 
     def _should_prune_in_step(
         self, step: int, begin_step: int, end_step: int, frequency: int
@@ -57,16 +81,17 @@ class PruningSchedule(abc.ABC):
 
 @dataclasses.dataclass(eq=False)
 class _OverNative(PruningSchedule):
-    """A schedule that takes its sparsities, and its checks, from one of this library's."""
+    """A schedule that takes its sparsities and its checks from a schedule of this library."""
 
     def __post_init__(self) -> None:
-        for name, given in vars(self).items():
+        for name in (field.name for field in dataclasses.fields(self)):
+            given = getattr(self, name)
             if given is None:
                 raise ValueError(
-                    f"`{name}` must be a number: these schedules leave nothing open. Received: "
-                    f"{name}=None. For what is settled by the training use those of kp."
+                    f"`{name}` must be a number in a schedule of TFMOT. Received: {name}=None. "
+                    "The schedules of kp.schedules take it from the length of the training."
                 )
-            # The guides compute steps with NumPy, whose numbers no JSON takes.
+            # The guides compute steps with NumPy, whose numbers JSON cannot hold.
             if isinstance(given, SupportsFloat) and not isinstance(given, bool):
                 number = float(given)
                 setattr(self, name, int(number) if number.is_integer() else number)
@@ -74,16 +99,16 @@ class _OverNative(PruningSchedule):
 
     @abc.abstractmethod
     def native(self) -> schedules.Schedule:
-        """The schedule of this library with the same sparsities; making it checks them."""
+        """Return the schedule of this library with the same sparsities, which checks them."""
 
     def __call__(self, step: int) -> tuple[bool, float]:
-        """Whether `step` prunes, and the sparsity then; held at its ends outside of them."""
+        """Return whether to prune at `step`, and the sparsity; constant outside the schedule."""
         span: Any = self
         due = self._should_prune_in_step(step, span.begin_step, span.end_step, span.frequency)
         return due, self._native.sparsity_at(step)
 
     def get_config(self) -> dict[str, Any]:
-        """In TFMOT's form."""
+        """Return the class name and the arguments, as TFMOT does."""
         return {"class_name": type(self).__name__, "config": dataclasses.asdict(self)}
 
 
@@ -93,9 +118,14 @@ class ConstantSparsity(_OverNative):
 
     Args:
         target_sparsity: fraction of zeros, in [0, 1).
-        begin_step: the first step that prunes.
-        end_step: the last one; -1: none.
-        frequency: steps between updates.
+        begin_step: first step that prunes; the first training batch is step 1.
+        end_step: last step that prunes. -1: none.
+        frequency: steps between updates of the masks.
+
+    Example:
+        >>> import keras_pruner.tfmot as tfmot
+        >>> tfmot.sparsity.keras.ConstantSparsity(0.5, begin_step=0)(100)
+        (True, 0.5)
     """
 
     target_sparsity: float
@@ -105,11 +135,11 @@ class ConstantSparsity(_OverNative):
 
     @property
     def final_step(self) -> int:  # type: ignore[override]
-        """The first one: more zeros do not come later."""
+        """`begin_step`: later updates add no zeros."""
         return self.begin_step
 
     def native(self) -> schedules.ConstantSparsity:
-        """The same, with no end for an end of -1."""
+        """Return the same schedule, without an end if `end_step` is -1."""
         check_sparsity("target_sparsity", self.target_sparsity)
         steps = {"begin_step": self.begin_step, "frequency": self.frequency}
         end_step = None if self.end_step == -1 else self.end_step
@@ -123,10 +153,16 @@ class PolynomialDecay(_OverNative):
     Args:
         initial_sparsity: fraction of zeros at `begin_step`, in [0, 1).
         final_sparsity: fraction of zeros at `end_step`, in [0, 1).
-        begin_step: the first step that prunes.
-        end_step: the last one; it always prunes.
-        power: 3 is the paper's.
-        frequency: steps between updates.
+        begin_step: first step that prunes; the first training batch is step 1.
+        end_step: last step that prunes; it always prunes.
+        power: exponent; the paper uses 3.
+        frequency: steps between updates of the masks.
+
+    Example:
+        >>> import keras_pruner.tfmot as tfmot
+        >>> schedule = tfmot.sparsity.keras.PolynomialDecay(0.2, 0.8, 100, 110, frequency=1)
+        >>> schedule(110)
+        (True, 0.8)
     """
 
     initial_sparsity: float
@@ -138,21 +174,21 @@ class PolynomialDecay(_OverNative):
 
     @property
     def final_step(self) -> int:  # type: ignore[override]
-        """`end_step`."""
+        """`end_step`: the sparsity rises until then."""
         return self.end_step
 
     def native(self) -> schedules.PolynomialDecay:
-        """The same: only the order of the arguments differs."""
+        """Return the same schedule, whose arguments have another order."""
         return schedules.PolynomialDecay(**dataclasses.asdict(self))
 
 
 @value
 class Steps(schedules.Schedule):
-    """A TFMOT schedule in this library's count: its step t comes when t - 1 updates are done.
+    """A TFMOT schedule as a schedule of this library, whose steps begin at 0.
 
     Args:
-        schedule: TFMOT's, or a user's subclass.
-        done: steps that were made before this count began, under another optimizer.
+        schedule: a `PruningSchedule`.
+        done: steps completed before this count began, with another optimizer.
     """
 
     schedule: PruningSchedule
@@ -162,35 +198,35 @@ class Steps(schedules.Schedule):
 
     @property
     def begin_step(self) -> int:  # type: ignore[override]
-        """The first step that may prune; a step 0 never comes, so what it asks for comes at 1."""
+        """The first step that may prune. TFMOT's step 0 does not exist; its update comes at 1."""
         return max(0, getattr(self.schedule, "begin_step", 1) - 1 - self.done)
 
     @property
     def end_step(self) -> int | None:  # type: ignore[override]
-        """The last step that changes anything; None if nobody knows."""
+        """The last step that changes the masks; None if it is not known."""
         final = self.schedule.final_step
         return None if final is None else max(0, final - 1 - self.done)
 
     def updates_at(self, step: int) -> bool:
-        """As the schedule says; and at its end."""
+        """Return whether the schedule prunes at this step; at its end it does."""
         theirs = self._theirs(step)
         asked = bool(self.schedule(theirs)[0])
         if theirs == 1 and isinstance(self.schedule, _OverNative):
-            asked = asked or self.schedule(0)[0]  # a user's own never hears of step 0
+            asked = asked or self.schedule(0)[0]  # a user's own is never called with step 0
         return asked or step == self.end_step
 
     def sparsity_at(self, step: int) -> float:
-        """As the schedule says; checked."""
+        """Return the sparsity at a step, checked."""
         theirs = self._theirs(step)
         sparsity = float(self.schedule(theirs)[1])
         check_sparsity(f"{type(self.schedule).__name__}({theirs})[1]", sparsity)
         return sparsity
 
     def _theirs(self, step: int) -> int:
-        """A step in TFMOT's count."""
+        """TFMOT's number of a step."""
         return self.done + step + 1
 
     def resolve(self, steps: int | None, sparsity: float) -> "Steps":
-        """Itself: nothing is open."""
+        """Return the schedule itself: it leaves nothing to be resolved."""
         del steps, sparsity
         return self
