@@ -1,4 +1,4 @@
-"""What both sides of a comparison should have alike: memory that is kept for what comes next."""
+"""Make the C library keep freed memory, so that both sides of a comparison pay alike."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ KEEP = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1000000
 
 
 def keep_memory() -> None:
-    """Begin this program again with a C library (glibc) that keeps what was freed.
+    """Restart this program with settings that make glibc keep freed memory.
 
-    Else large arrays are given back to the system and asked for anew in every step, and a third
-    of a step may be the system handing out pages. Another C library takes no notice.
+    Otherwise large arrays are returned to the system and requested again in every step, which
+    can take a third of a step. Other C libraries ignore the settings.
     """
     if not os.environ.keys() >= KEEP.keys():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP})

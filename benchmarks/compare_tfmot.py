@@ -6,12 +6,12 @@
 TFMOT (tensorflow-model-optimization 0.8.1 with tf-keras) needs an environment of its own: its
 Python is given by --tfmot-python or TFMOT_PYTHON. Without one, only this package is measured.
 
-accuracy    both sides go on from the same trained weights, with the same data in the same order;
-            each result is written to --results at once, and a second run goes on from there
-allocation  what "lamp" and "erk" add to "uniform" here, at the same sparsity of the whole model
-step        time of a training step, pruned / dense in turns: 6 M weights, batch 64
-update      time of a whole mask update of one weight matrix
-checkpoint  bytes of a saved model with Adam, in mid-schedule
+accuracy    both sides continue from the same trained weights, with the same data in the same order;
+            each result is written to --results at once, and a second run continues from there
+allocation  accuracy of "lamp" and "erk" against "uniform" here, at the same overall sparsity
+step        time of a training step, pruned / dense: 6 M weights, batch 64
+update      time of one mask update of one weight matrix
+checkpoint  bytes of a model with Adam, saved during the schedule
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What inputs in units of their own, unnormalised, cost the refit of one-shot pruning.
+"""The refit of one-shot pruning with inputs of very different scales.
 
-The same function of the same samples, 60 % pruned; only the units of the twenty inputs differ,
-by up to the factor given, and the first kernel makes up for them. How far the outputs end from
-the dense ones, as a ratio to that of inputs in one unit: the mean of three networks.
+The same function of the same samples, 60 % pruned; only the scales of the twenty inputs differ, by
+up to the given factor, and the first kernel compensates for them. The error of the outputs as a
+ratio to that with inputs of equal scale: the mean of three networks.
 
     KERAS_BACKEND=torch python benchmarks/input_units.py
 """

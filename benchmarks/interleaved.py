@@ -1,4 +1,4 @@
-"""Compare alternatives on a noisy machine: in turns, as ratios, with an interval."""
+"""Compare variants on a noisy machine: measured alternately, as ratios, with an interval."""
 
 import argparse
 import json
@@ -19,9 +19,9 @@ from keras_pruner.reporting import tables
 def compare(
     variants: dict[str, Callable[[], object]], blocks: int, report: bool = True
 ) -> dict[str, list[float]]:
-    """Run every variant once per block, in random order; give back seconds per block.
+    """Run every variant once per block, in random order; return the seconds of each block.
 
-    A variant may return the seconds it took itself, where not all of its work counts.
+    A variant may return its own seconds, if only a part of its work counts.
     """
     order, shuffle = list(variants), random.Random(0).shuffle
     for name in order:
@@ -60,10 +60,10 @@ def show_steps(
     variants: Callable[[argparse.Namespace], dict[str, Callable[[], object]]],
     **flags: str,
 ) -> None:
-    """The command of a script that compares training steps with the one named "dense".
+    """The command line of a script that compares training steps with the one named "dense".
 
-    `variants` makes them, when the command has been read and memory is kept. A flag is given
-    with its help.
+    `variants` is called after the command line is read and the allocator is set up. Flags are
+    given with their help texts.
     """
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter

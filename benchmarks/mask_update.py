@@ -1,11 +1,10 @@
-"""What a mask update costs: the whole of `Pruner.update()` against what it cannot do without.
+"""Time of a mask update: `Pruner.update()` compared with `np.partition` of the same weights.
 
     python benchmarks/mask_update.py --weights 1e6 16e6 --backend torch
 
-One weight matrix (or twenty, with --tensors 20) pruned to 80 %, in turns with `np.abs` and
-`np.partition` of the same values. The optimizer is plain SGD, so that the update is the choice of
-the masks, their assignment and the zeroing of the weights; with --optimizer adam its slots are
-zeroed, too.
+One weight matrix (or twenty, with --tensors 20) is pruned to 80 %, alternately with `np.abs` and
+`np.partition` of the same values. With plain SGD an update chooses the masks, assigns them and
+zeroes the weights; with --optimizer adam it zeroes the optimizer's slots as well.
 """
 
 import argparse
@@ -40,7 +39,7 @@ def main() -> None:
         layers = [keras.layers.Dense(side, use_bias=False) for _ in range(options.tensors)]
         model = keras.Sequential([keras.Input((side,)), *layers])
         steps = iter(range(10**9))
-        # A schedule that is due, and asks for a little more, at every call.
+        # A schedule that is due at every call, with a slightly higher sparsity.
         schedule = kp.PolynomialDecay(
             0.81, initial_sparsity=0.79, end_step=10**6, frequency=1, power=1
         )

@@ -1,11 +1,11 @@
-"""How much memory an update of the masks takes, beside the weights.
+"""Peak memory of a mask update, in addition to the weights.
 
     python benchmarks/memory.py --weights 1e8 1e9 --tensors 1 20 --backend torch
 
-Each case runs in a process of its own: weights and masks are made, then the peak of the resident
-memory while `Pruner.update()` runs is read from the system (Linux). Everything is stated as a
-multiple of the weights' size in float32; the process without any weights is taken off. With
---tfmot-python, TensorFlow Model Optimization does the same in that environment.
+Each case runs in a process of its own. It creates weights and masks and then reads the peak
+resident memory during `Pruner.update()` from the system (Linux). Results are multiples of the
+weights' size in float32, minus the memory of the process without weights. With --tfmot-python,
+TensorFlow Model Optimization does the same in its own environment.
 """
 
 import argparse
@@ -137,12 +137,12 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """The most there have been since `forget_peak`."""
+    """The peak since `forget_peak`."""
     return _status("VmHWM")
 
 
 def forget_peak() -> None:
-    """Let the peak begin at what is in memory now."""
+    """Reset the peak to the present memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

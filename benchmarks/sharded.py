@@ -1,11 +1,11 @@
-"""What a mask update of a weight in parts takes: exact count, memory of each process, seconds.
+"""Mask update of a sharded weight: exact count, memory of each process, seconds.
 
     python benchmarks/sharded.py --weights 2e8 --processes 4 --allocation uniform lamp 2:4
 
-A square weight lies over several processes of one CPU device each (JAX, `ModelParallel` through
-`jax.distributed`). Each process notes its resident memory with its share of weight and mask at
-rest, and the peak while `Pruner.update()` runs (Linux), as multiples of its share of the weight
-in float32. Were the weight gathered anywhere, the peak would rise by the number of processes.
+A square weight is sharded over several processes with one CPU device each (JAX, `ModelParallel`
+through `jax.distributed`). Each process records its resident memory with its shard of weight and
+mask, and the peak during `Pruner.update()` (Linux), as multiples of its shard in float32. If the
+weight were gathered anywhere, the peak would rise by the number of processes.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What pruning costs a training step: pruned against dense, in turns, in one process.
+"""Time of a training step, pruned against dense, measured alternately in one process.
 
     python benchmarks/step_time.py --model mlp --frequency 100 --backend jax
 
-Both sides train in `fit`; the dense one carries an empty hook like the pruned one's. A second
-dense model is the control: its ratio says what the noise is. A bound is met when the upper end
-of the interval is.
+Both sides train in `fit`; the dense one has an empty hook like the pruned one's. A second dense
+model is the control: its ratio shows the noise. A bound is met if the upper end of the interval
+meets it.
 
-Equal models can differ lastingly: TensorFlow's executor runs what is ready, in an order of its
-own for each graph. `--instances` times several models of each kind together.
+Identical models can differ permanently in speed, because TensorFlow's executor chooses an order of
+operations for each graph. `--instances` times several models of each kind together.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
     import keras_pruner as kp
 
     class Clock(keras.callbacks.Callback):
-        """The seconds of an epoch's steps, without what `fit` and callbacks do around them."""
+        """The seconds of an epoch's steps, without the work of `fit` and callbacks around them."""
 
         def on_train_batch_begin(self, batch, logs=None):
             """A hook like the one that pruning has, and called before it."""

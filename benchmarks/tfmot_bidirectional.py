@@ -1,6 +1,6 @@
-"""What TFMOT 0.8.1 does with a Bidirectional layer, before it has pruned anything.
+"""TFMOT 0.8.1 changes the outputs of a Bidirectional layer before it prunes anything.
 
-Why `examples/recipes/translation.py` has no row of TFMOT. Needs an environment of its own:
+This is why `examples/recipes/translation.py` is not compared with TFMOT. Needs an environment:
 `pip install "tensorflow-model-optimization==0.8.1" tf-keras`.
 
     python benchmarks/tfmot_bidirectional.py
@@ -38,7 +38,7 @@ def wrapped(layer):
 
 
 class Told(keras.layers.Bidirectional):
-    """Says itself which weights are to be pruned."""
+    """Names its prunable weights itself."""
 
     def get_prunable_weights(self):
         layers = self.forward_layer, self.backward_layer

@@ -1,12 +1,11 @@
-"""Ways to keep zeros at zero in a training step that TensorFlow runs as a graph: plain TensorFlow.
+"""Ways to keep weights at zero in a training step, in plain TensorFlow.
 
     python benchmarks/zero_in_place.py
 
-An MLP of 6.3 M weights with Adam's update written out, batch 64. In a graph every operation goes
-over the weights by itself, so that zeroing after the step is one pass more at best; XLA can do it
-where the update is subtracted, in the same pass. With --xla it compiles the whole step, and
-every way is part of the loop that updates the weights. No Keras, no pruning; alternatives in
-turns.
+An MLP of 6.3 M weights with Adam's update written out, batch 64. In a graph each operation is a
+separate pass over the weights, so zeroing after the step costs at least one more pass; XLA can zero
+in the pass that subtracts the update. With --xla the whole step is compiled, and every variant
+becomes part of the loop that updates the weights. No Keras, no pruning.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""Ways to keep zeros at zero in PyTorch's training step: plain PyTorch on a CPU.
+"""Ways to keep weights at zero in a training step, in plain PyTorch on a CPU.
 
     python benchmarks/zero_in_place_torch.py
 
-An MLP of 6.3 M weights with Adam's update in PyTorch's operations on lists, as Keras has it, batch
-64. No operation of PyTorch subtracts an update under a mask, so that zeroing is a pass of its own
-over weights that the processor's cache no longer holds. No Keras, no pruning; in turns.
+An MLP of 6.3 M weights, batch 64, with Adam's update in PyTorch's operations on lists, as in Keras.
+No operation of PyTorch subtracts an update under a mask, so zeroing is a separate pass over weights
+that are no longer in the processor's cache. No Keras, no pruning.
 """
 
 import sys
@@ -39,7 +39,7 @@ def fill(weights, masks):
 
 
 def touch(weights, masks):
-    """What cannot be less: to read and write the weights once."""
+    """The lower bound: read and write the weights once."""
     del masks
     for weight in weights:
         weight.neg_()

@@ -1,9 +1,9 @@
-"""What zeros in an optimizer's second moment cost: the square root of them, in plain PyTorch.
+"""Time of the square root of a tensor with zeros, in plain PyTorch.
 
     python benchmarks/zero_slots.py
 
-Why gradients of pruned weights are not masked where they need not be: moments that are zero are
-where PyTorch's square root can be slow. No Keras, no pruning; alternatives in turns.
+PyTorch's square root can be slow for zeros, as in an optimizer's second moments. Therefore gradients
+of pruned weights are masked only where necessary. No Keras, no pruning.
 """
 
 import argparse
