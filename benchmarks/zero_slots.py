@@ -2,8 +2,8 @@
 
     python benchmarks/zero_slots.py
 
-PyTorch's square root can be slow for zeros, as in an optimizer's second moments. Therefore gradients
-of pruned weights are masked only where necessary. No Keras, no pruning.
+PyTorch's square root can be slow for zeros, as in an optimizer's second moments. Therefore
+gradients of pruned weights are masked only where necessary. No Keras, no pruning.
 """
 
 import argparse
