@@ -1,5 +1,6 @@
 """Planning: what is pruned in a model, which way round it lies, and why the rest is left alone."""
 
+import math
 import pathlib
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from keras import layers
 from models import label
 
+import keras_pruner as kp
 from keras_pruner.allocations import erk, lamp, uniform
 from keras_pruner.model_weights import WeightView
 from keras_pruner.patterns import NM, Block, Channel, Unstructured
@@ -372,6 +374,9 @@ def test_kernels_of_layers(layer, shape):
 
 def check_round_trip(target):
     weight = np.random.default_rng(0).random(target.shape)
+    matrix = target.view.to_matrix(weight)
+    assert matrix.shape == target.view.matrix_shape
+    np.testing.assert_array_equal(target.view.from_matrix(matrix), weight)
     kernel = target.view.to_kernel(weight)
     assert kernel.shape == target.view.kernel_shape
     np.testing.assert_array_equal(target.view.from_kernel(kernel), weight)
@@ -752,3 +757,144 @@ def test_lists_in_a_target_become_tuples():
     assert target == same
     assert hash(target) == hash(same)
     assert re.match(r"Target\(path='k'", repr(target))
+
+
+# ---------------------------------------------------------------- kp.plan
+
+
+def test_a_plan_at_a_sparsity_is_what_pruning_gives(model):
+    plan = kp.plan(model, 0.8)
+    before = [np.array(v) for v in map(keras.ops.convert_to_numpy, model.weights)]
+    report = kp.prune(model, 0.8)
+    reached = {row.path: row.sparsity for row in report.weights}
+    for target, kept in zip(plan.targets, plan.kept, strict=True):
+        assert reached[target.path] == pytest.approx(1 - kept / math.prod(target.shape))
+    assert len(before) == len(model.weights)
+
+
+def test_making_a_plan_changes_nothing(model):
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.weights]
+    kp.plan(model, 0.9, pattern=Block((2, 1)))
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(new))
+
+
+def test_a_plan_without_a_sparsity_tells_who_shares_the_budget(model):
+    text = str(kp.plan(model, overrides={"head": 0.5}))
+    assert "shared budget" in text
+    assert kp.plan(model, pattern=NM(1, 2)).sparsity == 0.5
+    with pytest.raises(ValueError, match=r"fixes the sparsity at 0\.5"):
+        kp.plan(model, 0.8, pattern=NM(1, 2))
+    with pytest.raises(ValueError, match=r"For 80% zeros pass sparsity=0\.8"):
+        kp.plan(model, 80)
+
+
+def base_and_head():
+    model = sequential(layers.Dense(50, name="base"), layers.Dense(2, name="head"), shape=(40,))
+    model.get_layer("base").trainable = False
+    return model
+
+
+def test_a_frozen_base_is_said_with_its_share_and_the_fix():
+    plan = kp.plan(base_and_head())
+    assert plan.coverage == pytest.approx(100 / 2100)
+    assert re.search(
+        r"95.2% of the weights that could be pruned are left alone: 2,000 in base/kernel "
+        r"\(frozen; .*trainable.*kp.prune",
+        plan.left_alone(),
+    )
+    assert plan.left_alone() in str(plan).replace("\n", " ")
+
+
+class Mixing(layers.Layer):
+    """A custom layer whose weight has a name of its own."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 30), name="w")
+
+    def call(self, x):
+        return x @ self.w
+
+
+def test_custom_weights_are_said_with_the_override_that_admits_them():
+    model = sequential(Mixing(name="mixing"), layers.Dense(2, name="head"), shape=(40,))
+    plan = kp.plan(model)
+    assert "1,200 in mixing/w (not a kernel by its name" in plan.left_alone()
+    assert "overrides={'mixing/w': 0.5}" in plan.left_alone()
+    assert kp.plan(model, overrides={"mixing/w": 0.5}).left_alone() == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"filters": "head"}, {"overrides": {"base": None}}, {"overrides": {"base": 0}}],
+    ids=repr,
+)
+def test_what_the_user_or_the_default_leaves_alone_is_no_surprise(options):
+    model = base_and_head()
+    model.get_layer("base").trainable = True
+    assert kp.plan(model, **options).left_alone() == ""
+    assert kp.plan(model, **options).coverage == 1
+
+
+def test_weights_of_a_wrapped_module_are_said():
+    torch = pytest.importorskip("torch")
+    if keras.backend.backend() != "torch":
+        pytest.skip("a torch module needs the torch backend")
+    module = layers.TorchModuleWrapper(torch.nn.Linear(40, 30), name="wrapped")
+    model = keras.Sequential([module, layers.Dense(2)])
+    model(np.zeros((1, 40), "float32"))
+    text = kp.plan(model).left_alone()
+    assert "1,200 in variable" in text
+    assert "wrapped PyTorch module" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "sparsity", "told"),
+    [
+        (
+            {"pattern": Block((20, 32))},
+            0.5,
+            r"0\.5 was asked .*Block.*reaches 0: .*d/kernel: 1",
+        ),
+        ({"pattern": Channel()}, 0.999, r"0\.999 was asked for and Channel.*reaches 0\.9688"),
+        (
+            {"pattern": NM(2, 4), "filters": "odd"},
+            None,
+            "0.5 was asked .*reaches 0.4: .*fill no",
+        ),
+        ({"pattern": Channel(), "overrides": {"^d": 0.99}}, 0.5, "0.99 was asked .*reaches 0.9688"),
+        ({}, 0.5, ""),
+        ({}, 0.999, ""),
+        ({"pattern": Block((4, 1))}, 0.8, ""),
+        ({"pattern": NM(2, 4), "overrides": {"odd": None}}, None, ""),
+    ],
+    ids=repr,
+)
+def test_what_is_reached_is_said_where_it_is_not_what_was_asked(options, sparsity, told):
+    model = sequential(layers.Dense(32, name="d"), layers.Dense(5, name="odd"), shape=(20,))
+    if options.get("filters") == "odd":
+        model = sequential(layers.Dense(3, name="odd"), shape=(5,))
+    elif "overrides" not in options and told:
+        model = sequential(layers.Dense(32, name="d"), shape=(20,))
+    plan = kp.plan(model, sparsity, **options)
+    found = plan.unmet(plan.sparsity, plan.kept)
+    assert re.search(told, found) if told else found == ""
+    assert (found in " ".join(plan.notes())) == bool(found) or not found
+
+
+def test_a_large_embedding_that_gets_most_zeros_is_said():
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Embedding(100, 16, name="words"), layers.Dense(64, name="d")]
+    )
+    model.get_layer("words").embeddings.assign(
+        np.random.default_rng(0).standard_t(2, (100, 16)) * 0.01
+    )
+    model.get_layer("d").kernel.assign(np.ones((16, 64)))
+    plan = kp.plan(model, 0.5, allocation="global")
+    told = plan.wasted(plan.kept)
+    assert "words/embeddings gets" in told
+    assert "overrides={'words/embeddings': 0.5}" in told
+    even = kp.plan(model, 0.5, allocation="uniform")
+    assert even.wasted(even.kept) == ""
+    less = kp.plan(model, 0.5, allocation="global", overrides={"words/embeddings": 0.5})
+    assert less.wasted(less.kept) == ""

@@ -27,6 +27,7 @@ from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import find_sparsity, sensitivity
 from keras_pruner.patterns import NM, Block, Channel, Unstructured
 from keras_pruner.reporting.sparsity import summarize
+from keras_pruner.rules import plan
 from keras_pruner.schedules import ConstantSparsity, PolynomialDecay
 from keras_pruner.shrink.shrink_model import shrink
 from keras_pruner.storage import save_compressed
@@ -57,6 +58,7 @@ __all__ = [
     "litert",
     "oneshot",
     "patterns",
+    "plan",
     "prune",
     "quantization",
     "reports",

@@ -338,6 +338,20 @@ def decide(
     return [weight.to_mask(choice) for weight, choice in zip(weights, choices, strict=True)]
 
 
+def count_kept(weights: Sequence[MaskedWeight], plan: Plan, sparsity: float) -> Iterator[int]:
+    """How many entries of each weight stay at the final sparsity `sparsity`."""
+    choices = choose(weights, plan, sparsity, sparsity)
+    for weight, choice in zip(weights, choices, strict=True):
+        yield int(np.count_nonzero(weight.to_mask(choice)))
+
+
+def overall_sparsity(plan: Plan) -> float:
+    """The present fraction of zeros in all weights that could be pruned, targets or not."""
+    variables = [*plan.variables, *plan.others]
+    nonzero = sum(count_entries(np.asarray, variable) for variable in variables)
+    return 1 - nonzero / sum(math.prod(variable.shape) for variable in variables)
+
+
 Decided = MaskedWeight | TiedWeights
 """One decision: a single weight is a group of one."""
 

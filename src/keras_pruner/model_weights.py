@@ -203,9 +203,9 @@ class OwnedWeight:
         if 0 in self.variable.shape:
             return "empty"
         if not keras.backend.is_float_dtype(self.variable.dtype):
-            return f"holds {self.variable.dtype}, not floating-point weights"
+            return f"holds {self.variable.dtype}, {_INTEGERS}"
         if getattr(self.layer, "lora_enabled", False):
-            return "LoRA is enabled: kernel + A·B is no variable; merge it first"
+            return _LORA
         if not by_default:
             return ""
         asked = getattr(self.layer, "get_prunable_weights", None)
@@ -214,13 +214,37 @@ class OwnedWeight:
             return "" if mine else "not among the layer's get_prunable_weights()"
         if isinstance(self.layer, keras.layers.STFTSpectrogram):
             return "the basis of a transform, not learned"
+        if isinstance(self.layer, _FOREIGN):
+            return _WRAPPED
         if not self.is_kernel:
-            return "not a kernel by its name; an override or get_prunable_weights() admits it"
+            return _UNNAMED
         if _is_depthwise(self.layer, self.variable):
             return "a depthwise kernel: few weights, much harm; an override admits it"
         return ""
 
 
+_INTEGERS = "not floating-point weights"
+_LORA = "LoRA is enabled: kernel + A·B is no variable; merge it first"
+_UNNAMED = "not a kernel by its name; an override or get_prunable_weights() admits it"
+_WRAPPED = "a weight of a wrapped PyTorch module or JAX function; an override admits it"
+FROZEN = "frozen"
+_FIXES = {
+    FROZEN: "set its layer's `trainable` to True, or prune it at once with `kp.prune` before",
+    _LORA: "merge it with `kp.quantization.merge_lora`",
+    _UNNAMED: "pass overrides={{{path!r}: 0.5}} to prune it",
+    _WRAPPED: "pass overrides={{{path!r}: 0.5}} to prune it",
+}
+
+
+def fix_of(reason: str) -> str:
+    """How to have a weight pruned that is left alone for a reason; `{path}` stands for its path.
+
+    Empty for reasons that belong to the weight, or that the user gave.
+    """
+    return "prune before quantizing" if reason.endswith(_INTEGERS) else _FIXES.get(reason, "")
+
+
+_FOREIGN = (keras.layers.TorchModuleWrapper, keras.layers.JaxLayer, keras.layers.FlaxLayer)
 _WHOLES = (
     keras.layers.RNN,
     keras.layers.StackedRNNCells,

@@ -1,14 +1,15 @@
 """The plan: what is pruned in a model, and why everything else is left alone."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
 from keras_pruner.allocations import Allocation, PerWeight
 from keras_pruner.model_weights import WeightView
-from keras_pruner.patterns import Channel, Pattern
+from keras_pruner.patterns import Channel, FixedPattern, Pattern
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import value
@@ -97,11 +98,26 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """A variable that is left alone, and why."""
+    """A variable that is left alone, and why.
+
+    Attributes:
+        path: its name in the model.
+        shape: of the variable.
+        reason: why it is left alone.
+        fix: how to have it pruned; empty if it is left alone by default or as the user asked.
+    """
 
     path: str
     shape: tuple[int, ...]
     reason: str
+    fix: str = ""
+
+
+NOTABLE = 0.01
+"""The share of the prunable weights above which it is said that weights are left alone."""
+
+TOLERANCE = 0.005
+"""How far a sparsity may be from the one asked for without a note; less above 95% zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +129,18 @@ class Plan(Report):
         skipped: what is not, with its reason.
         variables: the `keras.Variable` of each target.
         allocation: how the targets without a sparsity of their own share the overall budget.
-        criterion: weights -> scores.
+        criterion: kernel -> scores.
         groups: tied weights; every other target is a group of one.
+        sparsity: the overall fraction of zeros that `kept` belongs to.
+        kept: the number of weights that stay in each target at this sparsity.
+        others: the variables that could be pruned and are left alone.
+
+    Example:
+        >>> import keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="dense")])
+        >>> plan = kp.plan(model)
+        >>> [target.path for target in plan.targets], plan.skipped[0].reason
+        (['dense/kernel'], 'a vector, not a kernel')
     """
 
     targets: tuple[Target, ...]
@@ -123,35 +149,128 @@ class Plan(Report):
     allocation: Allocation
     criterion: Criterion
     groups: tuple[Group, ...] = ()
+    sparsity: float | None = None
+    kept: tuple[int, ...] | None = None
+    others: tuple[keras.Variable, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
-    @property
     def decided(self) -> list[Target | Group]:
         """What one decision covers: the groups, and the targets that are in none."""
         tied = {member.path for group in self.groups for member in group.members}
         return [*(t for t in self.targets if t.path not in tied), *self.groups]
 
+    # ------------------------------------------------------------------ what is shown
+
     def headline(self) -> str:
-        """The number of weights that are pruned and that are left alone."""
-        return f"plan: {len(self.targets)} weights are pruned, {len(self.skipped)} left alone"
+        """The weights that are pruned, and the part of the model that they are."""
+        text = f"plan: {len(self.targets)} weights are pruned, {len(self.skipped)} left alone"
+        if self.kept is not None:
+            reached = 1 - sum(self.kept) / sum(math.prod(t.shape) for t in self.targets)
+            text += f"; overall sparsity {reached:.4f}"
+        return text
 
     def tables(self) -> list[Table]:
         """The targets, then the variables left alone with the reasons."""
-        targets = [
-            (t.path, t.shape, t.pattern, "shared budget" if t.sparsity is None else t.sparsity)
-            for t in self.targets
-        ]
         left = [(skip.path, skip.shape, skip.reason) for skip in self.skipped]
+        targets = [
+            (t.path, t.shape, t.pattern, zeros)
+            for t, zeros in zip(self.targets, self._sparsities(), strict=True)
+        ]
         return [
-            Table("", ["weight", "shape", "pattern", "sparsity"], targets),
+            Table("", ["weight", "shape", "pattern", ">sparsity"], targets),
             Table("left alone", ["weight", "shape", "reason"], left),
         ]
+
+    def _sparsities(self) -> list[str]:
+        if self.kept is not None:
+            pairs = zip(self.targets, self.kept, strict=True)
+            return [f"{1 - kept / math.prod(target.shape):.4f}" for target, kept in pairs]
+        return [
+            "shared budget" if target.sparsity is None else f"{target.sparsity:g}"
+            for target in self.targets
+        ]
+
+    def notes(self) -> list[str]:
+        """What a user has to know beside the tables, in sentences."""
+        found = [self.left_alone()]
+        if self.kept is not None and self.sparsity is not None:
+            found += [self.unmet(self.sparsity, self.kept), self.wasted(self.kept)]
+        return [note for note in found if note]
+
+    @property
+    def coverage(self) -> float:
+        """The targets' share of all weights that could be pruned."""
+        left = sum(math.prod(skip.shape) for skip in self.skipped if skip.fix)
+        pruned = sum(math.prod(target.shape) for target in self.targets)
+        return pruned / max(1, pruned + left)
+
+    def left_alone(self) -> str:
+        """The share of the prunable weights that is left alone, why, and what to do about it.
+
+        In one sentence; empty if it is less than 1%. Weights count that could be pruned and that
+        the user has not excluded.
+        """
+        share = 1 - self.coverage
+        if share < NOTABLE:
+            return ""
+        reasons: dict[str, list[Skip]] = {}
+        for skip in self.skipped:
+            if skip.fix:
+                reasons.setdefault(skip.reason.split(";")[0], []).append(skip)
+        parts = [
+            f"{sum(math.prod(skip.shape) for skip in skips):,} in {_few([s.path for s in skips])} "
+            f"({reason}; {skips[0].fix})"
+            for reason, skips in reasons.items()
+        ]
+        text = "; ".join(parts)
+        return f"{share:.1%} of the weights that could be pruned are left alone: {text}."
+
+    def unmet(self, sparsity: float, kept: Sequence[int]) -> str:
+        """Where another sparsity is reached than was asked for, both of them, and why.
+
+        Args:
+            sparsity: the overall fraction of zeros that was asked for.
+            kept: the number of weights that stay in each target.
+
+        Returns:
+            A sentence for each budget that is not met; empty if all are.
+        """
+        budgets: dict[tuple[Pattern, float], list[tuple[Target, int]]] = {}
+        for target, count in zip(self.targets, kept, strict=True):
+            asked = sparsity if target.sparsity is None else target.sparsity
+            budgets.setdefault((target.pattern, asked), []).append((target, count))
+        found = (_unmet(*budget, members) for budget, members in budgets.items())
+        return " ".join(filter(None, found))
+
+    def wasted(self, kept: Sequence[int]) -> str:
+        """Embedding tables that an allocation over all weights makes sparser than the rest.
+
+        Args:
+            kept: the number of weights that stay in each target.
+        """
+        sizes = [math.prod(target.shape) for target in self.targets]
+        overall = 1 - sum(kept) / sum(sizes)
+        found = []
+        for target, size, count in zip(self.targets, sizes, kept, strict=True):
+            sparsity, zeros = 1 - count / size, (size - count) / max(1, sum(sizes) - sum(kept))
+            is_shared = target.sparsity is None and target.path.endswith("embeddings")
+            if is_shared and zeros > 0.1 and sparsity > overall + 0.1:
+                found.append(
+                    f"{target.path} gets {zeros:.0%} of all zeros (sparsity {sparsity:.2f}, "
+                    f"overall {overall:.2f}). It is a table of which rows are looked up: its zeros "
+                    "make the file smaller and nothing faster, and a refit cannot make up for "
+                    f"them. To give it fewer, pass overrides={{{target.path!r}: "
+                    f"{round(overall, 2):g}}}, or None in place of the number."
+                )
+        return " ".join(found)
+
+    # ------------------------------------------------------------------ checks
 
     def check_final(self, sparsity: float | None) -> None:
         """Raise if a mapping given as `allocation` does not come to the final sparsity."""
         if not isinstance(self.allocation, PerWeight) or sparsity is None:
             return
         shared: dict[Pattern, dict[str, int]] = {}
-        for each in self.decided:
+        for each in self.decided():
             if each.sparsity is None:
                 shared.setdefault(each.pattern, {})[each.path] = each.units
         for pattern, units in shared.items():
@@ -173,3 +292,26 @@ class Plan(Report):
             for group in self.groups
         ]
         return targets, groups, self.allocation, self.criterion
+
+
+def _few(paths: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more
+
+
+def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]) -> str:
+    """The sentence for the weights of one budget; empty if it is met."""
+    sizes = [math.prod(target.shape) for target, _ in members]
+    reached = 1 - sum(count for _, count in members) / sum(sizes)
+    least = len(members) / sum(sizes)  # one weight in each is rounding
+    if abs(reached - asked) <= max(min(TOLERANCE, 0.1 * (1 - asked)), least):
+        return ""
+    units = {target.path: target.units for target, _ in members}
+    few = _few([f"{path}: {units[path]:,}" for path in sorted(units, key=units.__getitem__)])
+    why = (
+        "inputs that fill no group keep more of their weights"
+        if isinstance(pattern, FixedPattern)
+        else f"whole units of the pattern are removed and at least one stays in each weight ({few})"
+    )
+    return f"A sparsity of {asked:.4g} was asked for and {pattern!r} reaches {reached:.4g}: {why}."

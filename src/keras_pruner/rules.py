@@ -1,14 +1,17 @@
 """The rules that a user gives for pruning, and the plan that they make of a model."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_pruner.allocations import PerWeight, as_allocation, lamp, uniform
 from keras_pruner.criteria import magnitude
-from keras_pruner.model_weights import OwnedWeight, check_model, weights_of
+from keras_pruner.masks import MaskedWeight, count_kept
+from keras_pruner.model_weights import FROZEN, OwnedWeight, check_model, fix_of, weights_of
 from keras_pruner.patterns import (
     Block,
     FixedPattern,
@@ -17,13 +20,13 @@ from keras_pruner.patterns import (
     fixed_conflict,
     settle_sparsity,
 )
-from keras_pruner.plan import Plan, Skip, Target
+from keras_pruner.plan import Criterion, Plan, Skip, Target
 from keras_pruner.validation import check_regex, check_sparsity, shown, value
 
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 Override = None | float | Pattern | tuple[float, Pattern]
 
-_FROZEN = "frozen"
+_TOO_LARGE = "does not fit its shape"
 _OVERRIDDEN = "left alone by an override"
 
 
@@ -31,8 +34,8 @@ _OVERRIDDEN = "left alone by an override"
 class Rules:
     """What to prune in a model, and how; checked when made, applied when there is a model.
 
-    The arguments of the same names of `kp.plan`, `kp.GradualPruning`, `kp.Pruner` and `kp.prune`
-    are explained here.
+    Its arguments are those of `kp.plan`, `kp.GradualPruning`, `kp.Pruner` and `kp.prune` with the
+    same names.
 
     Args:
         pattern: the zeros allowed: `kp.Unstructured()`, `kp.Block((4, 1))`, `kp.NM(2, 4)` or
@@ -117,17 +120,24 @@ class Rules:
         found = list(weights_of(model))
         self._check_matches(found)
         trainable = {id(v): i for i, v in enumerate(model.trainable_variables)}
-        targets, skipped, variables = [], [], []
+        targets, skipped, variables, others = [], [], [], []
         for owned in found:
             reason, target = self._judge(owned, trainable.get(id(owned.variable)), frozen)
             if target is None:
-                skipped.append(Skip(owned.path, tuple(owned.variable.shape), reason))
+                fix = self._fix(owned, reason).format(path=owned.path)
+                skipped.append(Skip(owned.path, tuple(owned.variable.shape), reason, fix))
+                others += [owned.variable] if fix else []
             else:
                 targets.append(target)
                 variables.append(owned.variable)
         self._check_overrides_serve(targets, skipped)
         plan = Plan(
-            tuple(targets), tuple(skipped), tuple(variables), self.allocation, self.criterion
+            tuple(targets),
+            tuple(skipped),
+            tuple(variables),
+            self.allocation,
+            self.criterion,
+            others=tuple(others),
         )
         if not targets:
             raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
@@ -149,7 +159,7 @@ class Rules:
             return "its layer does not match the filters", None
         reason = owned.reason(by_default=not named)
         if not reason and index is None and not frozen:
-            reason = _FROZEN
+            reason = FROZEN
         if reason:
             return reason, None
         target = Target(owned.path, owned.view, pattern, sparsity, index)
@@ -158,8 +168,15 @@ class Rules:
         except ValueError as error:
             if named:
                 raise ValueError(f"{owned.path}: {error}") from None
-            return f"{pattern!r} does not fit its shape {target.view.kernel_shape}", None
+            return f"{pattern!r} {_TOO_LARGE} {target.view.kernel_shape}", None
         return "", target
+
+    def _fix(self, owned: OwnedWeight, reason: str) -> str:
+        """How to have a weight pruned that the user may expect to be pruned; may hold `{path}`."""
+        is_matrix = len(owned.variable.shape) >= 2 and 0 not in owned.variable.shape
+        if is_matrix and _TOO_LARGE in reason:
+            return "pass overrides={{{path!r}: kp.Unstructured()}} to prune it"
+        return fix_of(reason) if is_matrix else ""
 
     def _override_of(self, path: str) -> str | None:
         """The regex of the override that counts for a weight."""
@@ -221,12 +238,73 @@ class Rules:
             if override in (None, 0) or regex in served:
                 continue
             reasons = [skip for skip in skipped if self._override_of(skip.path) == regex]
-            if all(skip.reason not in (_FROZEN, _OVERRIDDEN) for skip in reasons):
+            if all(skip.reason not in (FROZEN, _OVERRIDDEN) for skip in reasons):
                 listed = "; ".join(f"{skip.path}: {skip.reason}" for skip in reasons)
                 raise ValueError(
                     f"`overrides[{regex!r}]` asks for zeros, and none of its weights can be "
                     f"pruned ({listed}). Received: {override!r}. Take it out, or name a kernel."
                 )
+
+
+def plan(
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    pattern: Pattern = Unstructured(),  # noqa: B008 - a frozen value
+    allocation: Any = None,
+    criterion: Criterion = magnitude,
+    filters: Filters = None,
+    overrides: Mapping[str, Override] | None = None,
+) -> Plan:
+    """What a training would prune in a model, and why everything else is left alone.
+
+    The model is not changed. Frozen weights are left alone, as in training; `kp.prune` prunes
+    them as well.
+
+    Args:
+        model: any built Keras 3 model.
+        sparsity: the overall fraction of zeros, in [0, 1). If it is given, the plan shows the
+            sparsity that each weight would get now, and whether the whole is met.
+        pattern: as in `Rules`, like the arguments that follow.
+        allocation: how the budget is split over the weights.
+        criterion: kernel -> scores.
+        filters: the layers to prune.
+        overrides: exceptions for single weights.
+
+    Returns:
+        The plan, which prints as a table.
+
+    Raises:
+        ValueError: if an argument is wrong, arguments contradict each other, or the model has
+            nothing to prune.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [
+        ...         keras.Input((64,)),
+        ...         keras.layers.Dense(32, kernel_initializer="ones", name="body"),
+        ...         keras.layers.Dense(10, name="head"),
+        ...     ]
+        ... )
+        >>> found = plan(model, 0.8, allocation="uniform", overrides={"head": 0.5})
+        >>> print(found.headline())
+        plan: 2 weights are pruned, 2 left alone; overall sparsity 0.7595
+        >>> dict(zip([target.path for target in found.targets], found.kept))
+        {'body/kernel': 410, 'head/kernel': 160}
+    """
+    if sparsity is not None:
+        check_sparsity("sparsity", sparsity)
+    sparsity = settle_sparsity("sparsity", sparsity, pattern)
+    found = Rules(pattern, allocation, criterion, filters, overrides).plan(model)
+    if sparsity is None:
+        return found
+    found.check_final(sparsity)
+    weights = [
+        MaskedWeight(target, variable, np.broadcast_to(np.True_, target.shape))
+        for target, variable in zip(found.targets, found.variables, strict=True)
+    ]
+    kept = tuple(count_kept(weights, found, float(sparsity)))
+    return dataclasses.replace(found, sparsity=float(sparsity), kept=kept)
 
 
 def check_filters(filters: object) -> None:
