@@ -288,7 +288,7 @@ def plan(
         ... )
         >>> found = plan(model, 0.8, allocation="uniform", overrides={"head": 0.5})
         >>> print(found.headline())
-        plan: 2 weights are pruned, 2 left alone; overall sparsity 0.7595
+        plan: 2 weights are pruned, 2 left alone; overall sparsity 0.7593
         >>> dict(zip([target.path for target in found.targets], found.kept))
         {'body/kernel': 410, 'head/kernel': 160}
     """
