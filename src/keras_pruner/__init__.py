@@ -5,6 +5,7 @@ The names at the top are those that most users need; everything else is in a nam
 `kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`.
 """
 
+from keras_pruner import _import_keras  # isort: skip  # noqa: F401 - first, for its message
 from keras_pruner import (
     allocations,
     callbacks,

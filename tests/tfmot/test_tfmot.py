@@ -412,3 +412,89 @@ def test_what_tfmot_would_prune_or_refuse_is_not_left_alone_in_silence():
     S.prune_low_magnitude(model, HALF)
     with pytest.warns(UserWarning, match=r"with_bias/bias \(a vector.*unnamed/w \(not a kernel"):
         compile_(model)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("quantization", r"has no `tfmot.quantization`. Keras 3 quantizes with `model.quantize"),
+        ("clustering", "has no `tfmot.clustering`. Keras 3 has no weight clustering"),
+        ("python", "has no `tfmot.python`. TFMOT's internal modules"),
+        ("__version__", "The version is `keras_pruner.__version__`"),
+        ("experimental", "has no `tfmot.experimental`"),
+    ],
+)
+def test_names_of_tfmot_that_are_not_covered_say_what_to_use(name, said):
+    with pytest.raises(AttributeError, match=said):
+        getattr(tfmot, name)
+    assert not hasattr(tfmot, name)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("from keras_pruner.tfmot.quantization.keras import quantize_model", "model.quantize"),
+        ("from keras_pruner.tfmot import clustering", "no weight clustering"),
+        ("from keras_pruner.tfmot.python.core.sparsity.keras import prune", "internal modules"),
+    ],
+)
+def test_importing_what_is_not_covered_says_what_to_use(statement, said):
+    with pytest.raises(ImportError, match=said):
+        exec(statement)
+
+
+@pytest.mark.backend_free
+def test_names_within_the_pruning_api_that_are_not_here_say_so():
+    with pytest.raises(AttributeError, match="Layers are not wrapped here"):
+        S.pruning_wrapper
+    with pytest.raises(AttributeError, match=r"has no `tfmot\.sparsity\.keras\.prune`"):
+        S.prune
+
+
+class Grows(S.PolynomialDecay):
+    """A subclass with attributes of its own, set before and after the base's."""
+
+    def __init__(self, final, note=None):
+        self.note, self.ratio = note, np.float64(2.0)
+        super().__init__(0.0, final, 1, 8, frequency=1)
+        self.twice = 2 * final
+
+    def get_config(self):
+        return {"final": self.final_sparsity, "note": self.note}
+
+
+@pytest.mark.backend_free
+def test_subclasses_of_schedules_may_have_other_attributes():
+    schedule = Grows(0.8)
+    assert (schedule.note, schedule.twice) == (None, 1.6)
+    assert isinstance(schedule.ratio, np.float64)
+    assert schedule(8) == (True, 0.8)
+    assert Grows.from_config(schedule.get_config()) == schedule
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1, 5, 1, True), "`begin_step` must be"),
+        ((0, -1, 1, False), "`end_step` must be"),
+        ((5, 3, 1, True), "`end_step` must be"),
+        ((0, 5, 0, True), "`frequency` must be"),
+        ((0, -1, 1, True), None),
+    ],
+)
+def test_the_base_of_schedules_has_tfmots_checks(arguments, message):
+    if message is None:
+        Bare(0.5)._validate_step(*arguments)
+        return
+    with pytest.raises(ValueError, match=message):
+        Bare(0.5)._validate_step(*arguments)
+
+
+@pytest.mark.backend_free
+def test_the_base_of_schedules_checks_sparsities():
+    Bare(0.5)._validate_sparsity(0.5, "height")
+    with pytest.raises(ValueError, match="`height` must be the fraction"):
+        Bare(0.5)._validate_sparsity(1.5, "height")

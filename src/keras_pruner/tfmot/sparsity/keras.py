@@ -1,12 +1,11 @@
-"""`tfmot.sparsity.keras`: TFMOT's eleven names."""
+"""`tfmot.sparsity.keras`: the eleven names of TFMOT's pruning API."""
+
+from typing import Any
 
 from keras_pruner.callbacks.pruning_summaries import PruningSummaries
 from keras_pruner.tfmot.callbacks import UpdatePruningStep
-from keras_pruner.tfmot.policies import (
-    PrunableLayer,
-    PruneForLatencyOnXNNPack,
-    PruningPolicy,
-)
+from keras_pruner.tfmot.not_covered import why_not
+from keras_pruner.tfmot.policies import PrunableLayer, PruneForLatencyOnXNNPack, PruningPolicy
 from keras_pruner.tfmot.prune_low_magnitude import prune_low_magnitude, prune_scope, strip_pruning
 from keras_pruner.tfmot.schedules import ConstantSparsity, PolynomialDecay, PruningSchedule
 
@@ -23,3 +22,7 @@ __all__ = [
     "prune_scope",
     "strip_pruning",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(why_not(f"tfmot.sparsity.keras.{name}"), name=name)
