@@ -77,3 +77,26 @@ def test_the_tests_that_the_documentation_names_exist():
     assert named
     for file, test in named:
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def exists(name):
+    """Whether `kp.name` is there; attributes of instances are not looked up."""
+    found = kp
+    for part in name.split("."):
+        if isinstance(found, type) and not hasattr(found, part):
+            return True
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.backend_free
+def test_the_names_that_texts_and_scripts_mention_exist():
+    texts = [ROOT / page for page in [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]]
+    texts += [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*")]
+    for path in texts:
+        if path.suffix in (".md", ".py"):
+            text = path.read_text(encoding="utf-8")
+            for name in re.findall(r"(?<![\w./-])kp\.([A-Za-z_][\w.]*[\w])", text):
+                assert exists(name), f"{path}: kp.{name}"

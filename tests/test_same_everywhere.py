@@ -17,7 +17,7 @@ PROGRAM = """
 import sys
 import keras, numpy as np
 import keras_pruner as kp
-from keras_pruner.demo import digits
+from keras_pruner.cli.demo import digits
 
 rng = np.random.default_rng(0)
 x, y, x_test, y_test = digits(512)
