@@ -240,8 +240,6 @@ WITHOUT_EXAMPLE = {
     "kp.save_compressed",
     "kp.schedules.Schedule",
     "kp.sensitivity",
-    "kp.storage.load_sparse",
-    "kp.storage.save_sparse",
     "kp.testing.check_allocation",
     "kp.testing.check_schedule",
 }

@@ -1,184 +1,143 @@
-"""Weights alone in a safetensors file, zeros as bits: written and read one weight at a time."""
+"""The weights of a model in a safetensors file that stores zeros as bits."""
 
-import dataclasses
 import json
 import math
 import os
-import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import keras
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from keras_pruner import backends
 from keras_pruner.model_weights import WeightView, check_model, unique_paths, view_of, weights_of
 from keras_pruner.storage.bitmaps import GROUPS, Groups, bits_of, pack_mask, unpack_mask
-from keras_pruner.storage.model_file import atomic_write
+from keras_pruner.storage.model_file import FileError, atomic_write
 
-_FORMAT, _VERSION = "keras-pruner sparse weights", 1
-_HEADER_LIMIT = 1 << 26
-_DTYPES = {  # of Keras -> of safetensors and of the bytes
-    "float32": ("F32", "<f4"),
-    "float16": ("F16", "<f2"),
-    "bfloat16": ("BF16", "<u2"),
-    "float64": ("F64", "<f8"),
-    "int8": ("I8", "i1"),
-    "uint8": ("U8", "u1"),
-    "int16": ("I16", "<i2"),
-    "uint16": ("U16", "<u2"),
-    "int32": ("I32", "<i4"),
-    "uint32": ("U32", "<u4"),
-    "int64": ("I64", "<i8"),
-    "uint64": ("U64", "<u8"),
-    "bool": ("BOOL", "u1"),
-}
+_FORMAT, _VERSION = "keras-pruner sparse weights", "2"
+_HEADER = ("format", "version", "weights")
+_Arrays = dict[str, np.ndarray]
+_Description = tuple[str, list[int], str, str, int]  # name, shape, dtype, encoding, checksum
 
 
 def save_sparse(model: keras.Model, path: str | os.PathLike[str]) -> int:
-    """Write the weights of a model with their zeros as a bitmap, or a smaller N:M index.
+    """Write the weights of a model with their zeros as a bitmap, or as a smaller N:M index.
 
-    The file is a safetensors file: any reader of that format lists its tensors. Weights with
-    too few zeros are stored as they are; all come back equal, bit by bit but for -0.0, which
-    becomes 0.0.
+    Any reader of safetensors can list the tensors of the file. A weight with too few zeros is
+    stored as it is. All values come back bit-identical, except that -0.0 becomes 0.0.
 
     Args:
         model: any built Keras 3 model.
-        path: of the file, ending with ".safetensors".
+        path: the file, ending with ".safetensors".
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        ValueError: for a wrong path or a model without weights.
+        ValueError: for a wrong path, a model without weights, or a type of weights that
+            safetensors does not have.
         OSError: if the file cannot be written; nothing is left at `path`.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(100)])
+        >>> report = kp.prune(model, 0.8)
+        >>> kp.storage.save_sparse(model, "weights.safetensors") < 4 * model.count_params() / 3
+        True
+        >>> kp.storage.load_sparse(model, "weights.safetensors")
     """
     check_model(model)
+    tensors: _Arrays = {}
+    described: list[_Description] = []
+    for name, variable, view in _named(model):
+        encoding, parts = _encode(variable, view)
+        shape, dtype = list(variable.shape), keras.backend.standardize_dtype(variable.dtype)
+        described.append((name, shape, dtype, encoding, _checksum(parts)))
+        tensors |= {f"{name}|{key}": part for key, part in parts.items()}
+    text = json.dumps(described, separators=(",", ":"))
+    metadata = dict(zip(_HEADER, (_FORMAT, _VERSION, text), strict=True))
     with atomic_write(path, ".safetensors") as unfinished:
-        with unfinished.open("wb") as file:
-            _write(file, list(_named(model)))
+        save_file(tensors, unfinished, metadata)
         return unfinished.stat().st_size
 
 
 def load_sparse(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Set the weights of a model to those of a file written by `save_sparse`.
+    """Set the weights of a model to those in a file written by `save_sparse`.
 
-    Weights are matched by their paths, or by position if the paths of the model are others. The
-    whole file is checked before the first weight changes; nothing in it is executed.
+    Weights are matched by name, or by position if the names of the model differ. The whole file
+    is checked before the first weight changes; nothing in it is executed.
 
     Args:
         model: a built Keras 3 model of the same architecture, on any backend.
-        path: of the file.
+        path: the file.
 
     Raises:
-        ValueError: if the file is damaged, of another kind or version, or of another model.
+        FileError: if the file is missing, damaged, of another kind or version, or if its weights
+            do not fit the model.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(100)])
+        >>> report = kp.prune(model, 0.8)
+        >>> size = kp.storage.save_sparse(model, "weights.safetensors")
+        >>> other = keras.models.clone_model(model)
+        >>> kp.storage.load_sparse(other, "weights.safetensors")
+        >>> kp.summarize(other).prunable.sparsity
+        0.8
     """
     check_model(model)
-    with Path(path).open("rb") as file:
-        try:
-            entries = _read_header(file)
-            found = _match(list(_named(model)), entries)
-            for _, view, entry in found:
-                entry.check(file, view)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from None
-        for variable, view, entry in found:
-            variable.assign(entry.read(file, view))
+    try:
+        # The library checks all offsets and sizes against the file before it allocates memory.
+        with safe_open(path, framework="numpy") as file:
+            pairs = _match(list(_named(model)), _described(file.metadata()))
+            expected = [f"{d[0]}|{key}" for _, _, d in pairs for key in _parts_of(d[3])]
+            if sorted(expected) != sorted(file.keys()):
+                raise ValueError("its list of weights does not fit its tensors")
+            for _, view, described in pairs:
+                _read(file, described, view)
+            for variable, view, described in pairs:
+                variable.assign(_read(file, described, view))
+    except FileNotFoundError:
+        raise FileError(f"{Path(path)} does not exist.") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise FileError(f"{str(path)!r} cannot be loaded: {error}") from None
 
 
 _Named = tuple[str, keras.Variable, WeightView]
 
 
 def _named(model: keras.Model) -> Iterator[_Named]:
-    """Every weight with a path that is unique and does not depend on the model's name."""
+    """Each weight with a unique path that does not depend on the model's name."""
     views = {id(owned.variable): owned.view for owned in weights_of(model)}
     for path, variable in zip(unique_paths(model, model.weights), model.weights, strict=True):
         yield path, variable, views.get(id(variable)) or view_of(model, variable)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """A stretch of the file: its safetensors type, shape, place and checksum."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    size: int
-    crc: int
-
-    def bytes(self, file: BinaryIO) -> bytes:
-        file.seek(self.start)
-        return file.read(self.size)
+def _checksum(parts: _Arrays) -> int:
+    crc = 0
+    for key in sorted(parts):
+        crc = zlib.crc32(parts[key].tobytes(), crc)
+    return crc
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """A weight in a file."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    encoding: str  # "dense", "bitmap" or "n:m"
-    parts: dict[str, _Part]
-
-    def check(self, file: BinaryIO, view: WeightView) -> None:
-        """Raise unless the weight can be read."""
-        for part in self.parts.values():
-            if zlib.crc32(part.bytes(file)) != part.crc:
-                raise ValueError(f"the checksum of {self.name} is wrong: the file is damaged")
-        try:
-            self.read(file, view)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
-
-    def read(self, file: BinaryIO, view: WeightView) -> Any:
-        """The weight, as an array that a Keras variable of its type takes."""
-        raw = {key: part.bytes(file) for key, part in self.parts.items()}
-        values = np.frombuffer(raw["values"], _DTYPES[self.dtype][1])
-        if self.encoding == "dense":
-            weight = values.reshape(self.shape)
-        elif self.encoding == "bitmap":
-            weight = np.zeros(math.prod(self.shape), values.dtype)
-            mask = unpack_mask(np.frombuffer(raw["index"], np.uint8), weight.size)
-            if np.count_nonzero(mask) != values.size:
-                raise ValueError("its bitmap does not fit its values")
-            weight[mask] = values
-            weight = weight.reshape(self.shape)
-        else:
-            groups = _groups(self.encoding)
-            index = np.frombuffer(raw["index"], np.uint8)
-            weight = groups.decode(index, values, view)
-        if self.dtype == "bfloat16":
-            import ml_dtypes  # Keras depends on it
-
-            return weight.view(ml_dtypes.bfloat16)
-        return weight.astype(bool) if self.dtype == "bool" else weight
+def _parts_of(encoding: str) -> tuple[str, ...]:
+    return ("values",) if encoding == "dense" else ("index", "values")
 
 
-def _groups(encoding: str) -> Groups:
-    for groups in GROUPS:
-        if encoding == f"{groups.n}:{groups.m}":
-            return groups
-    raise ValueError(f"it is encoded as {encoding!r}, which this version does not know")
-
-
-# ------------------------------------------------------------------ writing
-
-
-def _encode(variable: keras.Variable, view: WeightView) -> tuple[str, dict[str, np.ndarray]]:
-    """The smallest encoding of a weight and its parts."""
+def _encode(variable: keras.Variable, view: WeightView) -> tuple[str, _Arrays]:
+    """The smallest encoding of a weight: "dense", "bitmap" or "n:m", and its parts."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
-    if dtype not in _DTYPES:
-        raise ValueError(f"{variable.path} is of type {dtype}, which safetensors does not know.")
     weight = np.asarray(backends.current().to_numpy(variable))
-    if keras.backend.is_int_dtype(dtype):  # PyTorch has no arithmetic for some of them
+    if keras.backend.is_int_dtype(dtype):  # PyTorch keeps some of them in other types
         weight = weight.astype(dtype)
-    weight = np.ascontiguousarray(weight).view(_DTYPES[dtype][1])
+    weight = np.ascontiguousarray(weight)
     if keras.backend.is_float_dtype(dtype):  # -0.0, as in `weight * mask`, is a zero
         bits = bits_of(weight)
-        weight = np.where(bits << 1 == 0, 0, bits).view(weight.dtype)
+        weight = np.where(bits << 1 == 0, 0, bits).astype(bits.dtype).view(weight.dtype)
     mask = bits_of(weight) != 0
     if mask.ndim >= 2 and np.count_nonzero(mask) * 2 <= mask.size:
         for groups in GROUPS:
@@ -192,111 +151,69 @@ def _encode(variable: keras.Variable, view: WeightView) -> tuple[str, dict[str, 
     return "dense", {"values": weight}
 
 
-def _write(file: BinaryIO, named: list[_Named]) -> None:
-    """Measure every weight first, so that the header can stand before them; encode them twice."""
-    tensors: dict[str, Any] = {}
-    described, offset = [], 0
-    for name, variable, view in named:
-        encoding, parts = _encode(variable, view)
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        crcs = {key: zlib.crc32(part.tobytes()) for key, part in parts.items()}
-        shape = list(variable.shape)
-        described.append([name, shape, dtype, encoding, crcs])
-        for key, part in parts.items():
-            kind = _DTYPES[dtype][0] if key == "values" else "U8"
-            tensors[f"{name}|{key}"] = {
-                "dtype": kind,
-                "shape": shape if encoding == "dense" else [part.size],
-                "data_offsets": [offset, offset + part.nbytes],
-            }
-            offset += part.nbytes
-    metadata = {"format": _FORMAT, "version": str(_VERSION), "weights": json.dumps(described)}
-    header = json.dumps({"__metadata__": metadata, **tensors}).encode()
-    header += b" " * (-len(header) % 8)
-    file.write(struct.pack("<Q", len(header)) + header)
-    for _, variable, view in named:
-        for part in _encode(variable, view)[1].values():
-            file.write(part.tobytes())
-
-
-# ------------------------------------------------------------------ reading
-
-
-def _read_header(file: BinaryIO) -> list[_Entry]:
-    """The entries of a file whose header agrees with itself and with the file's size."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if size < 8:
-        raise ValueError("it is too short for a safetensors file")
-    (length,) = struct.unpack("<Q", file.read(8))
-    if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-        raise ValueError(f"its header claims {length} bytes; it is truncated or no safetensors")
-    try:
-        header = json.loads(file.read(length))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"its header is no JSON ({error})") from None
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
-    if metadata.get("format") != _FORMAT:
-        raise ValueError("it was not written by keras_pruner.save_sparse")
-    if metadata.get("version") != str(_VERSION):
-        raise ValueError(
-            f"it is of version {metadata.get('version')!r}; this keras-pruner reads {_VERSION}"
-        )
-    end = 8 + length
-    entries = []
-    for name, shape, dtype, encoding, crcs in json.loads(metadata["weights"]):
-        parts = {}
-        for key, crc in crcs.items():
-            parts[key] = part = _part(header.pop(f"{name}|{key}"), crc, 8 + length)
-            if part.start != end:
-                raise ValueError("the places in its header overlap or leave gaps")
-            end += part.size
-        _check_parts(name, tuple(shape), dtype, encoding, parts)
-        entries.append(_Entry(name, tuple(shape), dtype, encoding, parts))
-    if header or end != size:
-        raise ValueError("its header and its size disagree; it is truncated or damaged")
-    return entries
-
-
-def _part(described: dict[str, Any], crc: int, origin: int) -> _Part:
-    """A stretch as the header describes it, counted from `origin`."""
-    begin, end = described["data_offsets"]
-    if not all(isinstance(n, int) for n in (begin, end, *described["shape"])) or end < begin:
-        raise ValueError("its header holds places that are none")
-    return _Part(described["dtype"], tuple(described["shape"]), origin + begin, end - begin, crc)
-
-
-def _check_parts(
-    name: str, shape: tuple[int, ...], dtype: str, encoding: str, parts: dict[str, _Part]
-) -> None:
-    """Raise unless the parts have the sizes that their types and shapes say."""
-    if dtype not in _DTYPES or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"{name} is of type {dtype!r} and shape {shape}")
-    if set(parts) != ({"values"} if encoding == "dense" else {"values", "index"}):
-        raise ValueError(f"{name} lacks a part of its {encoding} encoding")
-    for key, part in parts.items():
-        kind, raw = _DTYPES[dtype] if key == "values" else ("U8", "u1")
-        fits = part.size == math.prod(part.shape) * np.dtype(raw).itemsize
-        if part.dtype != kind or not fits or min(part.shape, default=0) < 0:
-            raise ValueError(f"{name}: its header and its size disagree")
-    if encoding == "dense" and parts["values"].shape != shape:
-        raise ValueError(f"{name}: its header names two shapes")
+def _described(metadata: dict[str, str] | None) -> list[_Description]:
+    """The list of weights in the header."""
+    found, version, weights = ((metadata or {}).get(key, "") for key in _HEADER)
+    if found != _FORMAT:
+        raise ValueError("it was not written by kp.storage.save_sparse")
+    if version != _VERSION:
+        raise ValueError(f"it has version {version!r}; this keras-pruner reads {_VERSION!r}")
+    return [
+        (str(name), [int(n) for n in shape], str(dtype), str(encoding), int(crc))
+        for name, shape, dtype, encoding, crc in json.loads(weights)
+    ]
 
 
 def _match(
-    named: list[_Named], entries: list[_Entry]
-) -> list[tuple[keras.Variable, WeightView, _Entry]]:
-    """The variables with their entries; by name if all names are known, by position if not."""
-    if len(named) != len(entries):
-        raise ValueError(f"it holds {len(entries)} weights, the model has {len(named)}")
-    by_name = {entry.name: entry for entry in entries}
+    named: list[_Named], described: list[_Description]
+) -> list[tuple[keras.Variable, WeightView, _Description]]:
+    """The variables with their descriptions: by name if all agree, by position otherwise."""
+    if len(named) != len(described):
+        raise ValueError(f"it holds {len(described)} weights, the model has {len(named)}")
+    by_name = {each[0]: each for each in described}
     if set(by_name) == {name for name, _, _ in named}:
-        entries = [by_name[name] for name, _, _ in named]
+        described = [by_name[name] for name, _, _ in named]
     found = []
-    for (name, variable, view), entry in zip(named, entries, strict=True):
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        mine, its = (tuple(variable.shape), dtype), (entry.shape, entry.dtype)
+    for (name, variable, view), each in zip(named, described, strict=True):
+        mine = tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
+        its = tuple(each[1]), each[2]
         if mine != its:
-            raise ValueError(f"{entry.name} is {its} there; {name} is {mine} in the model")
-        found.append((variable, view, entry))
+            raise ValueError(f"{each[0]} is {its} in the file; {name} is {mine} in the model")
+        found.append((variable, view, each))
     return found
+
+
+def _read(file: Any, described: _Description, view: WeightView) -> np.ndarray:
+    """A weight of the file; its shape is that of the model's variable."""
+    name, shape, dtype, encoding, crc = described
+    groups = None if encoding in ("dense", "bitmap") else _groups(encoding)
+    parts = {key: file.get_tensor(f"{name}|{key}") for key in _parts_of(encoding)}
+    if _checksum(parts) != crc:
+        raise ValueError(f"the checksum of {name} is wrong: the file is damaged")
+    values, index = parts["values"], parts.get("index")
+    if values.dtype.name != dtype or (index is not None and index.dtype != np.uint8):
+        raise ValueError(f"{name} does not have the type that its header says")
+    if index is None:
+        if list(values.shape) != shape:
+            raise ValueError(f"{name} does not have the shape that its header says")
+        return values
+    if values.ndim != 1 or index.ndim != 1:
+        raise ValueError(f"{name} is not a list of values")
+    try:
+        if groups is not None:
+            return groups.decode(index, values, view)
+        mask = unpack_mask(index, math.prod(shape))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if np.count_nonzero(mask) != values.size:
+        raise ValueError(f"{name}: its bitmap does not fit its values")
+    weight = np.zeros(mask.size, values.dtype)
+    weight[mask] = values
+    return weight.reshape(shape)
+
+
+def _groups(encoding: str) -> Groups:
+    for groups in GROUPS:
+        if encoding == f"{groups.n}:{groups.m}":
+            return groups
+    raise ValueError(f"it uses the encoding {encoding!r}, which this version does not know")
