@@ -21,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import litertjs
 import numpy as np
 
 import keras_pruner as kp
@@ -115,11 +116,11 @@ class Case:
     def measure(self, directory, arguments):
         runtime = "litert-wasm" if arguments.runtime == "wasm" else "litert-x86"
         dense, pruned = self.files(directory, runtime)
-        options = {"node_modules": arguments.node_modules} if arguments.runtime == "wasm" else {}
+        benchmark, options = kp.litert.benchmark, {}
+        if arguments.runtime == "wasm":
+            benchmark, options = litertjs.benchmark, {"node_modules": arguments.node_modules}
         timings = [
-            kp.litert.benchmark(
-                dense, pruned, runtime=arguments.runtime, seconds=arguments.seconds, **options
-            ).timings[0]
+            benchmark(dense, pruned, seconds=arguments.seconds, **options).timings[0]
             for _ in range(arguments.rounds)
         ]
         speedups = sorted(timing.speedup for timing in timings)
@@ -129,7 +130,7 @@ class Case:
         return {
             "model": self.label, "rewritten": self.rewrite, "zeros": self.zeros,
             "sparsity": self.sparsity, "measured": measured, "rounds": speedups,
-            "expected": advice.gain, "off": advice.gain / measured - 1,
+            "expected": advice.speedup, "off": advice.speedup / measured - 1,
             "dense_ms": statistics.median(timing.dense_ms for timing in timings),
             "load": os.getloadavg()[0],
         }  # fmt: skip

@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import litertjs
 import numpy as np
 
 import keras_pruner as kp
@@ -140,14 +141,14 @@ def main():
         print(f"{arguments.what}, dense: accuracy {known['shipped']['dense']:.4f} (LiteRT), "
               f"{known['keras']['dense']:.4f} (Keras)")  # fmt: skip
         for sparsity in arguments.sparsity:
+            benchmark, options = kp.litert.benchmark, {}
+            if RUNTIME[arguments.what] == "wasm":
+                benchmark, options = litertjs.benchmark, {"node_modules": arguments.node_modules}
+            files = directory / "dense.tflite", directory / f"{sparsity}.tflite"
             timings = [
-                kp.litert.benchmark(
-                    directory / "dense.tflite", directory / f"{sparsity}.tflite",
-                    runtime=RUNTIME[arguments.what], seconds=arguments.seconds,
-                    node_modules=arguments.node_modules,
-                ).timings[0]
+                benchmark(*files, seconds=arguments.seconds, **options).timings[0]
                 for _ in range(arguments.rounds)
-            ]  # fmt: skip
+            ]
             speedups = sorted(t.speedup for t in timings)
             key = str(sparsity)
             print(

@@ -242,7 +242,7 @@ def test_a_mismatch_is_an_error_and_leaves_no_file(tmp_path, monkeypatch, sample
                 buffer.data = np.zeros_like(buffer.data)
         return []
 
-    monkeypatch.setattr("keras_pruner.litert.export.encode", damage)
+    monkeypatch.setattr("keras_pruner.litert.export.store_sparse", damage)
     with pytest.raises(RuntimeError, match="computes something else"):
         export_litert(model_with_zeros(sparsity=0.5), tmp_path / "m.tflite", samples=samples)
     assert list(tmp_path.iterdir()) == []

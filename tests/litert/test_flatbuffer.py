@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_pruner.litert import encoding, flatbuffer
+from keras_pruner.litert import flatbuffer, sparse_tensors
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytestmark = pytest.mark.backend_free
@@ -47,31 +47,31 @@ def weight_of(shape, sparsity=0.7, dtype="float32", seed=0):
 @pytest.mark.parametrize("sparsity", [0.0, 0.7, 1.0])
 def test_encodings_are_inverted(dtype, shape, sparsity):
     weight = weight_of(shape, sparsity, dtype)
-    encoders = [encoding.csr] + ([encoding.blocks] if len(shape) == 2 else [])
+    encoders = [sparse_tensors.csr] + ([sparse_tensors.blocks] if len(shape) == 2 else [])
     for encoder in encoders:
         tensor, data = tensor_of(weight, encoder)
-        np.testing.assert_array_equal(encoding.decode(tensor, data), weight)
+        np.testing.assert_array_equal(sparse_tensors.decode(tensor, data), weight)
         values = data.view(weight.dtype)
-        assert encoding.encoded_size(values, tensor.sparsity) >= data.nbytes
-    assert encoding.name_of(tensor) == ("block 1x4" if len(shape) == 2 else "csr")
+        assert sparse_tensors.encoded_size(values, tensor.sparsity) >= data.nbytes
+    assert sparse_tensors.encoding_of(tensor) == ("block 1x4" if len(shape) == 2 else "csr")
 
 
 def test_block_density_is_that_of_whole_blocks():
     weight = np.zeros((2, 8), "float32")
     weight[0, 5] = 1
-    assert encoding.block_density(weight) == 0.25
-    assert encoding.block_density(weight[:, :7]) == 1.0
+    assert sparse_tensors.block_density(weight) == 0.25
+    assert sparse_tensors.block_density(weight[:, :7]) == 1.0
 
 
 def test_files_are_read_back_as_written(tmp_path):
-    weights = [(weight_of((6, 8)), None), (weight_of((6, 8)), encoding.blocks)]
+    weights = [(weight_of((6, 8)), None), (weight_of((6, 8)), sparse_tensors.blocks)]
     model = model_of(*weights)
     flatbuffer.write(model, tmp_path / "m.tflite")
     content = (tmp_path / "m.tflite").read_bytes()
     again = flatbuffer.read(tmp_path / "m.tflite")
     for tensor, (weight, _) in zip(again.subgraphs[0].tensors, weights, strict=True):
         data = again.buffers[tensor.buffer].data
-        np.testing.assert_array_equal(encoding.decode(tensor, data), weight)
+        np.testing.assert_array_equal(sparse_tensors.decode(tensor, data), weight)
         place = content.index(data.tobytes())
         assert place % 16 == 0
     flatbuffer.write(again, tmp_path / "again.tflite")
@@ -99,7 +99,7 @@ def test_references_to_nothing_are_refused(tmp_path):
 
 @pytest.mark.parametrize("damage", ["values", "segments", "indices", "huge"])
 def test_a_damaged_index_is_refused(damage):
-    tensor, data = tensor_of(weight_of((6, 8)), encoding.csr)
+    tensor, data = tensor_of(weight_of((6, 8)), sparse_tensors.csr)
     sparse = tensor.sparsity.dimMetadata[-1]
     if damage == "values":
         data = data[:-4]
@@ -109,5 +109,5 @@ def test_a_damaged_index_is_refused(damage):
         sparse.arrayIndices.values = sparse.arrayIndices.values + np.uint8(8)
     else:
         tensor.shape = np.array([6, 1 << 30], np.int32)
-    with pytest.raises(ValueError, match=r"its index does not fit|claims"):
-        encoding.decode(tensor, data)
+    with pytest.raises(ValueError, match=r"index that does not fit|claims"):
+        sparse_tensors.decode(tensor, data)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.litert import encoding, flatbuffer
+from keras_pruner.litert import flatbuffer, sparse_tensors
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.inspection import inspect
 from keras_pruner.storage import model_file
@@ -88,7 +88,7 @@ def test_mutated_tflite_files_of_weights(tmp_path, count):
     pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
     from test_flatbuffer import model_of, weight_of
 
-    weights = [(weight_of((6, 8)), e) for e in (None, encoding.csr, encoding.blocks)]
+    weights = [(weight_of((6, 8)), e) for e in (None, sparse_tensors.csr, sparse_tensors.blocks)]
     flatbuffer.write(model_of(*weights), tmp_path / "m.tflite")
     content = (tmp_path / "m.tflite").read_bytes()
     assert read_all(tmp_path, content, count, inspect, sound) > 0.3

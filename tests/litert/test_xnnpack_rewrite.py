@@ -97,7 +97,7 @@ def test_zeros_stay_zeros_and_it_can_be_saved(tmp_path):
         ({"pool": True}, "pool: MaxPooling2D"),
         ({"activation": "mish"}, "activation 'mish'"),
         ({"channels": 4}, "not 3 channels"),
-        ({"depthwise": (7, 7)}, "depthwise convolution (7, 7)"),
+        ({"depthwise": (7, 7)}, "depthwise convolution 7x7"),
         ({"size": 35, "stem": "end"}, "needs even sizes"),
     ],
 )
@@ -147,7 +147,30 @@ def test_stock_mobilenets_come_out_eligible(name):
 def test_models_that_are_no_image_graph_are_refused():
     with pytest.raises(ValueError, match="of known size"):
         prepare_for_xnnpack(keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(3, 3)]))
-    inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, strides=2)])
+
+
+def test_layers_in_nested_models_are_rewritten():
+    body = [
+        layers.ZeroPadding2D(((0, 1), (0, 1))),
+        layers.Conv2D(4, 3, strides=2, name="stem"),
+        layers.Conv2D(4, 1, name="pointwise"),
+    ]
+    inner = keras.Sequential([keras.Input((8, 8, 3)), *body], name="inner")
     image = keras.Input((8, 8, 3))
-    with pytest.raises(ValueError, match="nested"):
-        prepare_for_xnnpack(keras.Model(image, inner(image)))
+    model = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(inner(image))))
+    done = prepare_for_xnnpack(model)
+    assert done.obstacles == ()
+    assert done.changes[1] == "inner/stem: padding (1, 1) on both sides"
+    assert {"inner_stem", "inner_pointwise"} <= {layer.name for layer in done.model.layers}
+
+
+def test_a_convolution_head_behind_the_global_average_is_an_obstacle():
+    image = keras.Input((8, 8, 3))
+    x = layers.ZeroPadding2D(1)(image)
+    x = layers.Conv2D(4, 3, strides=2)(x)
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="average")(x)
+    head = layers.Conv2D(5, 1, name="head")(x)  # no Reshape follows: it cannot become Dense
+    done = prepare_for_xnnpack(keras.Model(image, head))
+    assert done.obstacles == (
+        "head: a 1x1 convolution behind the global average: make it a Dense layer",
+    )

@@ -241,7 +241,7 @@ def test_defect_13_the_xnnpack_policy_lists_all_that_is_in_the_way():
         keras.Input((16, 16, 3)),
         keras.layers.ZeroPadding2D(1),
         keras.layers.Conv2D(4, 3, strides=2, padding="valid"),
-        keras.layers.Activation("tanh", name="squash"),
+        keras.layers.Activation("mish", name="squash"),
         keras.layers.MaxPooling2D(name="pool"),
         keras.layers.Conv2D(4, 1),
         keras.layers.GlobalAveragePooling2D(),

@@ -25,9 +25,10 @@ from keras_pruner.litert.advise import advise
 from keras_pruner.litert.cost_model import DENSE_RUNTIMES, RUNTIMES, SpeedupTable
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.inspection import inspect
-from keras_pruner.litert.measure_gains import measure_speedups
-from keras_pruner.litert.nm_check import check_m_by_n
+from keras_pruner.litert.latency import measure_speedups
+from keras_pruner.litert.sparse_tensors import most_in_group
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
+from keras_pruner.model_weights import weights_of
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import sensitivity
 from keras_pruner.patterns import (
@@ -39,6 +40,7 @@ from keras_pruner.patterns import (
     fixed_conflict,
     takes_sparsity,
 )
+from keras_pruner.reporting import tables
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.storage import model_file
@@ -285,14 +287,30 @@ def _inspect(arguments: Arguments) -> None:
 def _check_nm(arguments: Arguments, model: keras.Model | str) -> None:
     """Show which weights have N:M zeros; raises if one has not, or if there is none."""
     kept, group = arguments.nm.n, arguments.nm.m
-    check = check_m_by_n(model, (group - kept, group))
-    _show(arguments, str(check), data={"passed": check.passed, "weights": check.weights})
-    if not check.passed:
-        failed = [name for name, passed in check.weights.items() if not passed]
+    weights = {name: most <= kept for name, most in _most_in_group(model, group).items()}
+    rows = [(name, "yes" if holds else "no") for name, holds in weights.items()]
+    table = tables.render(f"at most {kept} of every {group}", ["weight", "holds"], rows)
+    passed = bool(weights) and all(weights.values())
+    _show(arguments, table, data={"passed": passed, "weights": weights})
+    if not passed:
+        failed = [name for name, holds in weights.items() if not holds]
         what = f"these have more: {', '.join(failed)}" if failed else "it has no prunable kernel"
         raise ValueError(
             f"--nm {kept}:{group} allows at most {kept} non-zero weights in every {group}; {what}."
         )
+
+
+def _most_in_group(model: keras.Model | str, group: int) -> dict[str, int]:
+    """The most non-zero weights in any group of consecutive inputs, for every kernel."""
+    if isinstance(model, str):
+        counted = ((w.name, w.most_in_group) for w in inspect(model, group=group).weights)
+        return {name: most for name, most in counted if most is not None}
+    found = {}
+    for owned in weights_of(model):
+        if not owned.reason(by_default=True):
+            kernel = owned.view.to_kernel(keras.ops.convert_to_numpy(owned.variable.value))
+            found[owned.path] = most_in_group(np.moveaxis(kernel, -2, -1), group)
+    return found
 
 
 def _prune(arguments: Arguments) -> None:

@@ -1,9 +1,8 @@
-"""LiteRT (TensorFlow Lite) files: export, inspection, expected and measured speed."""
+"""LiteRT (TensorFlow Lite) files: export, inspection, expected and measured speed-ups."""
 
 from keras_pruner.litert.cost_model import SpeedupTable
 from keras_pruner.litert.inspection import inspect
-from keras_pruner.litert.latency import benchmark
-from keras_pruner.litert.measure_gains import measure_speedups
+from keras_pruner.litert.latency import benchmark, measure_speedups
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 
 __all__ = ["SpeedupTable", "benchmark", "inspect", "measure_speedups", "prepare_for_xnnpack"]

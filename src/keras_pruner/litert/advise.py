@@ -1,4 +1,4 @@
-"""Before any training: which layers can gain what, where, from which zeros."""
+"""Predict before any training which layers run faster with which zeros, on which runtime."""
 
 import dataclasses
 import math
@@ -16,58 +16,58 @@ from keras_pruner.reporting.tables import Table
 from keras_pruner.rules import Rules
 from keras_pruner.validation import check_integer, check_sparsity
 
-_STEP = 4000.0  # nanoseconds of a recurrent layer's step besides its products
+_STEP = 4000.0  # nanoseconds of a recurrent layer's step, beside its matrix products
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerAdvice:
-    """What zeros do for one weight.
+    """The effect of zeros in one weight.
 
     Attributes:
         path: of the weight, as in a plan.
-        share: fraction of the dense model's time that its layer takes, estimated.
-        pattern: the zeros to give it; None: leave it dense.
-        gain: how many times faster its layer runs then.
-        reason: why so.
+        share: fraction of the dense model's time that the weight takes, estimated.
+        pattern: the recommended pattern of zeros; None: leave the weight dense.
+        speedup: how many times faster its part of the layer runs with these zeros.
+        reason: why.
     """
 
     path: str
     share: float
     pattern: Pattern | None
-    gain: float
+    speedup: float
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice(Report):
-    """What pruning can bring to a model on a runtime; prints as a table.
+    """The result of `advise`; prints as a table.
 
     Attributes:
         runtime: where the model will run.
         sparsity: fraction of zeros in the weights that are pruned.
         layers: each prunable weight.
-        gain: how many times faster the whole model runs, estimated; 1.0 is "none".
-        hints: what else to know: steps to take first, and the alternatives.
+        speedup: how many times faster the whole model runs, estimated; 1.0 is "not faster".
+        hints: alternatives, and limits of the estimate.
     """
 
     runtime: str
     sparsity: float
     layers: tuple[LayerAdvice, ...]
-    gain: float
+    speedup: float
     hints: tuple[str, ...]
 
     def headline(self) -> str:
         """The estimated speed-up of the whole model."""
-        gain = f"{self.gain:.1f}x faster" if self.gain > 1 else "not faster"
-        return f"{self.runtime} at sparsity {self.sparsity:g}: {gain}"
+        result = f"{self.speedup:.1f}x faster" if self.speedup > 1 else "not faster"
+        return f"{self.runtime} at sparsity {self.sparsity:g}: {result}"
 
     def tables(self) -> list[Table]:
         """The advice for each weight; the short form has the slowest layers."""
         rows = [
-            (x.path, f"{x.share:.0%}", x.pattern or "dense", f"{x.gain:.1f}x", x.reason)
+            (x.path, f"{x.share:.0%}", x.pattern or "dense", f"{x.speedup:.1f}x", x.reason)
             for x in self.layers
         ]
-        heads = ["weight", ">time", "zeros", ">gain", "why"]
+        heads = ["weight", ">time", "zeros", ">speed-up", "why"]
         return [Table("", heads, rows, importance=[x.share for x in self.layers])]
 
     def notes(self) -> tuple[str, ...]:
@@ -75,10 +75,11 @@ class Advice(Report):
         return self.hints
 
     def settings(self) -> dict[str, Any]:
-        """The arguments for `kp.prune` or `kp.GradualPruning` that make what is recommended.
+        """The recommendation as arguments for `kp.prune` or `kp.GradualPruning`.
 
         Raises:
-            ValueError: if no layer gains; pruning then makes files smaller, not models faster.
+            ValueError: if no layer gains; pruning then makes the file smaller, not the model
+                faster.
         """
         patterns = {x.pattern for x in self.layers if x.pattern is not None}
         if not patterns:
@@ -97,7 +98,7 @@ class Advice(Report):
         }
 
     def plan(self, model: keras.Model) -> Plan:
-        """The plan that `settings` makes for a model."""
+        """The plan of the recommended arguments for a model."""
         return Rules(**self.settings()).plan(model)
 
 
@@ -109,22 +110,36 @@ def advise(
     pattern: Pattern | None = None,
     batch_size: int = 1,
 ) -> Advice:
-    """Say which layers of a model gain what from zeros, before anything is trained.
+    """Predict which layers of a model run faster with zeros, before any training.
 
-    From the runtimes' rules and measured break-even points (`keras_pruner.litert.cost_model`).
+    The prediction follows the rules of the runtimes and measured break-even points.
 
     Args:
         model: a built Keras 3 model.
-        runtime: "litert-x86", "litert-wasm" (a browser, Node), "litert-arm", which has rules
-            but was not measured, or "onnxruntime" and "openvino", where nothing gains; or what
-            `measure_speedups` found on this machine.
+        runtime: "litert-x86", "litert-wasm" (browsers, Node), "litert-arm" (with its rules, but
+            figures of x86), or "onnxruntime" and "openvino", where no layer gains; or the table
+            that `measure_speedups` returned, for this machine.
         sparsity: fraction of zeros, in [0, 1).
-        pattern: the zeros to judge; None: the best for each layer.
-        batch_size: samples per inference. A Dense layer over a sequence takes each step of it as
-            a row of its own, of which sparse kernels gain less.
+        pattern: the pattern of zeros to judge; None: the best one for each layer.
+        batch_size: samples per inference. In a Dense layer over a sequence each step is a row of
+            its own; sparse kernels gain less from many rows.
 
     Returns:
-        The expected gain of each layer and of the whole, as data that prints as a table.
+        The expected speed-up of each layer and of the whole model.
+
+    Raises:
+        ValueError: for a wrong argument.
+
+    Example:
+        >>> layers = [keras.layers.Dense(2048), keras.layers.Dense(1024)]
+        >>> model = keras.Sequential([keras.Input((1024,)), *layers])
+        >>> advice = advise(model, "litert-x86", sparsity=0.9)
+        >>> advice.layers[0].pattern
+        Block((4, 1))
+        >>> advice.speedup > 2
+        True
+        >>> advise(model, "openvino", sparsity=0.9).speedup
+        1.0
     """
     check_model(model)
     check_sparsity("sparsity", sparsity)
@@ -132,7 +147,7 @@ def advise(
     known = (*cost_model.RUNTIMES, *cost_model.DENSE_RUNTIMES)
     if not isinstance(runtime, cost_model.SpeedupTable) and runtime not in known:
         raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
-    measured = None if runtime in cost_model.DENSE_RUNTIMES else cost_model.gains_of(runtime)
+    measured = None if runtime in cost_model.DENSE_RUNTIMES else cost_model.speedups_of(runtime)
     runtime = runtime if isinstance(runtime, str) else runtime.runtime
     parts = _parts(model, Rules().plan(model, frozen=True))
     model_bytes = sum(4.0 * p.size for p in parts if p.kind == "dense")
@@ -143,19 +158,20 @@ def advise(
     total = sum(costs) + fixed
     found, sparse_total = [], fixed
     for part, cost in zip(parts, costs, strict=True):
-        best, gain, reason = site.judge(part)
-        sparse_total += cost / gain
+        best, speedup, reason = site.judge(part)
+        sparse_total += cost / speedup
         if part.target:
-            found.append(LayerAdvice(part.path, cost / (total or 1.0), best, gain, reason))
+            found.append(LayerAdvice(part.path, cost / (total or 1.0), best, speedup, reason))
     whole = total / sparse_total if total else 1.0
     return Advice(runtime, sparsity, tuple(found), whole, _notes(runtime, parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One weight with the work it stands for; `fixed` is the rest of its layer's.
+    """One weight and its work for one sample.
 
-    Of a Dense layer `rows` are those that it takes at once for one sample.
+    `fixed` is the time of its layer that zeros do not change; `rows` is the number of rows that a
+    Dense layer takes at once.
     """
 
     path: str
@@ -202,7 +218,7 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
 
 
 def _positions(layer: Any) -> int:
-    """How often a layer's weight is applied to one sample; 1 where that is not known."""
+    """How often a layer applies its weight to one sample; 1 where that is not known."""
     try:
         sizes = layer.output.shape[1:-1]
     except AttributeError:
@@ -211,7 +227,7 @@ def _positions(layer: Any) -> int:
 
 
 def _steps(cell: Any, model: keras.Model) -> int | None:
-    """Time steps of the recurrent layer that runs this cell; None if none does."""
+    """Time steps of the recurrent layer that has this cell; None if no layer has."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and layer.cell is cell:
             try:
@@ -222,7 +238,7 @@ def _steps(cell: Any, model: keras.Model) -> int | None:
 
 
 def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, sparsity: float) -> str:
-    """Why the convolutions of a model run dense; empty if they do not."""
+    """Why the convolutions of a model run dense; empty if they run sparse."""
     if not any(part.kind == "conv" for part in parts):
         return "no convolutions"
     if runtime in cost_model.DENSE_RUNTIMES:
@@ -236,7 +252,7 @@ def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, spar
     if obstacles:
         return f"XNNPACK runs it dense: {obstacles[0]}"
     if changes:
-        return "XNNPACK runs it dense as it is: call kp.litert.prepare_for_xnnpack first"
+        return "runs dense as it is: call kp.litert.prepare_for_xnnpack first"
     if sparsity <= cost_model.LEAST_SPARSITY:
         return "XNNPACK needs more than two thirds zeros"
     return ""
@@ -244,7 +260,7 @@ def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, spar
 
 @dataclasses.dataclass(frozen=True)
 class _Site:
-    """Where the model runs, and with which zeros."""
+    """The runtime, the zeros to judge, and what they depend on in the model."""
 
     runtime: str
     measured: cost_model.SpeedupTable | None  # None: the runtime unpacks zeros
@@ -259,7 +275,7 @@ class _Site:
         return cost_model.cost(kind, part.multiplications, self.model_bytes, self.runtime)
 
     def judge(self, part: _Part) -> tuple[Pattern | None, float, str]:
-        """The pattern for a weight, its layer's gain and the reason."""
+        """The recommended pattern for a weight, its speed-up and the reason."""
         if not part.target:
             return None, 1.0, "not pruned"
         if self.measured is None:
@@ -273,11 +289,11 @@ class _Site:
         if form is None:
             return None, 1.0, f"no sparse kernel for {pattern!r}"
         place = self.model_bytes, self.batch_size * part.rows
-        gain = self.measured.dense_speedup(form, self.sparsity, *place)
-        if gain > cost_model.LEAST_GAIN:
-            return pattern, gain, f"LiteRT's sparse fully-connected, {form}"
-        least = self.measured.break_even(form, *place, cost_model.LEAST_GAIN)
-        return None, 1.0, f"{form} is worth it only above {least:.0%} zeros here"
+        speedup = self.measured.dense_speedup(form, self.sparsity, *place)
+        if speedup > cost_model.LEAST_SPEEDUP:
+            return pattern, speedup, f"LiteRT's sparse fully-connected, {form}"
+        least = self.measured.break_even(form, *place, cost_model.LEAST_SPEEDUP)
+        return None, 1.0, f"{form} pays only above {least:.0%} zeros here"
 
     def _form(self, pattern: Pattern, part: _Part) -> str | None:
         if isinstance(pattern, Unstructured):
@@ -294,8 +310,8 @@ class _Site:
         pattern = self.pattern or Unstructured()
         if not takes_sparsity(pattern, self.sparsity):
             return None, 1.0, f"{pattern!r} fixes another sparsity than {self.sparsity:.0%}"
-        gain = cost_model.convolution_speedup(self.sparsity, self.runtime)
-        return pattern, gain, "XNNPACK's sparse 1x1 convolution"
+        speedup = cost_model.convolution_speedup(self.sparsity, self.runtime)
+        return pattern, speedup, "XNNPACK's sparse 1x1 convolution"
 
 
 def _notes(runtime: str, parts: list[_Part]) -> tuple[str, ...]:

@@ -1,13 +1,10 @@
-"""Keras -> dense `.tflite`: the only place that runs TensorFlow's converter.
+"""Convert a Keras model to a dense `.tflite` file with TensorFlow's converter.
 
-Run as a program, in a process whose Keras backend is TensorFlow, for the other backends.
+For the other backends it runs as a program, in a process whose Keras backend is TensorFlow.
 """
 
 import contextlib
 import importlib
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -17,6 +14,7 @@ from typing import Any
 
 import keras
 
+from keras_pruner.litert.child_process import answer, read_job, run_module
 from keras_pruner.validation import need
 
 Signature = list[keras.InputSpec]
@@ -32,7 +30,7 @@ def convert(model: keras.Model, path: Path, signature: Signature, weights: str) 
         weights: "float32", "float16" or "int8" (dynamic range: kernels only).
 
     Raises:
-        RuntimeError: with what the converter says, if it fails.
+        RuntimeError: with the message of the converter, if it fails.
         ImportError: without TensorFlow.
     """
     if keras.backend.backend() == "tensorflow":
@@ -51,7 +49,10 @@ def convert(model: keras.Model, path: Path, signature: Signature, weights: str) 
             "weights": weights,
             "modules": _modules_of(model),
         }
-        _run_child(job)
+        try:
+            run_module(__name__, job, {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"})
+        except RuntimeError as error:
+            raise RuntimeError(_explain(str(error))) from None
 
 
 def _export(model: keras.Model, path: Path, signature: Signature, weights: str) -> None:
@@ -73,7 +74,7 @@ def _export(model: keras.Model, path: Path, signature: Signature, weights: str) 
 
 
 def as_inputs(model: keras.Model, flat: Sequence[Any]) -> Any:
-    """What there is for each input, in the structure that the model takes: one, a list, a dict."""
+    """Pack one entry for each input into the structure that the model takes: one, list, dict."""
     structure = getattr(model, "_inputs_struct", None)  # of functional models
     if structure is None or len(keras.tree.flatten(structure)) != len(flat):
         return flat[0] if len(flat) == 1 else list(flat)
@@ -81,9 +82,9 @@ def as_inputs(model: keras.Model, flat: Sequence[Any]) -> Any:
 
 
 def _modules_of(model: keras.Model) -> list[str]:
-    """The modules that define the model's own layers, or register any other object.
+    """The modules to import in another process, so that the model can be loaded there.
 
-    Importing them registers the classes and functions in another process.
+    They define the model's own layers, or register other objects.
     """
     layers = map(type, model._flatten_layers())
     registered = keras.saving.get_custom_objects().values()
@@ -91,22 +92,8 @@ def _modules_of(model: keras.Model) -> list[str]:
     return sorted(m for m in modules if m.split(".")[0] not in ("", "keras", "__main__"))
 
 
-def _run_child(job: dict[str, Any]) -> None:
-    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", __name__],
-        input=json.dumps(job),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if child.returncode:
-        raise RuntimeError(_explain(child.stderr.strip()[-2000:]))
-
-
 def _explain(said: str) -> str:
+    """The converter's message, with the remedy where there is one."""
     hint = ""
     if "No module named 'tensorflow'" in said:
         hint = ' Install it with: pip install "keras-pruner[tensorflow]".'
@@ -123,20 +110,21 @@ def _explain(said: str) -> str:
 
 
 def main() -> None:
-    """Read a job from standard input and do it."""
-    job = json.load(sys.stdin)
+    """Convert the model that the job names."""
+    job = read_job()
     for module in job["modules"]:
         try:
             importlib.import_module(module)
         except Exception as error:  # the model may not need it; shown if loading fails
             print(f"{module} cannot be imported: {error!r}", file=sys.stderr)
-    # The other process has just written the file from a model of its own: it is safe.
+    # The parent process has just written this file from its own model, so it is safe to load.
     model = keras.saving.load_model(job["model"], compile=False, safe_mode=False)
     signature = [
         keras.InputSpec(shape=shape, dtype=dtype, name=name)
         for shape, dtype, name in job["signature"]
     ]
     _export(model, Path(job["output"]), signature, job["weights"])
+    answer(None)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Measured speed-ups of sparse layers, and what lies between the measurements.
 
-The time of a sparse Dense layer over that of the dense one is nearly a line in its density:
-`overhead + slope * density`. Both numbers depend on the machine, on the batch size, and on how
-many bytes of weights an inference reads, which decides in which cache they lie. The defaults
-were measured with `benchmarks/latency.py`; `measure_speedups` finds those of the machine at hand.
+The time of a sparse Dense layer, divided by that of the dense one, is nearly linear in its density:
+`overhead + slope * density`. Both numbers depend on the machine, on the batch size, and on the
+bytes of weights that an inference reads, which decide the cache that holds them. The defaults were
+measured with `benchmarks/latency.py`; `measure_speedups` measures those of this machine.
 """
 
 import dataclasses
@@ -17,28 +17,30 @@ import numpy as np
 RUNTIMES = ("litert-x86", "litert-wasm", "litert-arm")
 #: Runtimes that unpack zeros when they load a model: smaller files at best, never faster.
 DENSE_RUNTIMES = ("onnxruntime", "openvino")
-#: Without a measurement here: rules and x86 figures stand in.
+#: Not measured: the rules are known, figures of x86 stand in.
 NOT_MEASURED = ("litert-arm",)
 
 #: More than this fraction of all weights of a cluster's 1x1 filters must be zero.
 LEAST_SPARSITY = 2 / 3
 
-#: What is expected to gain less is left dense: another cache would turn it into a loss.
-LEAST_GAIN = 1.2
+#: A layer with a smaller expected speed-up stays dense: on another cache it might be slower.
+LEAST_SPEEDUP = 1.2
 #: How the weights of a Dense layer can be stored for LiteRT's sparse kernels.
 FORMS = ("block 1x4", "csr")
+#: Consecutive inputs in a block of "block 1x4".
+BLOCK = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """How a sparse Dense layer runs: it takes `overhead + slope * density` of the dense time.
+    """Time of a sparse Dense layer: `overhead + slope * density` of the dense time.
 
     Attributes:
         form: one of `FORMS`.
         model_bytes: of the Dense weights that an inference reads.
         batch_size: rows per inference.
-        overhead: what remains if no weight is left, as a fraction of the dense time.
-        slope: how much slower than the dense kernel the sparse one takes a weight.
+        overhead: time of the sparse kernel at density 0, as a fraction of the dense time.
+        slope: time of the sparse kernel per weight, as a multiple of the dense kernel's.
     """
 
     form: str
@@ -50,12 +52,20 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class SpeedupTable:
-    """What zeros in Dense layers gain on a runtime; goes where `advise` takes a `runtime`.
+    """Speed-ups of sparse Dense layers on one machine; `advise` takes it as `runtime`.
 
     Attributes:
         runtime: one of `RUNTIMES`.
         machine: where it was measured.
         points: for each form, every model size at every batch size.
+
+    Example:
+        >>> points = [Point(form, 1e6, 1, overhead=0.0, slope=2.0) for form in FORMS]
+        >>> table = SpeedupTable("litert-x86", "my machine", tuple(points))
+        >>> round(table.dense_speedup("csr", 0.9, model_bytes=1e6), 3)
+        5.0
+        >>> table.break_even("csr", model_bytes=1e6)
+        0.5
     """
 
     runtime: str
@@ -87,10 +97,10 @@ class SpeedupTable:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "SpeedupTable":
-        """What `as_dict` gave.
+        """Restore a table from `as_dict`.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: for any other dict.
         """
         try:
             points = tuple(Point(**point) for point in config["points"])
@@ -116,14 +126,14 @@ class SpeedupTable:
         return float(1 / max(overhead + slope * (1 - sparsity), 0.01))
 
     def break_even(
-        self, form: str, model_bytes: float, batch_size: int = 1, gain: float = 1.0
+        self, form: str, model_bytes: float, batch_size: int = 1, speedup: float = 1.0
     ) -> float:
-        """The sparsity from which a sparse Dense layer is `gain` times faster; 1.0: never."""
+        """The sparsity from which a Dense layer is `speedup` times faster; 1.0 if never."""
         overhead, slope = self._line(form, model_bytes, batch_size)
-        return float(np.clip(1 - (1 / gain - overhead) / slope, 0.0, 1.0))
+        return float(np.clip(1 - (1 / speedup - overhead) / slope, 0.0, 1.0))
 
     def _line(self, form: str, model_bytes: float, batch_size: int) -> tuple[float, float]:
-        """Overhead and slope, between the nearest points on a scale of logarithms."""
+        """Overhead and slope, interpolated between points on logarithmic axes."""
         points = [p for p in self.points if p.form == form]
         batches = sorted({p.batch_size for p in points})
         found = []
@@ -142,9 +152,9 @@ def _size(point: Point) -> float:
     return point.model_bytes
 
 
-# form -> for each batch size: (overhead, slope) at each size of a model, in bytes. Natively, the
-# smallest was measured on a Xeon of the Sapphire Rapids kind, whose cache of 2 MB it fits; the
-# others lie between that and a Zen 5.
+# form -> for each batch size: (overhead, slope) at each model size in bytes. The smallest native
+# size was measured on a Sapphire Rapids Xeon, whose cache of 2 MB holds it; the others lie between
+# that machine and a Zen 5.
 _BATCHES = (1, 8, 64)
 _CACHED, _STREAMED = 2e6, 3.3e7
 _NATIVE_SIZES = (4.4e5, _CACHED, _STREAMED)
@@ -187,14 +197,14 @@ _DEFAULTS = {
 }
 
 
-def gains_of(runtime: str | SpeedupTable) -> SpeedupTable:
-    """Measured gains as they are; the defaults for the name of a runtime."""
+def speedups_of(runtime: str | SpeedupTable) -> SpeedupTable:
+    """The table itself, or the default table of a runtime by its name."""
     return runtime if isinstance(runtime, SpeedupTable) else _DEFAULTS[runtime]
 
 
-# The same for a 1x1 convolution of an eligible cluster, which needs more than 2/3 zeros.
+# Slope of a 1x1 convolution of an eligible cluster, which needs more than 2/3 zeros.
 _CONVOLUTION = 0.46
-# Nanoseconds per multiplication where everything is dense; only their proportions matter.
+# Nanoseconds per multiplication of dense layers; only their ratios matter.
 _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "native": {"dense": (0.088, 0.18), "conv": (0.0105, 0.0105), "depthwise": (0.05, 0.05)},
     "wasm": {"dense": (0.3, 0.55), "conv": (0.052, 0.052), "depthwise": (0.12, 0.12)},
@@ -214,7 +224,7 @@ def convolution_speedup(sparsity: float, runtime: str) -> float:
 
 
 def cost(kind: str, multiplications: float, model_bytes: float, runtime: str) -> float:
-    """Nanoseconds that a dense layer takes, as a share of the whole.
+    """Estimated time of a dense layer in nanoseconds; only ratios between layers are meaningful.
 
     Args:
         kind: "dense", "conv" or "depthwise".
@@ -230,5 +240,5 @@ def _site(runtime: str) -> str:
 
 
 def _between(model_bytes: float, pair: tuple[float, float]) -> float:
-    """Between what holds in cache and what holds when weights stream from memory."""
+    """Interpolate between the figure for weights in cache and that for weights in memory."""
     return float(np.interp(math.log(max(1.0, model_bytes)), np.log((_CACHED, _STREAMED)), pair))

@@ -1,4 +1,4 @@
-"""Keras -> LiteRT, sparse where it pays, run and compared before the file is handed over."""
+"""Export a Keras model to LiteRT, sparse where it pays, and compare the file with the model."""
 
 import dataclasses
 import os
@@ -11,8 +11,8 @@ import numpy as np
 from keras_pruner.litert import flatbuffer, interpreter
 from keras_pruner.litert.convert import Signature, as_inputs, convert
 from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
-from keras_pruner.litert.difference import largest_difference
-from keras_pruner.litert.sparse_tensors import Encoded, encode, table_of
+from keras_pruner.litert.interpreter import largest_difference
+from keras_pruner.litert.sparse_tensors import StoredWeight, store_sparse, table_of
 from keras_pruner.model_weights import check_model
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.report import Report
@@ -25,20 +25,21 @@ _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
 
 @dataclasses.dataclass(frozen=True)
 class Export(Report):
-    """What an export did; prints as a table.
+    """The result of `export_litert`; prints as a table.
 
     Attributes:
         path: of the file.
         size: of the file, in bytes.
         dense_size: of the same file without sparse tensors.
-        weights: what became of each, and why.
-        difference: the largest of an output from the Keras model's, in units of the largest.
+        weights: how each is stored, and why.
+        difference: largest difference of the outputs of file and model, in units of the largest
+            output.
     """
 
     path: str
     size: int
     dense_size: int
-    weights: tuple[Encoded, ...]
+    weights: tuple[StoredWeight, ...]
     difference: float
 
     def headline(self) -> str:
@@ -64,36 +65,45 @@ def export_litert(
     tolerance: float | None = None,
     progress: bool = True,
 ) -> Export:
-    """Write a model as a `.tflite` file whose zeros count, checked against the model.
+    """Write a model as a `.tflite` file that makes use of its zeros, compared with the model.
 
-    From any backend; the conversion itself needs TensorFlow, in a process of its own if the
-    backend is another. Dense layers whose zeros come in `Block((4, 1))`, or are very many, are
-    stored for LiteRT's sparse kernels; other zeros make the file smaller.
+    Works on any backend; the conversion needs TensorFlow, which runs in a process of its own if
+    the backend is another. Dense layers with zeros in `Block((4, 1))`, or with very many zeros,
+    are stored for LiteRT's sparse kernels; other zeros make the file smaller.
 
     Args:
         model: a built Keras 3 model.
-        path: of the file, ending with ".tflite".
+        path: of the file, ending in ".tflite".
         weights: "float32"; "float16" (half the size; sparse weights run densified); or "int8"
-            (kernels quantized with dynamic ranges; zeros stay zero, and stored as such, because
+            (kernels quantized with dynamic ranges; zeros stay zero but are stored dense, because
             LiteRT computes sparse int8 wrongly or not at all).
-        runtime: where it will run: "litert-x86", "litert-wasm" or "litert-arm"; or what
-            `measure_speedups` found, for this machine.
+        runtime: where the file will run: "litert-x86", "litert-wasm" or "litert-arm"; or the
+            table that `measure_speedups` returned, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
-        samples: inputs to check the outputs with, all but those that fill no batch; an array, or
-            one for each input. None: one batch, random (0 or 1 for integers).
-        tolerance: largest difference of an output, in units of the largest. None: 1e-4, 2e-2 or
-            0.2 by `weights`.
-        progress: whether to say what is being done, if there is a terminal to say it on.
+        samples: inputs used to compare the file with the model: an array, or one for each input;
+            a last incomplete batch is dropped. None: one random batch (0 or 1 for integers).
+        tolerance: largest difference of an output, in units of the largest output. None: 1e-4,
+            2e-2 or 0.2 by `weights`.
+        progress: whether to show the current step, on a terminal.
 
     Returns:
-        What was stored how, and why.
+        How each weight is stored, and why.
 
     Raises:
-        ValueError: for a wrong argument, a model with dynamic shapes and no signature, one
+        ValueError: for a wrong argument, a model with dynamic shapes and no signature, a model
             quantized by Keras, or one that computes in half precision.
-        RuntimeError: if the conversion fails, or outputs differ; nothing is left at `path`.
+        RuntimeError: if the conversion fails or the outputs differ; no file is left at `path`.
         ImportError: without the extras "litert" and "tensorflow".
+
+    Example:
+        >>> layers = [keras.layers.Dense(96, activation="relu"), keras.layers.Dense(10)]
+        >>> model = keras.Sequential([keras.Input((64,)), *layers])
+        >>> export = export_litert(model, "model.tflite")
+        >>> export.size == Path("model.tflite").stat().st_size
+        True
+        >>> export.difference < 1e-4
+        True
     """
     check_model(model)
     if weights not in _TOLERANCE:
@@ -117,19 +127,19 @@ def export_litert(
         convert(model, dense, signature, weights)
         announce(f"storing the zeros of {model.name}")
         content = flatbuffer.read(dense)
-        encoded = encode(content, runtime, signature[0].shape[0] or 1)
+        stored = store_sparse(content, runtime, signature[0].shape[0] or 1)
         flatbuffer.write(content, unfinished)
         announce("comparing the outputs of file and model")
         difference = _difference(model, unfinished, batches)
         allowed = _TOLERANCE[weights] if tolerance is None else tolerance
         if not difference <= allowed:
             raise RuntimeError(
-                f"The exported model computes something else: its outputs differ by "
+                f"The exported file computes something else: its outputs differ by "
                 f"{difference:.2e} of the largest, and {allowed:.0e} is allowed. No file was "
-                "written. A larger `tolerance` accepts it; `samples` checks on your own data."
+                "written. A larger `tolerance` accepts it; `samples` compares on your own data."
             )
         size, dense_size = unfinished.stat().st_size, dense.stat().st_size
-    return Export(str(path), size, dense_size, tuple(encoded), difference)
+    return Export(str(path), size, dense_size, tuple(stored), difference)
 
 
 def _check_unquantized(model: keras.Model) -> None:
@@ -154,7 +164,7 @@ def _check_float32(model: keras.Model) -> None:
 
 
 def _signature(model: keras.Model, given: Signature | None) -> Signature:
-    """Shape and type of each input, all known."""
+    """Shape and type of each input, with all sizes known."""
     inputs = getattr(model, "inputs", None)
     if given is None and not inputs:
         raise ValueError(
@@ -186,7 +196,7 @@ def _signature(model: keras.Model, given: Signature | None) -> Signature:
 
 
 def _batches(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
-    """Batches, each of one array for each input; what fills no batch is left out."""
+    """Batches with one array for each input; a last incomplete batch is dropped."""
     shapes = [tuple(size or 1 for size in spec.shape) for spec in signature]
     if samples is None:
         rng = np.random.default_rng(0)
@@ -218,7 +228,7 @@ def _batches(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
 
 
 def _difference(model: keras.Model, path: Path, batches: list[list[np.ndarray]]) -> float:
-    """The largest difference of an output, in units of the largest; infinite for NaN."""
+    """The largest difference of an output, in units of the largest output; infinite for NaN."""
     runner = interpreter.load(path)
     names = next(iter(runner.get_signature_list().values()))["inputs"]
     both: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
@@ -241,7 +251,7 @@ def _difference(model: keras.Model, path: Path, batches: list[list[np.ndarray]])
 def _by_name(
     names: list[str], model: keras.Model, inputs: list[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The inputs under the names that the file has for them."""
+    """The inputs by the names that the file gives them."""
     if len(names) == 1:
         return {names[0]: inputs[0]}
     mine = [tensor.name for tensor in getattr(model, "inputs", None) or []]

@@ -1,4 +1,4 @@
-"""`.tflite` files as objects: read with every length checked, written with aligned buffers."""
+"""Read `.tflite` files, with every length checked before it is used, and write them."""
 
 import functools
 import os
@@ -16,24 +16,28 @@ _IDENTIFIER = b"TFL3"
 
 @functools.cache
 def schema() -> Any:
-    """The generated classes of the format."""
+    """The generated classes of the file format."""
     return need("ai_edge_litert.schema_py_generated", "litert")
 
 
+@functools.cache
+def _tools() -> Any:
+    return need("ai_edge_litert.tools.flatbuffer_utils", "litert")
+
+
 def read(path: str | os.PathLike[str]) -> Any:
-    """The model in a `.tflite` file, as a `ModelT`.
+    """Read a `.tflite` file as a `ModelT`.
 
     Raises:
-        ValueError: if it is no such file, or a damaged one.
+        ValueError: if it is not a `.tflite` file, or a damaged one.
         ImportError: without the extra "litert".
     """
     content = Path(path).read_bytes()
     if content[4:8] != _IDENTIFIER:
         raise ValueError(f"{str(path)!r} is no .tflite file: its identifier is {content[4:8]!r}.")
     try:
-        root = schema().Model.GetRootAs(content, 0)
-        _Lengths(len(content)).check(root)
-        model = schema().ModelT.InitFromObj(root)
+        _Lengths(len(content)).check(schema().Model.GetRootAs(content, 0))
+        model = _tools().convert_bytearray_to_object(content)
         _check_indices(model)
     except _DAMAGE as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
@@ -60,13 +64,16 @@ def write(model: Any, path: str | os.PathLike[str]) -> None:
 
 
 class _Aligned:
-    """A buffer that is packed at a multiple of 16 bytes, as the schema demands."""
+    """A buffer packed at a multiple of 16 bytes, as the schema demands.
+
+    The writer that ai-edge-litert brings, `flatbuffer_utils.write_model`, does not align it.
+    """
 
     def __init__(self, buffer: Any) -> None:
         self._buffer = buffer
 
     def Pack(self, builder: Any) -> int:  # noqa: N802 - called by the generated code
-        """Append it; returns its offset."""
+        """Append the buffer; returns its offset."""
         data = self._buffer.data
         if data is not None:
             content = np.asarray(data, np.uint8).tobytes()
@@ -81,19 +88,19 @@ class _Aligned:
 
 
 class _Lengths:
-    """Raises for vectors that cannot be in a file of this size, before anything is allocated."""
+    """Refuses vectors that are longer than the file, before memory is allocated for them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._tables_left = size // 4  # a table takes at least its offset
 
     def check(self, table: Any) -> None:
-        """Raise if `table` or what hangs on it is damaged."""
+        """Raise if `table` or a table that it refers to is damaged."""
         self._tables_left -= 1
         if self._tables_left < 0:
             raise ValueError("it holds more tables than it has room for")
         if not 0 <= table._tab.Pos < self._size:
-            raise ValueError("it points behind its own end")
+            raise ValueError("it refers to a place behind its end")
         vectors, tables, unions = _fields(type(table).__name__)
         for name, length_of, is_plain in vectors:
             length = length_of(table)
@@ -133,7 +140,7 @@ _TABLES = {"Tensor": ("Quantization", "Sparsity")}
 
 
 def _union(name: str) -> dict[int, type]:
-    """The class for each value of a union's type; empty for what is no union."""
+    """The class for each type that a union may have; empty for a field that is not a union."""
     kinds = {
         "ArraySegments": "SparseIndexVector",
         "ArrayIndices": "SparseIndexVector",
@@ -147,7 +154,7 @@ def _union(name: str) -> dict[int, type]:
 
 
 def _check_indices(model: Any) -> None:
-    """Raise if anything refers to a tensor, buffer or operator that is not there."""
+    """Raise if anything refers to a tensor, buffer or operator that does not exist."""
     if not model.subgraphs or not model.buffers:
         raise ValueError("it has no graph or no buffers")
     for graph in model.subgraphs:
@@ -180,14 +187,13 @@ def name_of(tensor: Any) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
 
 
-def code_of(model: Any, operator: Any) -> int:
-    """The builtin code of an operator."""
-    code = model.operatorCodes[operator.opcodeIndex]
-    return max(code.builtinCode, code.deprecatedBuiltinCode)
+def name_of_type(kind: int) -> str:
+    """The name of a tensor's type, such as "FLOAT32"."""
+    return _tools().type_to_name(kind)
 
 
 def operator_code(model: Any, builtin: int, version: int) -> int:
-    """The index of an operator code in the model; added if it is not there."""
+    """The index of an operator code in the model, added if the model has none such."""
     for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == builtin and code.version == version:
             return index
@@ -202,8 +208,73 @@ _TYPES = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT8": np.int8}
 
 
 def dtype_of(tensor: Any) -> type | None:
-    """The NumPy type of a weight tensor; None if it is of another kind."""
+    """The NumPy type of a weight tensor; None for a type that weights do not have."""
     for name, dtype in _TYPES.items():
         if tensor.type == getattr(schema().TensorType, name):
             return dtype
     return None
+
+
+class Graph:
+    """One graph of a model: its tensors, its operators, and who takes what.
+
+    Attributes:
+        sources: the operators (`OperatorT`), in the order of execution.
+        tensors: the tensors (`TensorT`), by the index that operators refer to.
+        inputs: indices of the tensors that the graph takes.
+        results: indices of the tensors that it returns.
+        makers: index of a tensor -> the operator that computes it.
+    """
+
+    def __init__(self, model: Any, graph: Any = None) -> None:
+        self.model = model
+        self._graph = model.subgraphs[0] if graph is None else graph
+        self.tensors = self._graph.tensors or []
+        self.sources = self._graph.operators or []
+        self.inputs = listed(self._graph.inputs)
+        self.results = listed(self._graph.outputs)
+        self.makers = {i: source for source in self.sources for i in self.outputs_of(source)}
+
+    @functools.cached_property
+    def _users(self) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = {}
+        for source in self.sources:
+            for index in dict.fromkeys(self.inputs_of(source)):
+                found.setdefault(index, []).append(source)
+        return found
+
+    def code(self, source: Any) -> str:
+        """The name of an operator, such as "CONV_2D"."""
+        code = self.model.operatorCodes[source.opcodeIndex]
+        name = _tools().opcode_to_name(self.model, source.opcodeIndex)
+        return name or f"operator {max(code.builtinCode, code.deprecatedBuiltinCode)}"
+
+    def inputs_of(self, source: Any) -> list[int]:
+        """Indices of the tensors that an operator takes; -1 for one left out."""
+        return listed(source.inputs)
+
+    def outputs_of(self, source: Any) -> list[int]:
+        """Indices of the tensors that an operator computes."""
+        return listed(source.outputs)
+
+    def users(self, index: int) -> list[Any]:
+        """The operators that take a tensor."""
+        return self._users.get(index, [])
+
+    def name(self, index: int) -> str:
+        """The name of a tensor."""
+        return name_of(self.tensors[index])
+
+    def shape(self, index: int) -> list[int]:
+        """The shape of a tensor."""
+        return listed(self.tensors[index].shape)
+
+    def data(self, index: int) -> np.ndarray:
+        """The stored bytes of a constant tensor; empty for any other."""
+        data = self.model.buffers[self.tensors[index].buffer].data
+        return np.zeros(0, np.uint8) if data is None else np.asarray(data, np.uint8)
+
+    def integers(self, index: int) -> list[int]:
+        """A constant tensor of integers, flat."""
+        is_wide = self.tensors[index].type == schema().TensorType.INT64
+        return self.data(index).view(np.int64 if is_wide else np.int32).tolist()

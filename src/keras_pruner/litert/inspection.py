@@ -1,4 +1,4 @@
-"""What is in a `.tflite` file: the zeros of each weight, how they are stored, what runs sparse."""
+"""Read a `.tflite` file: the zeros of each weight, how they are stored, and what runs sparse."""
 
 import dataclasses
 import os
@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from keras_pruner.litert import encoding, flatbuffer
-from keras_pruner.litert.sparse_tensors import Encoded, table_of
+from keras_pruner.litert import flatbuffer
+from keras_pruner.litert.flatbuffer import Graph
+from keras_pruner.litert.sparse_tensors import (
+    StoredWeight,
+    block_density,
+    decode,
+    encoding_of,
+    most_in_group,
+    table_of,
+)
 from keras_pruner.litert.xnnpack import Eligibility, eligibility
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+from keras_pruner.validation import check_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +30,22 @@ class Contents(Report):
     Attributes:
         path: of the file.
         size: of the file, in bytes.
-        weights: each constant of rank 2 and more, with its zeros, encoding and execution.
+        weights: each constant of rank 2 or more, with its zeros, encoding and execution.
         xnnpack: whether its convolutions run sparse on ARM and in WebAssembly.
+        group: size of the groups of inputs in which non-zero weights were counted.
     """
 
     path: str
     size: int
-    weights: tuple[Encoded, ...]
+    weights: tuple[StoredWeight, ...]
     xnnpack: Eligibility
+    group: int = 4
 
     @property
     def sparsity(self) -> float:
         """Fraction of zeros over all weights."""
-        sizes = [int(np.prod(w.shape)) for w in self.weights]
-        zeros = sum(w.sparsity * size for w, size in zip(self.weights, sizes, strict=True))
-        return zeros / max(1, sum(sizes))
+        zeros = sum(weight.sparsity * weight.size for weight in self.weights)
+        return zeros / max(1, sum(weight.size for weight in self.weights))
 
     def headline(self) -> str:
         """The size of the file and its sparsity."""
@@ -43,57 +53,77 @@ class Contents(Report):
 
     def tables(self) -> list[Table]:
         """How each weight is stored."""
-        return [table_of(self.weights)]
+        return [table_of(self.weights, self.group)]
 
     def notes(self) -> list[str]:
-        """Whether XNNPACK runs its convolutions sparse."""
+        """Whether XNNPACK runs the convolutions sparse."""
         return [f"XNNPACK: {self.xnnpack}"]
 
 
-def inspect(path: str | os.PathLike[str]) -> Contents:
-    """Read any `.tflite` file and say what its zeros are worth; nothing of it is run.
+def inspect(path: str | os.PathLike[str], *, group: int = 4) -> Contents:
+    """Read any `.tflite` file and report what its zeros are worth, without running it.
 
     Args:
         path: of the file, from any producer.
+        group: a weight has N:M zeros if at most N of every `group` = M consecutive inputs of an
+            output are not zero; the report has that N of each weight.
 
     Raises:
-        ValueError: if it is no such file, or a damaged one.
+        ValueError: if it is not a `.tflite` file, or a damaged one.
         ImportError: without the extra "litert".
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> report = kp.prune(model, pattern=kp.NM(2, 4))
+        >>> export = kp.export_litert(model, "two_by_four.tflite")
+        >>> contents = inspect("two_by_four.tflite")
+        >>> contents.sparsity, contents.weights[0].most_in_group
+        (0.5, 2)
     """
+    check_integer("group", group, least=1)
     model = flatbuffer.read(path)
     try:
         with np.errstate(invalid="ignore"):  # a damaged file may hold signalling NaNs
-            weights = _weights(model)
+            weights = _weights(model, group)
             found = eligibility(model)
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
-    return Contents(str(path), Path(path).stat().st_size, tuple(weights), found)
+    return Contents(str(path), Path(path).stat().st_size, tuple(weights), found, group)
 
 
-def _weights(model: Any) -> list[Encoded]:
+def _weights(model: Any, group: int) -> list[StoredWeight]:
     found = []
-    for graph in model.subgraphs:
-        for index, tensor in enumerate(graph.tensors or []):
-            data = model.buffers[tensor.buffer].data
-            if data is None or not len(data) or len(flatbuffer.listed(tensor.shape)) < 2:
-                continue
-            if flatbuffer.dtype_of(tensor) is not None:
-                found.append(_describe(model, graph, index, tensor, data))
+    for each in model.subgraphs:
+        graph = Graph(model, each)
+        for index, tensor in enumerate(graph.tensors):
+            is_weight = len(graph.data(index)) and len(graph.shape(index)) >= 2
+            if is_weight and flatbuffer.dtype_of(tensor) is not None:
+                found.append(_describe(graph, index, group))
     return found
 
 
-def _describe(model: Any, graph: Any, index: int, tensor: Any, data: np.ndarray) -> Encoded:
-    weight = encoding.decode(tensor, data)
-    form = encoding.name_of(tensor)
-    known = flatbuffer.schema().BuiltinOperator
-    users = [o for o in graph.operators or [] if index in flatbuffer.listed(o.inputs)]
+def _describe(graph: Graph, index: int, group: int) -> StoredWeight:
+    weight = decode(graph.tensors[index], graph.data(index))
+    form = encoding_of(graph.tensors[index])
+    users = [graph.code(source) for source in graph.users(index)]
+    execution, reason = "native sparse", ""
     if form == "dense":
-        execution, reason = "dense", ""
-    elif any(flatbuffer.code_of(model, o) == known.DENSIFY for o in users):
+        execution = "dense"
+        if (blocks := block_density(weight)) < 0.9:
+            reason = f"{1 - blocks:.0%} of its 1x4 blocks are zeros, and stored"
+    elif "DENSIFY" in users:
         execution, reason = "densified", "unpacked when loaded"
-    else:
-        execution, reason = "native sparse", ""
-    if form == "dense" and (blocks := encoding.block_density(weight)) < 0.9:
-        reason = f"{1 - blocks:.0%} of its 1x4 blocks are zeros, and stored"
     sparsity = float(np.mean(weight == 0)) if weight.size else 0.0
-    return Encoded(flatbuffer.name_of(tensor), weight.shape, sparsity, form, execution, reason)
+    most = most_in_group(weight, group) if _has_inputs_last(graph, index) else None
+    return StoredWeight(
+        graph.name(index), weight.shape, sparsity, form, execution, reason, most_in_group=most
+    )
+
+
+def _has_inputs_last(graph: Graph, index: int) -> bool:
+    """Whether the last axis of a weight is its inputs, also behind DENSIFY and DEQUANTIZE."""
+    users = graph.users(index)
+    while users and graph.code(users[0]) in ("DENSIFY", "DEQUANTIZE"):
+        users = graph.users(graph.outputs_of(users[0])[0])
+    return bool(users) and {graph.code(user) for user in users} <= {"CONV_2D", "FULLY_CONNECTED"}

@@ -1,8 +1,7 @@
-"""Running `.tflite` files natively; as a program, timing two of them in one process."""
+"""Run `.tflite` files natively; as a program, time two of them in turns."""
 
-import json
+import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterable
@@ -10,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from keras_pruner.litert.child_process import answer, read_job
 from keras_pruner.validation import need
 
 
 def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None = None) -> Any:
-    """An interpreter that is ready to run.
+    """Load a file into an interpreter that is ready to run.
 
     Raises:
-        ValueError: if the runtime does not take the file, or not at this batch size.
+        ValueError: if LiteRT cannot run the file, or not at this batch size.
         ImportError: without the extra "litert".
     """
     litert = need("ai_edge_litert.interpreter", "litert")
@@ -37,13 +38,15 @@ def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None 
 
 
 def run(runner: Any, inputs: dict[str, np.ndarray], names: Iterable[str] = ()) -> list[np.ndarray]:
-    """The outputs, in the order of the model's, for inputs by name.
+    """Run a file once.
 
     Args:
         runner: an interpreter.
         inputs: name -> array.
-        names: of the model's outputs in their order, if it is a dict; they count if the file
-            has the same.
+        names: names of the outputs in the wanted order; ignored if the file has other names.
+
+    Returns:
+        The outputs, in the order of `names` or else in that of the file.
     """
     outputs = runner.get_signature_runner()(**inputs)
     names = list(names)
@@ -57,23 +60,36 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def random_inputs(runner: Any) -> list[np.ndarray]:
-    """Something to feed: normal for floats, 0 or 1 for integers."""
+    """Random inputs for a file: normal for floats, 0 or 1 for integers."""
     rng = np.random.default_rng(0)
     return [random_input(rng, d["shape"], np.dtype(d["dtype"])) for d in runner.get_input_details()]
 
 
 def random_input(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
-    """An array of a shape and type; small where the type counts something."""
+    """A random array: normal for floats, 0 or 1 for integers."""
     if dtype.kind == "f":
         return rng.normal(size=tuple(shape)).astype(dtype)
     return rng.integers(0, 2, tuple(shape)).astype(dtype)
 
 
+def largest_difference(one: ArrayLike, other: ArrayLike) -> float:
+    """The largest difference of two outputs, in units of the first's largest value.
+
+    Infinite if either holds NaN.
+    """
+    first, second = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    difference = np.abs(first - second).max(initial=0) / max(np.abs(first).max(initial=0), 1e-6)
+    return math.inf if np.isnan(difference) else float(difference)
+
+
 def time_pair(job: dict[str, Any]) -> dict[str, Any]:
-    """Run two files alternately; the times of each round and the difference of the outputs.
+    """Run two files in turns.
 
     Args:
         job: "files" (two), "threads", "batch_size", "seconds".
+
+    Returns:
+        "seconds" of an inference in each round, and "outputs", both for each file.
     """
     runners = [load(path, job["threads"], job["batch_size"]) for path in job["files"]]
     for runner in runners:
@@ -88,14 +104,17 @@ def time_pair(job: dict[str, Any]) -> dict[str, Any]:
     while time.perf_counter() < end or len(rounds[0]) < 5:
         for runner, times, count in zip(runners, rounds, repeats, strict=True):
             times.append(_seconds_of(clock, runner, count))
-    outputs = [[runner.get_tensor(d["index"]) for d in runner.get_output_details()]
-               for runner in runners]  # fmt: skip
-    return {"seconds": rounds, "outputs": [[o.ravel()[:4096].tolist() for o in os_]
-                                           for os_ in outputs]}  # fmt: skip
+    return {"seconds": rounds, "outputs": [_first_outputs(runner) for runner in runners]}
+
+
+def _first_outputs(runner: Any) -> list[list[float]]:
+    """The first 4,096 values of each output."""
+    outputs = (runner.get_tensor(detail["index"]) for detail in runner.get_output_details())
+    return [output.ravel()[:4096].tolist() for output in outputs]
 
 
 def _seconds_of(clock: Any, runner: Any, count: int) -> float:
-    """Seconds of one run, the mean of `count`."""
+    """Mean seconds of one run, over `count` runs."""
     start = clock()
     for _ in range(count):
         runner.invoke()
@@ -103,4 +122,4 @@ def _seconds_of(clock: Any, runner: Any, count: int) -> float:
 
 
 if __name__ == "__main__":
-    json.dump(time_pair(json.load(sys.stdin)), sys.stdout)
+    answer(time_pair(read_job()))

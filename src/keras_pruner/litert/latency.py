@@ -1,29 +1,27 @@
-"""How much faster a pruned `.tflite` file is than the dense one: both in one run, alternately."""
+"""Time pruned `.tflite` files against dense ones, in turns within one process."""
 
 import dataclasses
-import json
-import math
 import os
-import shutil
+import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_pruner.litert import flatbuffer, interpreter
-from keras_pruner.litert.difference import largest_difference
+from keras_pruner.litert.child_process import run_module
+from keras_pruner.litert.convert import convert
+from keras_pruner.litert.cost_model import BLOCK, FORMS, Point, SpeedupTable
+from keras_pruner.litert.interpreter import largest_difference
+from keras_pruner.litert.sparse_tensors import decode, store_native
+from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_integer
-
-_NODE = ["node", "--experimental-wasm-relaxed-simd"]
-_INSTALL = "npm install @litertjs/core@2.5.3"
-_TOLERANCE = 2e-2  # of outputs, between two builds of the same runtime; garbage is further off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +29,12 @@ class Timing:
     """Two files at one batch size.
 
     Attributes:
-        batch_size: rows per inference.
+        batch_size: samples per inference.
         dense_ms: median milliseconds of an inference of the dense file.
-        pruned_ms: the same of the pruned one.
-        speedup: median over the rounds of dense / pruned, taken in the same round.
-        spread: the quartiles of that ratio.
-        difference: the largest between outputs of the two, in units of the largest output.
+        pruned_ms: the same of the pruned file.
+        speedup: median of dense / pruned over rounds that time both.
+        spread: quartiles of that ratio.
+        difference: largest difference of the outputs, in units of the largest output.
     """
 
     batch_size: int
@@ -49,11 +47,11 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Latency(Report):
-    """What `benchmark` measured; prints as a table.
+    """The result of `benchmark`; prints as a table.
 
     Attributes:
-        runtime: "native" or "wasm".
-        threads: of an inference.
+        runtime: where the files ran.
+        threads: per inference.
         timings: one for each batch size.
     """
 
@@ -82,154 +80,168 @@ def benchmark(
     dense: str | os.PathLike[str],
     pruned: str | os.PathLike[str],
     *,
-    runtime: str = "native",
     batch_sizes: Sequence[int] | None = None,
     threads: int = 1,
     seconds: float = 3.0,
-    node_modules: str | os.PathLike[str] | None = None,
 ) -> Latency:
-    """Time two `.tflite` files alternately in one process, and compare their outputs.
+    """Time two `.tflite` files in turns on this machine, and compare their outputs.
 
-    With one thread the time is that of the processor, so that other work on the machine disturbs
-    less; with more it is that of the clock. The files run in a process of their own.
+    With one thread, processor time is measured, which other work on the machine disturbs less;
+    with more, wall time. The files run in a process of their own.
 
     Args:
         dense: the file to compare with.
-        pruned: the file with zeros; of the same inputs.
-        runtime: "native", or "wasm": LiteRT.js in Node, where XNNPACK's sparse path runs on any
-            machine. Its dense side is several times slower than the native one.
-        batch_sizes: rows per inference. None, and always for "wasm": as the files have it.
-        threads: of an inference; 1 for "wasm".
-        seconds: to measure each batch size.
-        node_modules: the directory with @litertjs/core. None: found from the current directory
-            upwards.
+        pruned: the file with zeros; it must have the same inputs.
+        batch_sizes: samples per inference. None: as in the files.
+        threads: per inference.
+        seconds: time to measure each batch size.
 
     Raises:
-        ValueError: for wrong arguments, files that do not run, or have other inputs.
-        RuntimeError: if the runtime fails or crashes, or if LiteRT.js computes something else
-            than LiteRT does natively.
-        FileNotFoundError: without Node or @litertjs/core, naming the command.
+        ValueError: for wrong arguments, files that do not run or have different inputs.
+        RuntimeError: if the runtime fails or crashes.
         ImportError: without the extra "litert".
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+        >>> path = Path("model.tflite")
+        >>> convert(model, path, [keras.InputSpec("float32", (1, 64), name="x")], "float32")
+        >>> latency = benchmark(path, path, batch_sizes=[1, 8], seconds=0.1)
+        >>> [timing.batch_size for timing in latency.timings]
+        [1, 8]
+        >>> latency.timings[0].difference
+        0.0
     """
-    if runtime not in ("native", "wasm"):
-        raise ValueError(f'`runtime` must be "native" or "wasm". Received: runtime={runtime!r}.')
     check_integer("threads", threads, least=1)
-    if runtime == "wasm" and (threads != 1 or batch_sizes is not None):
-        raise ValueError(
-            'runtime="wasm" runs with threads=1, at the batch size of the files. '
-            f"Received: threads={threads}, batch_sizes={batch_sizes}."
-        )
-    inputs = [_inputs_of(path) for path in (dense, pruned)]
+    inputs = [inputs_of(path) for path in (dense, pruned)]
     if inputs[0] != inputs[1]:
         raise ValueError(
             "`dense` and `pruned` must have the same inputs. "
             f"Received: {inputs[0]} and {inputs[1]}."
         )
     files = [str(Path(path).resolve()) for path in (dense, pruned)]
-    if runtime == "wasm":
-        return Latency("wasm", 1, (_in_node(files, inputs[0], seconds, node_modules),))
     timings = []
     for batch_size in batch_sizes or (None,):
         if batch_size is not None:
             check_integer("batch_sizes", batch_size, least=1)
         job = {"files": files, "threads": threads, "batch_size": batch_size, "seconds": seconds}
-        timings.append(_timing(_natively(job), batch_size or inputs[0][0][0][0]))
+        measured = run_module(interpreter.__name__, job)
+        timings.append(timing_of(measured, batch_size or inputs[0][0][0][0]))
     return Latency("native", threads, tuple(timings))
 
 
-_Inputs = list[tuple[tuple[int, ...], str]]
-
-
-def _inputs_of(path: str | os.PathLike[str]) -> _Inputs:
+def inputs_of(path: str | os.PathLike[str]) -> list[tuple[tuple[int, ...], str]]:
     """Shape and type of each input of a file."""
-    graph = flatbuffer.read(path).subgraphs[0]
-    kinds = {value: key for key, value in vars(flatbuffer.schema().TensorType).items()}
-    found = [graph.tensors[i] for i in flatbuffer.listed(graph.inputs)]
-    return [(tuple(flatbuffer.listed(t.shape)), kinds[t.type].lower()) for t in found]
+    graph = flatbuffer.Graph(flatbuffer.read(path))
+    return [
+        (tuple(graph.shape(i)), flatbuffer.name_of_type(graph.tensors[i].type).lower())
+        for i in graph.inputs
+    ]
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def timing_of(measured: dict[str, Any], batch_size: int) -> Timing:
+    """Summarize the seconds and outputs of two files.
 
-
-def _run(command: list[str], job: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """The JSON that a child process answers a job with."""
-    child = subprocess.run(
-        command, input=json.dumps(job), env=environment, capture_output=True, text=True, check=False
-    )
-    try:
-        return json.loads(child.stdout)
-    except json.JSONDecodeError:
-        said = child.stderr.strip()[-1000:]
-        crash = f" (killed by signal {-child.returncode})" if child.returncode < 0 else ""
-        raise RuntimeError(f"The runtime failed{crash}: {said or 'it said nothing'}") from None
-
-
-def _in_node(
-    files: list[str], inputs: _Inputs, seconds: float, node_modules: str | os.PathLike[str] | None
-) -> Timing:
-    if shutil.which("node") is None:
-        raise FileNotFoundError('runtime="wasm" needs Node 20 or newer: https://nodejs.org')
-    package = find_litertjs(node_modules)
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as scratch:
-        names = []
-        for i, (shape, dtype) in enumerate(inputs):
-            if dtype not in ("float32", "int32"):
-                raise ValueError(f"LiteRT.js takes float32 and int32 inputs. Received: {dtype}.")
-            names.append(str(Path(scratch, f"input{i}")))
-            interpreter.random_input(rng, shape, np.dtype(dtype)).tofile(names[-1])
-        job = {
-            "files": files, "inputs": names, "package": str(package), "scratch": scratch,
-            "seconds": seconds,
-        }  # fmt: skip
-        runner = Path(__file__).with_name("wasm_runner.mjs")
-        raw = _run([*_NODE, str(runner)], job, dict(os.environ))
-    _check_against_native(files, raw["outputs"])
-    return _timing(raw, inputs[0][0][0])
-
-
-def _check_against_native(files: list[str], outputs: list[list[list[float]]]) -> None:
-    """Raise if a file computes something else in LiteRT.js, which fails without saying so."""
-    job = {"files": files, "threads": 1, "batch_size": None, "seconds": 0.0}
-    native = _natively(job)["outputs"]
-    for path, mine, its in zip(files, native, outputs, strict=True):
-        for values in its:  # the order of several outputs may be another
-            same_size = [m for m in mine if len(m) == len(values)]
-            nearest = min((largest_difference(m, values) for m in same_size), default=math.inf)
-            if not nearest <= _TOLERANCE:
-                raise RuntimeError(
-                    f"{path} computes something else in LiteRT.js than natively: outputs differ "
-                    f"by {nearest:.1e} of the largest. Its times mean nothing. What "
-                    "kp.litert.inspect says of it, and kp.litert.prepare_for_xnnpack, may help."
-                )
-
-
-def _natively(job: dict[str, Any]) -> dict[str, Any]:
-    return _run([sys.executable, "-W", "ignore", "-m", interpreter.__name__], job, _environment())
-
-
-def find_litertjs(node_modules: str | os.PathLike[str] | None = None) -> Path:
-    """The directory of the npm package @litertjs/core.
-
-    Raises:
-        FileNotFoundError: naming the command that installs it.
+    Args:
+        measured: "seconds" (of each round) and "outputs", each for both files.
+        batch_size: samples per inference.
     """
-    here = Path.cwd()
-    places = [Path(node_modules)] if node_modules else []
-    places += [] if node_modules else [p / "node_modules" for p in (here, *here.parents)]
-    for place in places:
-        if (found := place / "@litertjs" / "core").is_dir():
-            return found.resolve()
-    raise FileNotFoundError(
-        f"@litertjs/core is not in {' or '.join(map(str, places[:2]))}. Install it with: {_INSTALL}"
-    )
-
-
-def _timing(raw: dict[str, Any], batch_size: int) -> Timing:
-    dense, pruned = raw["seconds"]
+    dense, pruned = measured["seconds"]
     ratios = [d / p for d, p in zip(dense, pruned, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    worst = max(largest_difference(*pair) for pair in zip(*raw["outputs"], strict=True))
+    worst = max(largest_difference(*pair) for pair in zip(*measured["outputs"], strict=True))
     dense_ms, pruned_ms = (1e3 * statistics.median(side) for side in (dense, pruned))
     return Timing(batch_size, dense_ms, pruned_ms, middle, (low, high), worst)
+
+
+# ------------------------------------------------------------- the table of speed-ups, measured
+
+# Widths of the layers that are timed: weights that fit the caches close to a core, the caches
+# around it, and none.
+_STACKS = ((192, 192, 192, 192), (256, 512, 512, 256), (1024, 2048, 2048, 1024))
+_BATCHES = (1, 8, 64)
+_SPARSITIES = {"block 1x4": (0.8, 0.95), "csr": (0.9, 0.98)}
+_MACHINES = {"x86_64": "litert-x86", "amd64": "litert-x86", "aarch64": "litert-arm",
+             "arm64": "litert-arm"}  # fmt: skip
+
+
+def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupTable:
+    """Time sparse Dense layers against dense ones on this machine, to replace the default table.
+
+    Caches and vector units decide from which sparsity on LiteRT's sparse kernels are faster, and
+    by how much. Run it on an idle machine; it takes about two minutes. Pass the result to
+    `advise` or `export_litert` as `runtime`.
+
+    Args:
+        seconds: time to measure each pair of models.
+        progress: whether to show the current step, on a terminal.
+
+    Returns:
+        The speed-ups with one thread. Store them with `to_json`, restore them with
+        `SpeedupTable.from_dict`.
+
+    Raises:
+        ValueError: on a processor that is neither x86-64 nor 64-bit ARM.
+        ImportError: without the extras "litert" and "tensorflow".
+
+    Example:
+        >>> speedups = measure_speedups(seconds=0.4)  # doctest: +SKIP
+        >>> kp.advise(model, speedups, sparsity=0.9)  # doctest: +SKIP
+    """
+    runtime = _MACHINES.get(platform.machine().lower())
+    if runtime is None:
+        raise ValueError(
+            "Speed-ups are measured on x86-64 and 64-bit ARM. Received: a machine of type "
+            f"{platform.machine()!r}."
+        )
+    points: list[Point] = []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        show_progress("measuring", shown=progress) as announce,
+    ):
+        for widths in _STACKS:
+            announce(f"timing Dense layers {'-'.join(map(str, widths))}")
+            dense = Path(scratch, "dense.tflite")
+            model = _stack(widths)
+            size = 4.0 * sum(layer.kernel.shape[0] * layer.units for layer in model.layers)
+            signature = [keras.InputSpec("float32", (1, widths[0]), name=model.inputs[0].name)]
+            convert(model, dense, signature, "float32")
+            for form in FORMS:
+                points += _points(dense, form, size, seconds)
+    return SpeedupTable(runtime, f"{platform.machine()}, {platform.system()}", tuple(points))
+
+
+def _stack(widths: tuple[int, ...]) -> keras.Model:
+    layers = [keras.layers.Dense(width, activation="relu") for width in widths[1:]]
+    return keras.Sequential([keras.Input((widths[0],)), *layers])
+
+
+def _points(dense: Path, form: str, size: float, seconds: float) -> list[Point]:
+    """One for each batch size: the line through the times at two sparsities."""
+    times: dict[int, list[float]] = {batch: [] for batch in _BATCHES}
+    for sparsity in _SPARSITIES[form]:
+        sparse = dense.with_name("sparse.tflite")
+        _write_sparse(dense, sparse, form, sparsity)
+        latency = benchmark(dense, sparse, batch_sizes=_BATCHES, seconds=seconds)
+        for timing in latency.timings:
+            times[timing.batch_size].append(1 / timing.speedup)
+    first, second = (1 - sparsity for sparsity in _SPARSITIES[form])
+    points = []
+    for batch, (some, few) in times.items():
+        slope = max((some - few) / (first - second), some / (2 * first))
+        overhead = max(0.0, statistics.mean((some - slope * first, few - slope * second)))
+        points.append(Point(form, size, batch, overhead, slope))
+    return points
+
+
+def _write_sparse(dense: Path, path: Path, form: str, sparsity: float) -> None:
+    """Write the dense file with zeros in every weight, stored sparse."""
+    content, rng = flatbuffer.read(dense), np.random.default_rng(0)
+    graph = flatbuffer.Graph(content)
+    for source in graph.sources:
+        index = graph.inputs_of(source)[1]
+        weight = decode(graph.tensors[index], graph.data(index)).copy()
+        width = BLOCK if form == "block 1x4" else 1
+        zero = rng.random((len(weight), weight.shape[1] // width)) < sparsity
+        weight[np.repeat(zero, width, axis=1)] = 0
+        store_native(graph, index, weight, form)
+    flatbuffer.write(content, path)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.litert.difference import largest_difference
+from keras_pruner.litert.interpreter import largest_difference
 from keras_pruner.model_graph import ModelGraph, functional_form
 from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot.listen import run

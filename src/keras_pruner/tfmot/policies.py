@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_pruner.litert import xnnpack_layers
+from keras_pruner.litert.xnnpack_rewrite import Obstacles, obstacles
 
 
 class PrunableLayer(abc.ABC):
@@ -71,10 +71,30 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
         """Return whether the layer is a 1x1 convolution."""
         return isinstance(layer, keras.layers.Conv2D) and layer.kernel_size == (1, 1)
 
-    def obstacles(self, model: keras.Model) -> xnnpack_layers.Obstacles:
-        """Return every layer that XNNPACK cannot run sparse, and the change that would help."""
-        return xnnpack_layers.obstacles(model)
+    def obstacles(self, model: keras.Model) -> Obstacles:
+        """Every layer in the way, not only the first, with the change that helps."""
+        return obstacles(model)
 
     def ensure_model_supports_pruning(self, model: keras.Model) -> None:
-        """Raise a ValueError with TFMOT's message, followed by all obstacles."""
-        xnnpack_layers.check(model)
+        """Raise a ValueError with TFMOT's message, followed by everything that is in the way."""
+        if not model.built:
+            raise ValueError("Unbuilt models are not supported currently.")
+        try:
+            found = obstacles(model)
+        except ValueError as error:
+            raise ValueError(f"Subclassed models are not supported currently. {error}") from None
+        if not found.begins:
+            raise ValueError(
+                "Could not find `Conv2D 3x3` layer with stride 2x2, `input filters == 3` and "
+                "`VALID` padding and preceding `ZeroPadding2D` with `padding == 1` in all input "
+                f"branches of the model\n{found}"
+            )
+        if not found.ends:
+            raise ValueError(
+                f"Could not find a `GlobalAveragePooling2D` layer in all output branches\n{found}"
+            )
+        if found.layers:
+            raise ValueError(
+                f"Layer {found.layers[0][1]} is not supported for the PruneForLatencyOnXNNPack "
+                f"pruning policy\n{found}"
+            )

@@ -1,5 +1,5 @@
 // Times two .tflite files in LiteRT.js under Node, alternately; a job comes in on stdin as JSON,
-// the times and outputs go out on stdout. Started by latency.py.
+// the times and outputs go out on stdout. Started by litertjs.py.
 import {copyFileSync, mkdirSync, readFileSync, readdirSync, symlinkSync, writeFileSync} from "node:fs";
 import {createRequire} from "node:module";
 import {join} from "node:path";

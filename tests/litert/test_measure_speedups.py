@@ -3,15 +3,15 @@ import numpy as np
 import pytest
 
 import keras_pruner as kp
-from keras_pruner.litert import cost_model, measure_gains
+from keras_pruner.litert import convert, cost_model, latency
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
 
 
 def test_points_for_every_form_size_and_batch(monkeypatch):
-    monkeypatch.setattr(measure_gains, "_STACKS", ((32, 48, 16), (64, 128, 64)))
-    monkeypatch.setattr(measure_gains, "_BATCHES", (1, 3))
+    monkeypatch.setattr(latency, "_STACKS", ((32, 48, 16), (64, 128, 64)))
+    monkeypatch.setattr(latency, "_BATCHES", (1, 3))
     found = kp.litert.measure_speedups(seconds=0.01)
     assert found.runtime in ("litert-x86", "litert-arm")
     places = {(p.form, p.model_bytes, p.batch_size) for p in found.points}
@@ -23,11 +23,11 @@ def test_points_for_every_form_size_and_batch(monkeypatch):
 
 @pytest.mark.parametrize("form", cost_model.FORMS)
 def test_the_file_that_is_timed_holds_what_it_should(tmp_path, form):
-    model = measure_gains._stack((64, 128, 64))
+    model = latency._stack((64, 128, 64))
     dense, sparse = tmp_path / "dense.tflite", tmp_path / "sparse.tflite"
     signature = [keras.InputSpec("float32", (1, 64), name=model.inputs[0].name)]
-    measure_gains.convert(model, dense, signature, "float32")
-    measure_gains._write_sparse(dense, sparse, form, 0.75)
+    convert.convert(model, dense, signature, "float32")
+    latency._write_sparse(dense, sparse, form, 0.75)
     contents = kp.litert.inspect(sparse)
     assert {(w.encoding, w.execution) for w in contents.weights} == {(form, "native sparse")}
     assert contents.sparsity == pytest.approx(0.75, abs=0.03)
@@ -53,7 +53,7 @@ def test_measured_gains_decide_what_is_stored_sparse(tmp_path):
 
 @pytest.mark.backend_free
 def test_only_processors_that_are_known(monkeypatch):
-    monkeypatch.setattr(measure_gains.platform, "machine", lambda: "s390x")
+    monkeypatch.setattr(latency.platform, "machine", lambda: "s390x")
     with pytest.raises(ValueError, match=r"x86-64 and on 64-bit ARM\. Received: .*s390x"):
         kp.litert.measure_speedups()
 
@@ -69,9 +69,9 @@ def test_a_line_through_two_times(tmp_path, monkeypatch):
         ]
         return kp.litert.latency.Latency("native", 1, tuple(rows))
 
-    monkeypatch.setattr(measure_gains, "_BATCHES", (1, 8))
-    monkeypatch.setattr(measure_gains, "benchmark", timed)
-    monkeypatch.setattr(measure_gains, "_write_sparse", lambda *_: None)
-    first, second = measure_gains._points(tmp_path / "d.tflite", "block 1x4", 1e6, 0.1)
+    monkeypatch.setattr(latency, "_BATCHES", (1, 8))
+    monkeypatch.setattr(latency, "benchmark", timed)
+    monkeypatch.setattr(latency, "_write_sparse", lambda *_: None)
+    first, second = latency._points(tmp_path / "d.tflite", "block 1x4", 1e6, 0.1)
     np.testing.assert_allclose((first.slope, first.overhead), (2.0, 0.1))
     np.testing.assert_allclose((second.slope, second.overhead), (1.0, 0.1))
