@@ -48,6 +48,14 @@ class Advice(Report):
         layers: each prunable weight.
         speedup: how many times faster the whole model runs, estimated; 1.0 is "not faster".
         hints: alternatives, and limits of the estimate.
+
+    Example:
+        >>> row = LayerAdvice("dense/kernel", 1.0, Block((4, 1)), 4.8, "sparse kernel")
+        >>> print(Advice("litert-x86", 0.9, (row,), 4.8, ()))
+        litert-x86 at sparsity 0.9: 4.8x faster
+          weight        time  zeros          speed-up  why
+          ──────────────────────────────────────────────────────────
+          dense/kernel  100%  Block((4, 1))      4.8x  sparse kernel
     """
 
     runtime: str

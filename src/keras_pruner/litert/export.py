@@ -34,6 +34,10 @@ class Export(Report):
         weights: how each is stored, and why.
         difference: largest difference of the outputs of file and model, in units of the largest
             output.
+
+    Example:
+        >>> print(Export("model.tflite", size=4000, dense_size=16000, weights=(), difference=1e-6))
+        model.tflite: 4,000 bytes, 4.0x smaller than dense; outputs differ by 1.0e-06
     """
 
     path: str

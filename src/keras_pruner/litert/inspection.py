@@ -33,6 +33,15 @@ class Contents(Report):
         weights: each constant of rank 2 or more, with its zeros, encoding and execution.
         xnnpack: whether its convolutions run sparse on ARM and in WebAssembly.
         group: size of the groups of inputs in which non-zero weights were counted.
+
+    Example:
+        >>> weight = StoredWeight("dense", (4, 8), 0.5, "dense", "dense", "", most_in_group=2)
+        >>> print(Contents("a.tflite", 1000, (weight,), Eligibility(False, "no convolutions")))
+        a.tflite: 1,000 bytes, 50.0% zeros
+          weight  shape   zeros  of 4  stored  runs   why
+          ───────────────────────────────────────────────
+          dense   (4, 8)  50.0%  <= 2  dense   dense
+        XNNPACK: not eligible: no convolutions
     """
 
     path: str

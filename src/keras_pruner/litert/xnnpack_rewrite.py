@@ -33,6 +33,12 @@ class Rewrite(Report):
         obstacles: what still keeps the model from running sparse, judged by its layers;
             `kp.litert.inspect` judges the exported file.
         difference: largest difference of the outputs, in units of the largest output.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)], name="small")
+        >>> print(Rewrite(model, ("stem: padding (1, 1) on both sides",), (), 1e-7))
+        small: outputs differ by 1.0e-07
+          changed: stem: padding (1, 1) on both sides
     """
 
     model: keras.Model = dataclasses.field(repr=False)
