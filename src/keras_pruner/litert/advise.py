@@ -50,12 +50,12 @@ class Advice(Report):
         hints: alternatives, and limits of the estimate.
 
     Example:
-        >>> row = LayerAdvice("dense/kernel", 1.0, Block((4, 1)), 4.8, "sparse kernel")
-        >>> print(Advice("litert-x86", 0.9, (row,), 4.8, ()))
-        litert-x86 at sparsity 0.9: 4.8x faster
-          weight        time  zeros          speed-up  why
-          ──────────────────────────────────────────────────────────
-          dense/kernel  100%  Block((4, 1))      4.8x  sparse kernel
+        >>> row = LayerAdvice("dense/kernel", 1.0, None, 1.0, "no sparse kernel")
+        >>> print(Advice("openvino", 0.9, (row,), 1.0, ()))
+        openvino at sparsity 0.9: not faster
+          weight        time  zeros  speed-up  why
+          ─────────────────────────────────────────────────────
+          dense/kernel  100%  dense      1.0x  no sparse kernel
     """
 
     runtime: str
@@ -142,8 +142,8 @@ def advise(
         >>> layers = [keras.layers.Dense(2048), keras.layers.Dense(1024)]
         >>> model = keras.Sequential([keras.Input((1024,)), *layers])
         >>> advice = advise(model, "litert-x86", sparsity=0.9)
-        >>> advice.layers[0].pattern
-        Block((4, 1))
+        >>> advice.layers[0].pattern == Block((4, 1))
+        True
         >>> advice.speedup > 2
         True
         >>> advise(model, "openvino", sparsity=0.9).speedup

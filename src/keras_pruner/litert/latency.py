@@ -57,9 +57,9 @@ class Latency(Report):
     Example:
         >>> print(Latency("native", 1, (Timing(8, 2.0, 0.5, 4.0, (3.9, 4.1), 1e-7),)))
         latency: native, 1 thread(s)
-          batch  dense ms  pruned ms  speed-up  quartiles  outputs differ
-          ───────────────────────────────────────────────────────────────
-              8     2.000      0.500     4.00x  3.90 - 4.10  ...
+          batch  dense ms  pruned ms  speed-up    quartiles  outputs differ
+          ─────────────────────────────────────────────────────────────────
+              8     2.000      0.500     4.00x  3.90 - 4.10         1.0e-07
     """
 
     runtime: str
