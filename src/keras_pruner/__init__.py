@@ -1,6 +1,6 @@
-"""Pruning for any Keras 3 model: zeros while it trains or at once, small files, measured.
+"""Pruning for any Keras 3 model, during training or afterwards, with small files and measurements.
 
-The names at the top are those that most users need; everything else is in a namespace:
+Most programs need only the names at the top. Everything else is in a namespace:
 `kp.callbacks`, `kp.schedules`, `kp.patterns`, `kp.criteria`, `kp.allocations`, `kp.oneshot`,
 `kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`.
 """

@@ -19,20 +19,20 @@ from keras_pruner.selection.top_k import Cut, kept_count
 from keras_pruner.validation import check_sparsity, shown
 
 Choice = Cut | NM | np.ndarray
-"""Which entries of a weight stay: those above a cut, the best of each N:M group by magnitude, or
-those of a mask of the weight's shape."""
+"""The entries of a weight that are kept: those above a cut, the largest of each N:M group, or
+those of a mask with the weight's shape."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskedWeight:
-    """A target with its variable and its mask, wherever they lie: in memory or on devices.
+    """A target with its variable and its mask, which may be in memory or on devices.
 
     Attributes:
-        target: what is planned for the variable.
-        variable: the weights; an array may stand for them.
-        mask: boolean, of the same shape, True = kept; an array may stand for it.
+        target: the plan for the variable.
+        variable: the weights, or an array in their place.
+        mask: boolean, of the same shape, True = kept; or an array in its place.
         averages: the variable's moving average, if the optimizer keeps one.
-        slots: everything else that the optimizer keeps for each of the variable's entries.
+        slots: the other values that the optimizer keeps for each entry of the variable.
     """
 
     target: Target
@@ -53,7 +53,7 @@ class MaskedWeight:
 
     @property
     def pattern(self) -> Pattern:
-        """The zeros allowed."""
+        """The pattern of the zeros."""
         return self.target.pattern
 
     @property
@@ -98,9 +98,9 @@ class MaskedWeight:
         return self.pattern.unit_scores(self.scores(criterion))
 
     def scores_in_parts(self, criterion: Criterion) -> Scores | None:
-        """The unit scores where they lie, of a weight in parts on several devices.
+        """The unit scores of a sharded weight, on their devices.
 
-        None if the weight is in one piece, or if entries have no scores of their own.
+        None if the weight is not sharded, or if units are more than single entries.
         """
         ops = backends.current()
         is_by_entry = self._is_by_magnitude(criterion) and self.pattern == Unstructured()
@@ -113,7 +113,7 @@ class MaskedWeight:
         parts, gather = list(ops.parts(self.variable, self.mask)), ops.gather(self.variable)
         wrong = np.array([sum(int((~np.isfinite(weight)).sum()) for weight, _ in parts)])
         if np.any(wrong if gather is None else gather(wrong)):
-            raise self._not_finite()  # in every process: none may wait for another
+            raise self._not_finite()  # in every process, so that none waits for another
         for weight, mask in parts:
             yield np.where(mask, magnitude(weight), -np.inf).reshape(-1)
 
@@ -123,14 +123,14 @@ class MaskedWeight:
 
     @property
     def _is_readable(self) -> bool:
-        """Whether NumPy can look at the weights where they lie."""
+        """Whether NumPy can read the weights without a copy."""
         held = isinstance(self.mask, np.ndarray) or isinstance(self.variable, np.ndarray)
         return held or backends.current().is_in_memory(self.variable)
 
     # ------------------------------------------------------------------ choosing
 
     def choose(self, count: int, criterion: Criterion) -> Choice:
-        """Which units stay: the `count` highest-scored ones, or those of a fixed pattern."""
+        """The units to keep: the `count` with the highest scores, or those of a fixed pattern."""
         pattern, view = self.pattern, self.target.view
         if self._is_by_magnitude(criterion):
             try:
@@ -159,7 +159,7 @@ class MaskedWeight:
         return choice
 
     def apply(self, choice: Choice) -> None:
-        """Set the mask to what was chosen, and the weights that it does not keep to zero."""
+        """Set the mask to the choice, and the weights that it does not keep to zero."""
         ops = backends.current()
         if isinstance(choice, Cut):
             ops.cut(self.variable, self.mask, choice.score, choice.last)
@@ -187,11 +187,11 @@ def _to_numpy(variable: keras.Variable | np.ndarray) -> np.ndarray:
 
 
 def count_entries(which: Callable[..., np.ndarray], *variables: keras.Variable) -> int:
-    """Count the entries that fulfil a condition, on all devices.
+    """Count the entries that meet a condition, on all devices.
 
     Args:
         which: arrays, one of each variable, -> boolean array.
-        variables: of one shape, and divided over devices in the same way.
+        variables: of one shape, and sharded in the same way.
     """
     ops = backends.current()
     here = sum(int(np.count_nonzero(which(*part))) for part in ops.parts(*variables))
@@ -200,7 +200,7 @@ def count_entries(which: Callable[..., np.ndarray], *variables: keras.Variable) 
 
 
 def find_cut(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
-    """The cut that keeps `count` entries of a weight on any devices, from counts made there."""
+    """The cut that keeps `count` entries of a sharded weight, found by counting on its devices."""
     ops = backends.current()
     return top_k.counted_cut(
         math.prod(variable.shape),
@@ -215,10 +215,10 @@ def find_cut(variable: keras.Variable, mask: keras.Variable, count: int) -> Cut:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedWeights:
-    """A group with its members' weights, which one decision covers.
+    """A group of tied weights, pruned by one decision.
 
     Attributes:
-        group: which units the members share.
+        group: the units that the members share.
         members: each member with its weight.
     """
 
@@ -257,8 +257,8 @@ class TiedWeights:
     def unit_scores(self, criterion: Criterion) -> np.ndarray:
         """The score of each unit, of shape (units,); -inf for pruned units.
 
-        The mean, or the maximum, of the scores of all entries that the unit has in the kernels of
-        the group together; entries that are pruned do not count.
+        The mean or maximum of the scores of all entries of the unit, in all kernels of the group.
+        Pruned entries do not count.
         """
         if self.group.pattern.pooling == "max":
             found = np.full(self.units, -np.inf)
@@ -312,11 +312,11 @@ def _tied(weights: Sequence[MaskedWeight], plan: Plan) -> list[TiedWeights]:
 def choose(
     weights: Sequence[MaskedWeight], plan: Plan, sparsity: float, final_sparsity: float | None
 ) -> list[Choice]:
-    """Which units of each weight stay at `sparsity`.
+    """The units of each weight that are kept at `sparsity`.
 
-    Weights and groups with the same pattern share a budget. One with a sparsity of its own is
-    brought to it in the same proportion as the others to `final_sparsity`; a fixed pattern comes
-    at once.
+    Weights and groups with the same pattern share a budget. A weight with its own sparsity
+    approaches it in the same proportion as the others approach `final_sparsity`. A fixed pattern is
+    applied at once.
     """
     groups = _tied(weights, plan)
     tied = {weight for group in groups for _, weight in group.members}
@@ -333,20 +333,20 @@ def choose(
 def decide(
     weights: Sequence[MaskedWeight], plan: Plan, sparsity: float, final_sparsity: float | None
 ) -> list[np.ndarray]:
-    """`choose`, as masks."""
+    """The choice of `choose` as masks."""
     choices = choose(weights, plan, sparsity, final_sparsity)
     return [weight.to_mask(choice) for weight, choice in zip(weights, choices, strict=True)]
 
 
 def count_kept(weights: Sequence[MaskedWeight], plan: Plan, sparsity: float) -> Iterator[int]:
-    """How many entries of each weight stay at the final sparsity `sparsity`."""
+    """The number of entries of each weight that are kept at the final sparsity `sparsity`."""
     choices = choose(weights, plan, sparsity, sparsity)
     for weight, choice in zip(weights, choices, strict=True):
         yield int(np.count_nonzero(weight.to_mask(choice)))
 
 
 def overall_sparsity(plan: Plan) -> float:
-    """The present fraction of zeros in all weights that could be pruned, targets or not."""
+    """The present fraction of zeros in all prunable weights, targets or not."""
     variables = [*plan.variables, *plan.others]
     nonzero = sum(count_entries(np.asarray, variable) for variable in variables)
     return 1 - nonzero / sum(math.prod(variable.shape) for variable in variables)
@@ -359,7 +359,7 @@ Decided = MaskedWeight | TiedWeights
 def _counts(
     decided: Sequence[Decided], plan: Plan, sparsity: float, final_sparsity: float | None
 ) -> dict[Decided, int]:
-    """How many units stay of each, except under fixed patterns."""
+    """The number of units to keep of each, except under fixed patterns."""
     counts: dict[Decided, int] = {}
     sharing: dict[Pattern, dict[Share, Decided]] = {}
     for each in decided:

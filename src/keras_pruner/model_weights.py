@@ -15,10 +15,10 @@ Axes = tuple[int, ...]
 
 @value
 class WeightView:
-    """The meaning of each axis of a weight, and the two shapes in which a weight is looked at.
+    """The meaning of each axis of a weight, and the two views of a weight.
 
     - As a **kernel** (..., inputs, outputs), the order of Keras' Dense and Conv kernels: what
-      patterns and criteria see. The leading axes are those of groups and taps.
+      patterns and criteria see. The leading axes are groups and taps.
     - As **matrices** (groups, inputs, outputs): what a layer multiplies its inputs with. The taps
       of a convolution are inputs here.
 
@@ -75,7 +75,7 @@ class WeightView:
         return weight.transpose(sum(self._kernel_axes, ())).reshape(self.kernel_shape)
 
     def from_kernel(self, kernel: np.ndarray) -> np.ndarray:
-        """The inverse of `to_kernel`."""
+        """Undo `to_kernel`."""
         return _moved_back(kernel, sum(self._kernel_axes, ()), self.shape)
 
     @property
@@ -102,7 +102,7 @@ class WeightView:
         return weight.reshape(shape).transpose(order).reshape(self.matrix_shape)
 
     def from_matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """The inverse of `to_matrix`."""
+        """Undo `to_matrix`."""
         shape, order = self._divided
         return _moved_back(matrix, order, shape).reshape(self.shape)
 
@@ -113,9 +113,9 @@ def _moved_back(array: np.ndarray, order: Axes, shape: tuple[int, ...]) -> np.nd
 
 
 def view_of(layer: keras.layers.Layer, variable: keras.Variable) -> WeightView:
-    """What the axes of a layer's variable mean.
+    """The meaning of the axes of a layer's variable.
 
-    Weights of unknown layers are taken to be (..., inputs, outputs); vectors have outputs alone.
+    For unknown layers, (..., inputs, outputs) is assumed; vectors have only outputs.
     """
     shape, layers = tuple(variable.shape), keras.layers
     last = len(shape) - 1
@@ -151,7 +151,7 @@ def check_model(model: object) -> None:
         )
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(
-            "`model` must be a Keras model, not what comes out of one. "
+            "`model` must be a Keras model, not an output of one. "
             f"Received: an object of type {module}.{type(model).__name__}."
         )
     if not model.built:
@@ -173,11 +173,10 @@ class OwnedWeight:
     Attributes:
         variable: the weight.
         layer: its owner.
-        layer_path: where that is in the model.
-        path: where the weight is.
-        wholes: the layers that its owner is a part of: of the cells of a recurrent layer that
-            one, of the two directions of a Bidirectional layer and the projections of an
-            attention layer likewise.
+        layer_path: the owner's path in the model.
+        path: the weight's path in the model.
+        wholes: the layers that the owner is a part of: the recurrent layer of a cell, the
+            Bidirectional layer of a direction, the attention layer of a projection.
     """
 
     variable: keras.Variable
@@ -188,7 +187,7 @@ class OwnedWeight:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a kernel by its name."""
+        """Whether its name is that of a kernel."""
         return self.variable.name in _KERNELS or self.variable.name.endswith("_kernel")
 
     @property
@@ -197,7 +196,7 @@ class OwnedWeight:
         return view_of(self.layer, self.variable)
 
     def reason(self, *, by_default: bool) -> str:
-        """Why the rules leave the variable alone; empty if they do not."""
+        """Why the variable is left alone; empty if it is not."""
         if len(self.variable.shape) < 2:
             return "a vector, not a kernel"
         if 0 in self.variable.shape:
@@ -219,7 +218,7 @@ class OwnedWeight:
         if not self.is_kernel:
             return _UNNAMED
         if _is_depthwise(self.layer, self.variable):
-            return "a depthwise kernel: few weights, much harm; an override admits it"
+            return "a depthwise kernel: few weights, large loss of accuracy; an override admits it"
         return ""
 
 
@@ -237,9 +236,9 @@ _FIXES = {
 
 
 def fix_of(reason: str) -> str:
-    """How to have a weight pruned that is left alone for a reason; `{path}` stands for its path.
+    """The fix for a weight that is left alone for a reason; `{path}` stands for its path.
 
-    Empty for reasons that belong to the weight, or that the user gave.
+    Empty if the weight cannot be pruned, or if the user left it alone.
     """
     return "prune before quantizing" if reason.endswith(_INTEGERS) else _FIXES.get(reason, "")
 
@@ -268,7 +267,7 @@ def _is_depthwise(layer: keras.layers.Layer, variable: keras.Variable) -> bool:
 
 
 def _einsum_axes(equation: str) -> tuple[Axes, Axes, Axes]:
-    """Contracted axes of the kernel are inputs; those it shares with both sides are neither."""
+    """Contracted axes of the kernel are inputs; axes that it shares with both sides are groups."""
     operands, result = equation.replace(" ", "").replace("...", "").split("->")
     data, kernel = operands.split(",")
     rest = tuple(i for i, c in enumerate(kernel) if c in data and c in result)
@@ -299,12 +298,12 @@ def weights_of(model: keras.layers.Layer) -> Iterator[OwnedWeight]:
 
 
 def layer_path(model: keras.layers.Layer, layer: keras.layers.Layer) -> str:
-    """Where a layer is in a model, without the model's own name."""
+    """The path of a layer, without the model's own name."""
     return _without_root(model, layer.path or layer.name)
 
 
 def unique_paths(model: keras.layers.Layer, variables: Iterable[keras.Variable]) -> Iterator[str]:
-    """Where each is in a model, without the model's own name; ":2" behind one that comes again."""
+    """The path of each weight, without the model's own name; a repeated path ends in ":2"."""
     counts: dict[str, int] = {}
     for variable in variables:
         path = _without_root(model, variable.path)

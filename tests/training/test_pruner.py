@@ -377,7 +377,7 @@ def test_conflicts_raise_at_construction_and_change_nothing():
         kp.Pruner(model, kp.ConstantSparsity(0.8), filters="conv")
     with pytest.raises(ValueError, match=r"no weights yet.*Build it first"):
         kp.Pruner(keras.Sequential([keras.layers.Dense(3)]), kp.ConstantSparsity(0.8))
-    with pytest.raises(ValueError, match="not what comes out of one"):
+    with pytest.raises(ValueError, match="not an output of one"):
         kp.Pruner(model.outputs[0], kp.ConstantSparsity(0.8))
     with pytest.raises(ValueError, match="must be a Keras optimizer"):
         kp.Pruner(model, kp.ConstantSparsity(0.8)).wrap("adam")
