@@ -30,7 +30,7 @@ define environment
 endef
 
 .venv-demo/complete: pyproject.toml constraints.txt
-	$(call environment,.venv-demo,-c constraints.txt -e ".[jax$(comma)report]")
+	$(call environment,.venv-demo,-c constraints.txt -e ".[jax]")
 
 .venv/complete: pyproject.toml constraints.txt
 	$(call environment,.venv,-c constraints.txt -e ".[tensorflow$(comma)jax$(comma)torch$(comma)report$(comma)litert$(comma)test]")
