@@ -45,8 +45,10 @@ def trained(model, method, sparsity, steps, train, args, seed):
     callbacks = [kp.GradualPruning(sparsity, **options)]
     if method != "gradual":
         chosen = np.random.default_rng(seed).permutation(len(train[0]))[: args.samples]
-        calibration = train[0][chosen] if method.startswith("refit") else None
-        kp.prune(model, sparsity, calibration=calibration, progress=False, **options)
+        calibration = None
+        if method.startswith("refit"):
+            calibration = kp.oneshot.Calibration(train[0][chosen], progress=False)
+        kp.prune(model, sparsity, calibration=calibration, **options)
         callbacks = [kp.KeepZeros()]
     if not steps:
         return

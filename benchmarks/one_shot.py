@@ -18,6 +18,7 @@ import time
 
 import keras
 import numpy as np
+import sparsegpt
 from keras import layers
 
 import keras_pruner as kp
@@ -205,16 +206,15 @@ BY_SIZE = {"criterion": kp.criteria.magnitude}
 DISTILLED = {"distillation_epochs": 15}  # over all of --unlabelled
 PER_OUTPUT = {"allocation": "uniform", "criterion": kp.criteria.PerOutput(kp.criteria.wanda)}
 METHODS = {
-    "magnitude, uniform": {"allocation": "uniform", "calibration": None},
+    "magnitude, uniform": {"allocation": "uniform", "mask_alone": True},
     "LAMP": {"allocation": "lamp", "refit": False},
     "LAMP + refit": {"allocation": "lamp", **BY_SIZE},
     "LAMP, chosen in the refit": {"allocation": "lamp"},
     "LAMP, chosen in the refit, distilled": {"allocation": "lamp", **DISTILLED},
-    "SparseGPT, LAMP's allocation": {"allocation": "lamp", "criterion": "sparsegpt"},
+    "SparseGPT, LAMP's allocation": {"by": sparsegpt.prune_model},
     "ERK + refit": {"allocation": "erk", **BY_SIZE},
     "Wanda per output + refit": PER_OUTPUT,
     "auto": {"allocation": "auto"},
-    "LAMP + refit, 4 stages": {"allocation": "lamp", "stages": 4, **BY_SIZE},
 }
 STRUCTURED = {
     "2:4, mask alone": {"pattern": kp.NM(2, 4), "refit": False},
@@ -254,20 +254,32 @@ def cells(name, seed, args, done):
             continue
         model.set_weights(weights)
         inputs = shuffled[: args.unlabelled if "distillation_epochs" in options else args.samples]
-        options = {"calibration": inputs, "samples": len(inputs), **options}
-        if options.get("pattern") == kp.NM(2, 4):
-            options["filters"] = takes_groups
         began = time.perf_counter()
-        report = kp.prune(model, sparsity, progress=False, **options)
+        prune(model, sparsity, inputs, **options)
         seconds = time.perf_counter() - began
         lost = best - accuracy(model, test)
-        yield cell | {"value": lost, "seconds": seconds, "masks": fingerprint(model, report)}
+        yield cell | {"value": lost, "seconds": seconds, "masks": fingerprint(model)}
 
 
-def fingerprint(model, report):
+def prune(model, sparsity, inputs, by=None, mask_alone=False, **options):
+    """Prune by one of the methods; `refit`, `distillation_epochs` are for the calibration."""
+    if by is not None:
+        by(model, sparsity, inputs)
+        return
+    if options.get("pattern") == kp.NM(2, 4):
+        options["filters"] = takes_groups
+    chosen = {
+        name: options.pop(name) for name in ("refit", "distillation_epochs") if name in options
+    }
+    if not mask_alone:
+        chosen |= {"samples": len(inputs), "progress": False}
+        options["calibration"] = kp.oneshot.Calibration(inputs, **chosen)
+    kp.prune(model, sparsity, **options)
+
+
+def fingerprint(model):
     """Of all masks together, to compare backends by."""
-    pruned = {row.path for row in report.weights}
-    values = [keras.ops.convert_to_numpy(w) for w in model.weights if w.path in pruned]
+    values = [keras.ops.convert_to_numpy(w) for w in model.weights if len(w.shape) > 1]
     masks = [value != 0 for value in values]
     return hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()[:12]
 

@@ -71,7 +71,7 @@ def rows_of(title, name, seconds, folder):
     yield f"{title}, {origin}", "none", size(dense.compressed), "", size(dense.bytes), "", "", ""
     for zeros, (sparsity, pattern) in PATTERNS.items():
         model.set_weights(whole)
-        kp.prune(model, sparsity, pattern=pattern, progress=False)
+        kp.prune(model, sparsity, pattern=pattern)
         pruned = shipped(model, Path(folder, f"{name}-{zeros.replace(':', 'of')}"))
         timed = kp.litert.benchmark(dense.litert, pruned.litert, seconds=seconds).timings[0]
         yield (

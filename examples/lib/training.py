@@ -125,8 +125,9 @@ class Side:
         if self.options.start == "gradual":
             return kp.GradualPruning(self.schedule(sparsity), **chosen)
         rows = np.random.default_rng(self.seed).permutation(len(self.data.train))[:512]
-        calibration, _ = self.data.train.take(np.sort(rows))
-        kp.prune(model, sparsity, calibration=calibration, progress=False, **chosen)
+        x, _ = self.data.train.take(np.sort(rows))
+        calibration = kp.oneshot.Calibration(x, progress=False)
+        kp.prune(model, sparsity, calibration=calibration, **chosen)
         return kp.KeepZeros()
 
     def schedule(self, sparsity):

@@ -122,13 +122,13 @@ def samples(tmp_path):
     return tmp_path / "samples.npz"
 
 
-@pytest.mark.parametrize("criterion", [None, "magnitude", "refit", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("criterion", [None, "magnitude", "wanda"])
 def test_prune_with_samples_refits(capsys, dense, samples, tmp_path, criterion):
     out = tmp_path / "out.keras"
     options = ["--sparsity", "0.5", "--calibration", samples]
     options += ["--criterion", criterion] if criterion else []
     said = succeeds(capsys, "prune", dense, *options, "-o", out)
-    assert "outputs on held-out samples differ by" in said
+    assert "relative error of the outputs on held-out samples" in said
     model = keras.saving.load_model(dense, compile=False)
     given = {"magnitude": magnitude, "wanda": wanda}.get(criterion, criterion)
     kp.prune(model, 0.5, calibration=np.load(samples)["x"], criterion=given)
@@ -159,9 +159,8 @@ def test_what_needs_samples_says_so(capsys, dense, tmp_path):
     for option in ("--distillation-epochs", "--samples"):
         said = misused(capsys, *command, option, "32")
         assert f"{option} needs --calibration SAMPLES.npz" in said
-    for criterion in ("refit", "wanda", "sparsegpt"):
-        said = misused(capsys, *command, "--criterion", criterion)
-        assert f"--criterion {criterion} needs --calibration SAMPLES.npz" in said
+    said = misused(capsys, *command, "--criterion", "wanda")
+    assert "--criterion wanda needs --calibration SAMPLES.npz" in said
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "empty", "npy", "cut", "garbled"])

@@ -5,7 +5,7 @@ from keras import layers
 from models import NormCell
 
 import keras_pruner as kp
-from keras_pruner.oneshot import batch_norm
+from keras_pruner.oneshot import Calibration, batch_norm
 
 
 def images(count=160):
@@ -47,7 +47,7 @@ def test_a_norm_that_is_called_twice_pools_its_calls():
 
 def test_only_so_many_samples_are_used():
     model = keras.Sequential([keras.Input((6, 6, 4)), layers.BatchNormalization()])
-    kp.oneshot.reestimate_batch_norm(model, images(), samples=16)
+    kp.oneshot.reestimate_batch_norm(model, Calibration(images(), samples=16))
     few = images()[np.linspace(0, 159, 16).astype(int)]
     mean = keras.ops.convert_to_numpy(model.layers[0].moving_mean.value)
     np.testing.assert_allclose(mean, few.mean((0, 1, 2)), rtol=1e-4)
@@ -57,7 +57,7 @@ def test_after_an_interruption_the_model_is_as_it_was(monkeypatch):
     parts = [layers.BatchNormalization(), layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((6, 6, 4)), *parts])
     before = [np.array(w) for w in model.get_weights()]
-    heard, seen = batch_norm._heard, []
+    heard, seen = batch_norm._moments_of_inputs, []
 
     def interrupted(*arguments):
         seen.append(0)
@@ -65,7 +65,7 @@ def test_after_an_interruption_the_model_is_as_it_was(monkeypatch):
             raise KeyboardInterrupt
         return heard(*arguments)
 
-    monkeypatch.setattr(batch_norm, "_heard", interrupted)
+    monkeypatch.setattr(batch_norm, "_moments_of_inputs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         kp.oneshot.reestimate_batch_norm(model, images())
     for a, b in zip(model.get_weights(), before, strict=True):
@@ -95,8 +95,8 @@ def test_a_model_without_norms_says_so():
 
 def test_too_few_samples_are_no_samples():
     model = keras.Sequential([keras.Input((6, 6, 4)), layers.BatchNormalization()])
-    with pytest.raises(ValueError, match="`samples` must be"):
-        kp.oneshot.reestimate_batch_norm(model, images(), samples=8)
+    with pytest.raises(ValueError, match="at least 16 samples"):
+        kp.oneshot.reestimate_batch_norm(model, images(8))
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX traces the loop")
@@ -105,7 +105,7 @@ def test_norms_in_a_traced_loop_keep_what_they_have_and_are_told():
         [keras.Input((6, 4)), layers.BatchNormalization(), layers.RNN(NormCell())]
     )
     before = [np.array(v) for v in model.layers[1].non_trainable_variables]
-    with pytest.warns(UserWarning, match="keep the statistics they have.*traced"):
+    with pytest.warns(UserWarning, match="left as they are.*traced"):
         kp.oneshot.reestimate_batch_norm(model, images()[:, 0])
     for a, b in zip(model.layers[1].non_trainable_variables, before, strict=True):
         np.testing.assert_array_equal(np.array(a), b)

@@ -52,8 +52,7 @@ def test_a_function_of_the_weights_and_their_inputs_is_a_criterion():
     kp.prune(
         model,
         0.5,
-        calibration=x,
-        refit=False,
+        calibration=kp.oneshot.Calibration(x, refit=False),
         criterion=lambda weights, inputs: np.ones_like(weights) * inputs.rms[..., None],
     )
     kernel = keras.ops.convert_to_numpy(model.layers[0].kernel.value)

@@ -5,7 +5,7 @@ from keras import layers
 from models import Subclassed
 
 import keras_pruner as kp
-from keras_pruner.oneshot import distillation, prune
+from keras_pruner.oneshot import Calibration, distillation, prune
 
 
 def samples(count=512, seed=0):
@@ -38,8 +38,10 @@ def same(model, before):
 
 
 def pruned(model, epochs=0, **options):
-    chosen = {"calibration": samples(), "criterion": kp.criteria.magnitude, "progress": False}
-    return kp.prune(model, 0.8, distillation_epochs=epochs, **chosen | options)
+    data = options.pop("calibration", samples())
+    calibration = Calibration(data, distillation_epochs=epochs, progress=False)
+    chosen = {"criterion": kp.criteria.magnitude} | options
+    return kp.prune(model, 0.8, calibration=calibration, **chosen)
 
 
 def test_what_is_left_learns_the_dense_outputs_again():
@@ -47,8 +49,8 @@ def test_what_is_left_learns_the_dense_outputs_again():
     by_refit, report = pruned(refitted), pruned(distilled, 40)
     told = report.distillation
     assert told.kept
-    assert told.before == by_refit.divergence
-    assert told.after == report.divergence < 0.8 * told.before
+    assert told.before == by_refit.relative_error
+    assert told.after == report.relative_error < 0.8 * told.before
     assert "before 40 epochs of distillation" in str(report)
     assert report.as_dict()["distillation"]["epochs"] == 40
     for a, b in zip(weights(refitted), weights(distilled), strict=True):
@@ -98,11 +100,11 @@ def test_after_an_interruption_the_model_is_dense_again(monkeypatch, error):
 
 def test_what_makes_the_outputs_worse_is_undone_and_said_so(monkeypatch):
     refitted, model = network(), network()
-    divergence = pruned(refitted).divergence
+    relative_error = pruned(refitted).relative_error
     monkeypatch.setattr(distillation, "_RATE", 1e6)
     report = pruned(model, 1)
     assert not report.distillation.kept
-    assert report.divergence == divergence
+    assert report.relative_error == relative_error
     assert "were undone" in str(report)
     assert report.as_dict()["distillation"]["kept"] is False
     assert same(model, weights(refitted))
@@ -143,7 +145,7 @@ def test_every_epoch_is_announced(monkeypatch):
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr(prune, "announcing", Announcing)
+    monkeypatch.setattr(prune, "show_progress", Announcing)
     pruned(network(), 3)
     assert len(heard) == promised[0]
     assert heard[-1] == "distillation, epoch 3"
@@ -230,10 +232,6 @@ def test_embeddings_and_recurrent_kernels():
 
 def test_arguments_that_do_not_go_together():
     model = network()
-    with pytest.raises(ValueError, match="needed for distillation_epochs=5"):
-        kp.prune(model, 0.5, distillation_epochs=5)
-    with pytest.raises(ValueError, match="distillation_epochs"):
-        pruned(model, -1)
     model.trainable = False
     with pytest.raises(ValueError, match="all that are pruned are frozen"):
         pruned(model, 1, calibration=iter([]))  # which nobody has read by then

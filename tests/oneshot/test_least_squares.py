@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_pruner.oneshot import least_squares
+from keras_pruner.oneshot.arrays import to_numpy
 
 
 def problem(seed, n, inputs, outputs, density, groups=1):
@@ -33,10 +34,10 @@ def direct(rows, targets, matrix, mask, *, shift):
     return solved
 
 
-def solve(rows, targets, matrix, mask, *, shift):
-    tensors = [keras.ops.convert_to_tensor(a) for a in (rows, targets, matrix * mask)]
-    fit = least_squares.refit(*tensors, mask, shift=shift)
-    return tuple(keras.ops.convert_to_numpy(a) for a in (fit.matrix, fit.shift))
+def solve(rows, targets, matrix, mask, *, shift, kind=np.asarray):
+    rows, targets, matrix, start = map(kind, (rows, targets, matrix, matrix * mask))
+    fit = least_squares.System.of(rows, targets, matrix, shift=shift).refit(start, mask)
+    return tuple(to_numpy(a) for a in (fit.matrix, fit.shift))
 
 
 SIZES = [(400, 50, 30, 0.3, 1), (40, 60, 20, 0.5, 1), (300, 17, 5, 0.1, 3), (90, 9, 1, 0.6, 7)]
@@ -45,11 +46,12 @@ SIZES = [(400, 50, 30, 0.3, 1), (40, 60, 20, 0.5, 1), (300, 17, 5, 0.1, 3), (90,
 @pytest.mark.parametrize("shift", [True, False])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("block", [least_squares.BLOCK, 100])
-def test_the_same_as_a_direct_solve_in_float64(monkeypatch, size, shift, block):
+@pytest.mark.parametrize("kind", [np.asarray, keras.ops.convert_to_tensor])
+def test_the_same_as_a_direct_solve_in_float64(monkeypatch, size, shift, block, kind):
     monkeypatch.setattr(least_squares, "BLOCK", block)
-    monkeypatch.setattr(least_squares, "_TOLERANCE_FEW_ROWS", least_squares._TOLERANCE)
+    monkeypatch.setattr(least_squares, "TOLERANCE_FEW_ROWS", least_squares.TOLERANCE)
     rows, targets, matrix, mask = problem(0, *size)
-    found, offset = solve(rows, targets, matrix, mask, shift=shift)
+    found, offset = solve(rows, targets, matrix, mask, shift=shift, kind=kind)
     exact = direct(rows, targets, matrix, mask, shift=shift)
     wanted = rows.astype(float) @ exact
     assert np.linalg.norm(rows @ found - wanted) <= 1e-3 * np.linalg.norm(wanted)
@@ -93,12 +95,11 @@ def test_inputs_that_are_all_zero_change_nothing():
     np.testing.assert_array_equal(found, matrix * mask)
 
 
-def test_rescaling_finds_the_factor_and_the_shift_of_each_output():
+@pytest.mark.parametrize("kind", [np.asarray, keras.ops.convert_to_tensor])
+def test_rescaling_finds_the_factor_and_the_shift_of_each_output(kind):
     rows, _, matrix, _ = problem(4, 100, 8, 4, 1.0)
     outputs = rows @ matrix
     factors = np.array([2.0, 0.5, 1.0, -1.0], "float32")
-    fit = least_squares.rescale(
-        *map(keras.ops.convert_to_tensor, (rows, factors * outputs + 5, matrix))
-    )
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(fit.matrix), matrix * factors, atol=1e-3)
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(fit.shift), 5, atol=1e-2)
+    fit = least_squares.rescale(*map(kind, (rows, factors * outputs + 5, matrix)))
+    np.testing.assert_allclose(to_numpy(fit.matrix), matrix * factors, atol=1e-3)
+    np.testing.assert_allclose(to_numpy(fit.shift), 5, atol=1e-2)

@@ -5,7 +5,7 @@ from keras import layers
 
 from keras_pruner.oneshot.linear_layers import linears, of_layer
 from keras_pruner.oneshot.listen import listening, run
-from keras_pruner.oneshot.survey import survey
+from keras_pruner.oneshot.trace import trace
 
 
 def everything(count):
@@ -79,7 +79,7 @@ def test_rows_times_kernel_plus_bias_is_what_the_layer_computes(make, shape):
     actual = keras.ops.convert_to_numpy(linear.outputs(calls[0].output, everything))
     assert actual.size == np.prod(calls[0].output.shape)
     np.testing.assert_allclose(outputs, actual, atol=2e-5)
-    assert survey(model, input_for(shape)).reasons == {}
+    assert trace(model, input_for(shape)).reasons == {}
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS, ids=range(len(LAYERS)))
@@ -97,7 +97,7 @@ def test_channels_first():
         pytest.skip("TensorFlow has no convolution with channels first on a CPU")
     layer = layers.Conv2D(6, 3, strides=2, padding="same", data_format="channels_first")
     model = keras.Sequential([keras.Input((4, 9, 8)), layer])
-    assert survey(model, input_for((4, 9, 8))).reasons == {}
+    assert trace(model, input_for((4, 9, 8))).reasons == {}
 
 
 @pytest.mark.parametrize("axes", ["d", "b", "bd"])

@@ -10,6 +10,7 @@ Every module here has the same functions:
   leaves it zero where the mask of its key is False, where that costs less than `zero_pruned`; gives
   the set of the keys of variables that were updated in this way.
 - `is_in_memory(variable)`: whether NumPy can look at the value where it is, without a copy.
+- `is_on_cpu(tensor)`: whether the CPU computes with a tensor.
 - `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
   `selection.counted_cut`, without moving the value.
 - `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`, and the variable

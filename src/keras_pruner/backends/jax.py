@@ -58,6 +58,11 @@ def _zero(value: jax.Array, mask: jax.Array) -> jax.Array:
 _zero_in_place = jax.jit(_zero, donate_argnums=0)
 
 
+def is_on_cpu(tensor: jax.Array) -> bool:
+    """Whether the CPU computes with the tensor."""
+    return all(device.platform == "cpu" for device in tensor.devices())
+
+
 def is_in_memory(variable: keras.Variable) -> bool:
     """Whether NumPy can look at the value where it is."""
     value = variable.value

@@ -117,6 +117,11 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
             (_fused(_zero_in_place) if fuses else zero)(variable, mask)
 
 
+def is_on_cpu(tensor: tf.Tensor) -> bool:
+    """Whether the CPU computes with the tensor."""
+    return "CPU" in tensor.device
+
+
 def is_in_memory(variable: keras.Variable) -> bool:
     """Whether NumPy can look at the value where it is."""
     return "CPU" in tf.convert_to_tensor(variable.value).device

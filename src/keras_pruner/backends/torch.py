@@ -59,6 +59,11 @@ def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
             part.mul_(kept)
 
 
+def is_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether the CPU computes with the tensor."""
+    return tensor.device.type == "cpu"
+
+
 def is_in_memory(variable: keras.Variable) -> bool:
     """Whether NumPy can look at the value where it is."""
     return variable.value.device.type == "cpu"

@@ -29,6 +29,7 @@ from keras_pruner.litert.latency import measure_speedups
 from keras_pruner.litert.sparse_tensors import most_in_group
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.model_weights import weights_of
+from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import sensitivity
 from keras_pruner.patterns import (
@@ -52,9 +53,7 @@ Arguments = argparse.Namespace
 _AXES = {"outputs": -1, "inputs": -2}
 _CRITERIA: dict[str, Any] = {
     "magnitude": magnitude,
-    "refit": "refit",
     "wanda": wanda,
-    "sparsegpt": "sparsegpt",
 }
 _WEIGHTS_BY_ENDING = {
     ".tflite": ("float32", "float16", "int8"),
@@ -209,7 +208,7 @@ ALLOCATION = _option(
 )
 CRITERION = _option(
     "--criterion",
-    "how weights are ranked; default: refit with --calibration, else magnitude",
+    "how weights are ranked; default: in rounds of refitting with --calibration, else magnitude",
     choices=list(_CRITERIA),
 )
 CALIBRATION = _option(
@@ -317,7 +316,6 @@ def _prune(arguments: Arguments) -> None:
     _check_prune(arguments)
     model_file.check_output(arguments.output, overwrite=arguments.force)
     model = model_file.load(arguments.model, trust=arguments.trust)
-    calibration = arguments.calibration and model_file.samples(arguments.calibration, model)
     done = prune(
         model,
         arguments.sparsity,
@@ -326,9 +324,7 @@ def _prune(arguments: Arguments) -> None:
         criterion=_CRITERIA.get(arguments.criterion),
         filters=arguments.filters,
         overrides=_left_alone(arguments.leave, model),
-        calibration=calibration,
-        samples=arguments.samples,
-        distillation_epochs=arguments.distillation_epochs,
+        calibration=_calibration(arguments, model),
     )
     report = summarize(model)
     model_file.save(model, arguments.output, overwrite=arguments.force)
@@ -336,6 +332,15 @@ def _prune(arguments: Arguments) -> None:
     saved = f"Saved {arguments.output}, without optimizer and loss: compile it to train on."
     reports = (done, report) if arguments.calibration else (report,)
     _show(arguments, *reports, saved, data=data)
+
+
+def _calibration(arguments: Arguments, model: keras.Model) -> Calibration | None:
+    """The samples in a file, with the options for them; None without a file."""
+    if not arguments.calibration:
+        return None
+    samples = {} if arguments.samples is None else {"samples": arguments.samples}
+    data = model_file.samples(arguments.calibration, model)
+    return Calibration(data, distillation_epochs=arguments.distillation_epochs, **samples)
 
 
 def _check_prune(arguments: Arguments) -> None:

@@ -1,26 +1,27 @@
-"""Batch norms after their inputs have changed."""
+"""The statistics of batch norms after their inputs have changed."""
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.model_weights import check_model
-from keras_pruner.oneshot import calibration as samples_of
-from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.listen import Call, Enough, Values, is_seen, listening, run
-from keras_pruner.validation import check_integer
+from keras_pruner.oneshot.arrays import mean, namespace, to_array, to_numpy
+from keras_pruner.oneshot.calibration import Calibration, Samples
+from keras_pruner.oneshot.listen import Call, Enough, Values, listening, run
+
+Norm: TypeAlias = keras.layers.BatchNormalization
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Of each channel, in float64.
+    """Mean and variance of each channel, in float64.
 
     Attributes:
-        count: values seen in each channel.
+        count: the number of values in each channel.
         mean: shape (channels,).
         variance: shape (channels,).
     """
@@ -30,27 +31,34 @@ class Moments:
     variance: np.ndarray
 
 
-def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int = 1024) -> None:
-    """Give every batch norm the mean and variance that its inputs have now, layer by layer.
+def reestimate_batch_norm(model: keras.Model, calibration: Any) -> None:
+    """Set every batch norm to the mean and variance of its present inputs, layer by layer.
 
-    Pruned or refitted weights change them; the moving averages of training lag behind. Use it
+    Pruned or refitted weights change them, and the moving averages of training lag behind. Use it
     after pruning without training, and again after a short fine-tuning.
 
     Args:
         model: any built Keras model; only moving means and variances of trainable and frozen
-            `BatchNormalization` layers change. Those in a loop that a backend traces do not, and
-            are warned of.
-        calibration: a few hundred of the model's inputs, as for `prune`; no labels.
-        samples: the most of them to use.
+            `BatchNormalization` layers change. Those in a loop that a backend traces do not
+            change; a warning names them.
+        calibration: a few hundred of the model's inputs, without labels, or a `Calibration` of
+            them, of which only `data` and `samples` are used.
 
     Raises:
-        ValueError: if the calibration cannot be used, or the model has no batch norm that is
-            called and whose inputs can be looked at.
+        ValueError: if the calibration cannot be used, or the model calls no batch norm whose
+            inputs can be seen.
+
+    Example:
+        >>> layers = [keras.Input((4,)), keras.layers.BatchNormalization()]
+        >>> model = keras.Sequential(layers)
+        >>> x = np.random.default_rng(0).normal(3, 1, size=(512, 4))
+        >>> reestimate_batch_norm(model, x)
+        >>> bool(abs(model.layers[0].moving_mean - x.mean(0)).max() < 1e-3)
+        True
     """
     check_model(model)
-    check_integer("samples", samples, least=samples_of.LEAST)
-    inputs = samples_of.read(calibration, model, samples)
-    calls = in_order(model, inputs.batches()[0])
+    inputs = Calibration.of(calibration).read(model)
+    calls = calls_of_norms(model, inputs.batches()[0])
     norms = {norm: count for norm, count in calls.items() if count}
     if not norms:
         raise ValueError(
@@ -61,58 +69,44 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any, *, samples: int 
     traced = [norm.path for norm in calls if norm not in norms]
     if traced:
         warnings.warn(
-            f"Batch norms keep the statistics they have: {traced}. They are called in a loop or a "
-            "function that is traced, where nobody sees their inputs.",
+            f"The statistics of these batch norms were left as they are: {traced}. They are called "
+            "in a loop or a function that is traced, where their inputs cannot be seen.",
             stacklevel=2,
         )
     reestimate(model, norms, inputs)
 
 
-def reestimate(
-    model: keras.Model, norms: dict[keras.layers.BatchNormalization, int], inputs: Samples
-) -> None:
-    """Do that with these norms, one after another in their order; all of them or none."""
+def reestimate(model: keras.Model, norms: dict[Norm, int], inputs: Samples) -> None:
+    """Re-estimate these norms, given with their calls in a run, one by one; all or none."""
     variables = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
-    before = Values.of(variables)
-    try:
+    with Values.of(variables).restored_after_error():
         for norm, calls in norms.items():
-            found = _heard(model, norm, calls, inputs)
+            found = _moments_of_inputs(model, norm, calls, inputs)
             norm.moving_mean.assign(found.mean)
             norm.moving_variance.assign(found.variance)
-    except BaseException:
-        before.restore()
-        raise
 
 
-def in_order(model: keras.Model, batch: Any) -> dict[keras.layers.BatchNormalization, int]:
-    """The batch norms by their first call, and how often each is called.
+def calls_of_norms(model: keras.Model, batch: Any) -> dict[Norm, int]:
+    """The batch norms in the order of their first call, and the number of calls in a run.
 
-    0 for those that are called where a backend traces: nobody sees their inputs.
+    0 for those called where a backend traces, so that their inputs have no values.
     """
-    calls: dict[keras.layers.BatchNormalization, int] = {}
+    calls: dict[Norm, int] = {}
 
-    def listener(norm: keras.layers.BatchNormalization) -> Any:
+    def listener(norm: Norm) -> Any:
         def hear(call: Call) -> None:
-            calls[norm] = calls.get(norm, 0) + is_seen(call)
+            calls[norm] = calls.get(norm, 0) + (not call.is_traced)
 
         return hear
 
-    found = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    with listening({norm: listener(norm) for norm in found}):
+    kind = keras.layers.BatchNormalization
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+    with listening({norm: listener(norm) for norm in norms}):
         run(model, batch)
     return calls
 
 
-def _heard(
-    model: keras.Model,
-    norm: keras.layers.BatchNormalization,
-    calls: int,
-    inputs: Samples,
-) -> Moments:
+def _moments_of_inputs(model: keras.Model, norm: Norm, calls: int, inputs: Samples) -> Moments:
     parts: list[list[Moments]] = []
 
     def hear(call: Call) -> None:
@@ -127,44 +121,44 @@ def _heard(
     return pooled(parts)
 
 
-def moments(norm: keras.layers.BatchNormalization, call: Call) -> Moments:
-    """Of one call's inputs; masked steps left out."""
-    values = keras.ops.cast(keras.ops.moveaxis(call.input, norm.axis, -1), "float32")
+def moments(norm: Norm, call: Call) -> Moments:
+    """The moments of the inputs of one call, without masked steps."""
+    values = to_array(call.input)
+    xp = namespace(values)
+    values = xp.moveaxis(values, norm.axis, -1)
+    flat = xp.reshape(values, (-1, values.shape[-1]))
     mask = call.kwargs.get("mask")
-    flat = keras.ops.reshape(values, (-1, values.shape[-1]))
     if mask is not None:
-        live = np.flatnonzero(keras.ops.convert_to_numpy(mask).reshape(-1))
+        live = np.flatnonzero(keras.ops.convert_to_numpy(mask))
         if len(live) and flat.shape[0] == mask.shape[0] * mask.shape[1]:
-            flat = keras.ops.take(flat, live, axis=0)
+            flat = xp.take(flat, live, axis=0)
     return moments_of(flat[None])
 
 
 def moments_of(rows: Any) -> Moments:
-    """Of rows (groups, n, channels of a group): centred, in two passes."""
-    mean = keras.ops.mean(rows, axis=1, keepdims=True)
-    variance = keras.ops.mean(keras.ops.square(rows - mean), axis=1)
-    mean, variance = (
-        keras.ops.convert_to_numpy(a).astype(np.float64).reshape(-1) for a in (mean, variance)
-    )
-    return Moments(rows.shape[1], mean, variance)
+    """The moments of rows (groups, n, channels of a group): centred, in two passes."""
+    means = mean(rows, axis=1)
+    variances = mean(namespace(rows).square(rows - means), axis=1)
+    found = (to_numpy(a).astype(np.float64).reshape(-1) for a in (means, variances))
+    return Moments(rows.shape[1], *found)
 
 
 def pooled(parts: list[list[Moments]]) -> Moments:
-    """Of all calls in all batches."""
+    """The moments over all calls in all batches."""
     all_ = [part for batch in parts for part in batch]
     counts = np.array([part.count for part in all_], float)[:, None]
     means = np.array([part.mean for part in all_])
     variances = np.array([part.variance for part in all_])
-    mean = (counts * means).sum(0) / counts.sum()
-    variance = (counts * (variances + np.square(means - mean))).sum(0) / counts.sum()
-    return Moments(int(counts.sum()), mean, variance)
+    centre = (counts * means).sum(0) / counts.sum()
+    variance = (counts * (variances + np.square(means - centre))).sum(0) / counts.sum()
+    return Moments(int(counts.sum()), centre, variance)
 
 
-def shift(norm: keras.layers.BatchNormalization, dense: Moments, present: Moments) -> None:
-    """Move the statistics by what has changed between the dense and the present network.
+def shift(norm: Norm, dense: Moments, present: Moments) -> None:
+    """Move the statistics by the change between the dense and the present network.
 
-    What training knows beyond the calibration samples is kept, and nothing changes where the
-    inputs have not.
+    That keeps what training knew beyond the calibration samples, and changes nothing where the
+    inputs have not changed.
     """
     to_numpy = backends.current().to_numpy
     ratio = np.where(

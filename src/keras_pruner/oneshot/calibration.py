@@ -9,15 +9,90 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.validation import shown
+from keras_pruner.validation import check_integer, shown
 
 LEAST = 16
-"""Fewer samples than this say nothing; 512 real ones are a good number."""
-MOST = 1024
-"""So many are used of what is given, unless more are asked for."""
+"""The fewest samples that say anything; 512 real ones are a good number."""
 _ELEMENTS = 2**22  # input numbers in one batch, at most
 _BATCH = 128
+_LEAST_BATCH = 32
 _EVERY = 8  # each eighth sample is held out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """Unlabelled samples, and what `prune` does with them.
+
+    Data alone stands for `Calibration(data)`.
+
+    Args:
+        data: arrays as the model takes them, or batches of such: a `tf.data.Dataset`, a PyTorch
+            `DataLoader`, a Keras `PyDataset`, a generator. Of batches (inputs, labels, ...) only
+            the inputs are used. 512 samples are a good number.
+        samples: use at most this many: of arrays evenly spaced ones, of batches the first.
+        refit: whether to refit the remaining weights, layer by layer.
+        batch_norm: whether to re-estimate the statistics of batch norms.
+        distillation_epochs: after the refit, train the remaining weights for so many epochs over
+            the samples to reproduce the dense model's outputs; no labels. It is undone if it
+            makes the outputs on held-out samples worse. With a few thousand samples, 15 epochs
+            bring a narrow network near to its dense accuracy.
+        progress: whether to show the progress on standard error.
+
+    Raises:
+        ValueError: for options of the wrong type or out of range, and for missing data.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(4096, 8))
+        >>> calibration = Calibration(x, samples=2048, distillation_epochs=15)
+        >>> # report = kp.prune(model, 0.8, calibration=calibration)
+        >>> calibration.refit, calibration.samples
+        (True, 2048)
+    """
+
+    data: Any = dataclasses.field(repr=False)
+    samples: int = 1024
+    refit: bool = True
+    batch_norm: bool = True
+    distillation_epochs: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.data is None:
+            raise ValueError(
+                "`data` must be inputs of the model. Received: data=None. To prune without "
+                "samples, leave out `calibration`."
+            )
+        check_integer("samples", self.samples, least=LEAST)
+        check_integer("distillation_epochs", self.distillation_epochs, least=0)
+        for name in ("refit", "batch_norm", "progress"):
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(
+                    f"`{name}` must be True or False. Received: {name}={shown(value)}."
+                )
+
+    @classmethod
+    def of(cls, calibration: Any) -> "Calibration":
+        """The calibration given, or that of data."""
+        return calibration if isinstance(calibration, Calibration) else cls(calibration)
+
+    def read(self, model: keras.Model) -> "Samples":
+        """The samples, in memory.
+
+        Raises:
+            ValueError: if they are too few, all the same, NaN or infinite, or of the wrong shape,
+                or the model is stateful.
+        """
+        data = self.data
+        if isinstance(data, list | tuple) and len(data) == 1:
+            data = data[0]
+        _check_no_numbers(data)
+        if _is_array(data) or _holds_arrays(data):
+            samples = _evenly_spaced(data, self.samples)
+        else:
+            samples = _collect(_batches(data), model, self.samples)
+        _check(samples, model)
+        return samples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,64 +101,53 @@ class Samples:
 
     Attributes:
         inputs: the structure of arrays the model is called on; first axis: the samples.
+        most: the largest batch.
     """
 
     inputs: Any
+    most: int = _BATCH
 
     def __len__(self) -> int:
         return len(keras.tree.flatten(self.inputs)[0])
 
     def batch_size(self, most: int) -> int:
-        """So many samples at a time, fewer where the inputs are large."""
+        """The number of samples in a batch: at most `most`, fewer where the inputs are large."""
         elements = sum(leaf[:1].size for leaf in keras.tree.flatten(self.inputs))
         return max(1, min(most, _ELEMENTS // max(1, elements)))
 
     def batches(self) -> list[Any]:
-        """Pieces of at most 128 samples, fewer where the inputs are large."""
-        size = self.batch_size(_BATCH)
+        """The samples in batches of one size, but for the last one."""
+        size = self.batch_size(self.most)
         return [self.take(slice(i, i + size)).inputs for i in range(0, len(self), size)]
 
     def split(self) -> tuple["Samples", "Samples"]:
-        """Those to fit on, and each eighth one, which is held out."""
+        """Those to fit on, and each eighth one, which is held out.
+
+        Both come in batches of one size where that is possible, as JAX compiles for each size.
+        """
         held = np.arange(len(self)) % _EVERY == _EVERY // 2
-        return self.take(~held), self.take(held)
+        most = min(_BATCH, max(_LEAST_BATCH, int(held.sum())))
+        whole = dataclasses.replace(self, most=most)
+        return whole.take(~held), whole.take(held)
 
     def take(self, index: Any) -> "Samples":
-        """Those that an index of their first axis chooses."""
-        return Samples(keras.tree.map_structure(lambda leaf: leaf[index], self.inputs))
+        """The samples that an index of the first axis chooses."""
+        inputs = keras.tree.map_structure(lambda leaf: leaf[index], self.inputs)
+        return dataclasses.replace(self, inputs=inputs)
 
 
-def read(calibration: Any, model: keras.Model, limit: int = MOST) -> Samples:
-    """The samples in `calibration`.
-
-    Args:
-        calibration: an array or a list or dict of them, as the model takes them; or batches of
-            such: a `tf.data.Dataset`, a PyTorch `DataLoader`, a Keras `PyDataset`, a generator.
-            Of batches (inputs, labels, ...) only the inputs are used.
-        model: that the samples are for.
-        limit: the most samples to use: of arrays evenly spaced ones, of batches the first.
-
-    Raises:
-        ValueError: if they are too few, all the same, NaN or infinite, or of the wrong shape, or
-            the model is stateful.
-    """
-    if isinstance(calibration, list | tuple) and len(calibration) == 1:
-        calibration = calibration[0]
-    _check_no_numbers(calibration)
-    if _is_array(calibration) or _holds_arrays(calibration):
-        inputs = keras.tree.map_structure(_to_numpy, calibration)
-        lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(inputs)}
-        if len(lengths) > 1:
-            raise ValueError(
-                "`calibration` must have as many samples in each of its arrays. "
-                f"Received: arrays of {sorted(lengths)} samples.{_if_batches(inputs)}"
-            )
-        samples = Samples(inputs)
-        if len(samples) > limit:
-            samples = samples.take(np.linspace(0, len(samples) - 1, limit).astype(int))
-    else:
-        samples = _collect(_batches(calibration), model, limit)
-    _check(samples, model)
+def _evenly_spaced(data: Any, limit: int) -> Samples:
+    """The samples in arrays, at most `limit` of them."""
+    inputs = keras.tree.map_structure(_to_numpy, data)
+    lengths = {len(leaf) if leaf.ndim else 0 for leaf in keras.tree.flatten(inputs)}
+    if len(lengths) > 1:
+        raise ValueError(
+            "`calibration` must have as many samples in each of its arrays. "
+            f"Received: arrays of {sorted(lengths)} samples.{_if_batches(inputs)}"
+        )
+    samples = Samples(inputs)
+    if len(samples) > limit:
+        samples = samples.take(np.linspace(0, len(samples) - 1, limit).astype(int))
     return samples
 
 
@@ -97,7 +161,7 @@ def _holds_arrays(value: Any) -> bool:
 
 
 def _check_no_numbers(calibration: Any) -> None:
-    """Refuse lists of Python's numbers, of which nobody knows where the arrays begin."""
+    """Reject nested lists of Python numbers: their array structure is ambiguous."""
     leaves = keras.tree.flatten(calibration) if isinstance(calibration, list | tuple | dict) else []
     if leaves and isinstance(leaves[0], numbers.Number) and not _is_array(leaves[0]):
         raise ValueError(
@@ -108,7 +172,7 @@ def _check_no_numbers(calibration: Any) -> None:
 
 
 def _if_batches(inputs: Any) -> str:
-    """What to type if a list, which reads as one array for each input, holds batches."""
+    """The fix if a list, which is read as one array for each input, holds batches."""
     if not isinstance(inputs, list | tuple):
         return ""
     shapes = {leaf.shape[1:] for leaf in keras.tree.flatten(inputs)}
@@ -122,7 +186,7 @@ def _if_batches(inputs: Any) -> str:
 def _to_numpy(leaf: Any) -> np.ndarray:
     if hasattr(leaf, "toarray"):
         raise ValueError(
-            "`calibration` must hold its zeros, too. Received: a sparse matrix of type "
+            "`calibration` must be dense arrays. Received: a sparse matrix of type "
             f"{type(leaf).__name__}. Call `.toarray()` on it."
         )
     return keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else np.asarray(leaf)
@@ -142,7 +206,7 @@ def _batches(calibration: Any) -> Iterator[Any]:
 
 
 def _collect(batches: Iterator[Any], model: keras.Model, limit: int) -> Samples:
-    """As many batches as it takes for `limit` samples, as one."""
+    """The first `limit` samples of some batches, joined."""
     known = getattr(model, "inputs", None) or []
     wanted = len(known) or 1
     parts: list[Any] = []
@@ -153,7 +217,7 @@ def _collect(batches: Iterator[Any], model: keras.Model, limit: int) -> Samples:
         one = len(known) == len(leaves) == 1 and _fits(known[0].shape[1:], leaves[0].shape)
         if one or not leaves or not leaves[0].ndim:
             raise ValueError(
-                "`calibration` must give batches, whose first axis are the samples. "
+                "`calibration` must give batches, whose first axis numbers the samples. "
                 f"Received: an element of shapes {[leaf.shape for leaf in leaves]}. "
                 "Batch it: `dataset.batch(32)`."
             )
@@ -164,7 +228,7 @@ def _collect(batches: Iterator[Any], model: keras.Model, limit: int) -> Samples:
     if not parts:
         raise ValueError(
             "`calibration` gave no batch at all. Pass a fresh generator, or a data set that can "
-            "be read again."
+            "be iterated again."
         )
     first, *others = ([leaf.shape[1:] for leaf in keras.tree.flatten(part)] for part in parts)
     for other in others:
@@ -196,7 +260,7 @@ def _check(samples: Samples, model: keras.Model) -> None:
             )
     if len(samples) < LEAST:
         raise ValueError(
-            f"`calibration` must hold at least {LEAST} samples, and 512 are a good number. "
+            f"`calibration` must hold at least {LEAST} samples; 512 are a good number. "
             f"Received: {len(samples)}. Pass more, or none at all."
         )
     leaves = keras.tree.flatten(samples.inputs)
@@ -210,13 +274,13 @@ def _check(samples: Samples, model: keras.Model) -> None:
     if all((leaf == leaf[:1]).all() for leaf in leaves):
         raise ValueError(
             "`calibration` must be real samples. Received: "
-            f"{len(samples)} samples that are all the same. Pass inputs the model will meet."
+            f"{len(samples)} samples that are all the same. Pass inputs like those in use."
         )
     _check_shapes(samples, model)
 
 
 def _check_shapes(samples: Samples, model: keras.Model) -> None:
-    """For models that know their inputs; the others say it themselves when they run."""
+    """Check the shapes for models with known inputs; the others raise when they run."""
     leaves = keras.tree.flatten(samples.inputs)
     inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
     if not inputs:
@@ -228,7 +292,7 @@ def _check_shapes(samples: Samples, model: keras.Model) -> None:
             f"{_if_batches(samples.inputs)}"
         )
     if len(inputs) > 1:
-        return  # a dict may be in another order than the inputs; the model says it when it runs
+        return  # a dict may be in another order than the inputs; the model raises when it runs
     wanted, shape = tuple(inputs[0].shape), leaves[0].shape
     if not _fits(wanted[1:], shape[1:]):
         raise ValueError(

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.oneshot.attempt import masked_logits, outputs_of
-from keras_pruner.oneshot.batch_norm import in_order, reestimate
+from keras_pruner.oneshot.batch_norm import calls_of_norms, reestimate
 from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.outputs import masked_logits, outputs_of
 from keras_pruner.plan import Plan
 from keras_pruner.reporting.console import Announce
 from keras_pruner.schedules import ConstantSparsity
@@ -61,7 +61,7 @@ class Teacher:
         )
         student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
         few = self.samples.take(slice(_FOR_BATCH_NORM))
-        norms = in_order(model, few.batches()[0])
+        norms = calls_of_norms(model, few.batches()[0])
         reestimate(model, {norm: n for norm, n in norms.items() if n and norm.trainable}, few)
 
 

@@ -1,28 +1,32 @@
-"""The least-squares refit of what a mask leaves, with matrix products only.
+"""The least-squares refit of the weights that a mask keeps, with matrix products only.
 
 For each output c with surviving inputs S_c: minimise ||X_s w + b - t||^2 / n + lam ||w - w_0||^2
-over w in S_c, by conjugate gradients for all outputs at once. All in float32, on the backend's
-device. X is centred first; H is never formed as a difference, which would cancel.
+over w in S_c, by conjugate gradients for all outputs at once, in float32. X is centred first;
+H = X'X / n is never formed as a difference, which would cancel.
+
+Memory beside the arguments: one more copy of the rows, one of the weights, inputs x inputs if
+there are more rows than inputs, else nothing, as H is applied as two products; and a dozen arrays
+of one block of outputs, of 4 M weights together.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
+
+from keras_pruner.oneshot.arrays import like, mean, namespace, to_numpy
 
 DAMPING = 0.01
 """The ridge as a fraction of the mean of H's diagonal; it pulls towards the given weights."""
+TOLERANCE = 1e-4
+"""Residual, relative to the first one, at which the solver stops."""
+TOLERANCE_FEW_ROWS = 1e-2
+"""The same with fewer rows than inputs: more iterations would only fit the noise of these rows."""
+BLOCK = 1 << 22
+"""Number of weights solved for at a time."""
 _ITERATIONS = 40
 _CHECK_EVERY = 5
-_TOLERANCE = 1e-4
-"""Of the residual, relative to where it began, at which the solver stops."""
-_TOLERANCE_FEW_ROWS = 1e-2
-"""The same with fewer rows than inputs: what it would gain on these it loses on others."""
-BLOCK = 1 << 22
-"""Weights solved for at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,41 +42,6 @@ class Fit:
     shift: Any
 
 
-def refit(rows: Any, targets: Any, matrix: Any, mask: Any, *, shift: bool) -> Fit:
-    """The weights that best give `targets` from `rows` under a mask.
-
-    Memory beside the arguments: one more copy of `rows`, the result twice, inputs x inputs if
-    there are more rows than inputs, else nothing, as H is applied as two products; and a dozen
-    arrays of one block of outputs, of 4 M weights together.
-
-    Args:
-        rows: inputs of the layer, shape (groups, n, inputs).
-        targets: what it should give without its bias, shape (groups, n, outputs).
-        matrix: its weights, to which the ridge pulls, shape (groups, inputs, outputs).
-        mask: True = kept, of the same shape.
-        shift: whether a bias can take up what is missing in the mean.
-
-    Returns:
-        The refitted weights; a full mask with exact rows gives `matrix` itself.
-    """
-    n, inputs = rows.shape[1:]
-    centred, mean_rows = _centred(rows, shift=shift)
-    turned = ops.transpose(centred, (0, 2, 1))
-    product, diagonal = damped_gram(centred)
-    tolerance = _TOLERANCE_FEW_ROWS if n < inputs else _TOLERANCE
-
-    def block(matrix: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
-        mask = ops.cast(mask, "float32")
-        matrix = ops.cast(matrix, "float32") * mask
-        mean = ops.mean(targets, axis=1, keepdims=True) if shift else 0.0
-        missing = targets - mean - ops.matmul(centred, matrix)
-        force = mask * ops.matmul(turned, missing) / n
-        matrix = matrix + conjugate_gradients(product, force, mask, diagonal, tolerance)
-        return matrix, mean - ops.matmul(mean_rows, matrix)
-
-    return Fit(*_in_blocks(block, matrix, targets, mask))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
     """The equations of one layer, to be solved under one mask after another.
@@ -80,45 +49,74 @@ class System:
     Attributes:
         product: v -> (H + lam I) v.
         diagonal: of H + lam I, shape (groups, inputs, 1).
-        right: C + lam w_0, shape (groups, inputs, outputs).
+        right: X'T / n + lam w_0, shape (groups, inputs, outputs).
+        mean_rows: shape (groups, 1, inputs); zero without a shift.
+        mean_targets: shape (groups, 1, outputs); zero without a shift.
+        tolerance: residual at which a refit stops.
     """
 
     product: Callable[[Any], Any]
     diagonal: Any
     right: Any
+    mean_rows: Any
+    mean_targets: Any
+    tolerance: float
 
     @classmethod
-    def of(cls, rows: Any, targets: Any, matrix: Any, *, shift: bool) -> "System":
-        """For the arguments of `refit`."""
-        centred, _ = _centred(rows, shift=shift)
-        product, diagonal = damped_gram(centred)
-        missing = _centred(targets, shift=shift)[0] - ops.matmul(centred, matrix)
-        force = ops.matmul(ops.transpose(centred, (0, 2, 1)), missing) / rows.shape[1]
-        return cls(product, diagonal, force + product(matrix))
+    def of(cls, rows: Any, targets: Any, weights: Any, *, shift: bool) -> "System":
+        """The equations for some rows.
 
-    def solve(self, matrix: np.ndarray, mask: np.ndarray, tolerance: float) -> np.ndarray:
-        """The refit under a mask, begun at `matrix`."""
+        Args:
+            rows: inputs of the layer, shape (groups, n, inputs).
+            targets: the outputs it should have without its bias, shape (groups, n, outputs).
+            weights: towards which the ridge pulls, shape (groups, inputs, outputs).
+            shift: whether a bias can take up the error in the mean.
+        """
+        xp = namespace(rows)
+        n, inputs = rows.shape[1:]
+        mean_rows, mean_targets = (
+            mean(a, axis=1) if shift else xp.zeros_like(a[:, :1]) for a in (rows, targets)
+        )
+        centred = rows - mean_rows
+        product, diagonal = damped_gram(centred)
+
+        def right(weights: Any, targets: Any, mean_targets: Any) -> tuple[Any]:
+            missing = targets - mean_targets - xp.matmul(centred, weights)
+            force = xp.matmul(xp.transpose(centred, (0, 2, 1)), missing) / n
+            return (force + product(weights),)
+
+        (sides,) = _in_blocks(right, weights, targets, mean_targets)
+        tolerance = TOLERANCE_FEW_ROWS if n < inputs else TOLERANCE
+        return cls(product, diagonal, sides, mean_rows, mean_targets, tolerance)
+
+    def refit(self, start: Any, mask: np.ndarray) -> Fit:
+        """The weights that best give the targets under a mask.
+
+        Args:
+            start: the weights to begin with; the nearer, the faster.
+            mask: True = kept, shape (groups, inputs, outputs).
+
+        Returns:
+            The refit; for a full mask with exact rows, the weights themselves.
+        """
+        matrix = self.solve(start, mask, self.tolerance)
+        return Fit(matrix, self.mean_targets - namespace(matrix).matmul(self.mean_rows, matrix))
+
+    def solve(self, start: Any, mask: np.ndarray, tolerance: float) -> Any:
+        """The refitted weights alone, to a tolerance."""
 
         def block(matrix: Any, mask: Any, right: Any) -> tuple[Any]:
-            mask = ops.cast(mask, "float32")
-            matrix = mask * ops.cast(matrix, "float32")
+            matrix = mask * matrix
             force = mask * (right - self.product(matrix))
             found = conjugate_gradients(self.product, force, mask, self.diagonal, tolerance)
             return (matrix + found,)
 
-        return ops.convert_to_numpy(_in_blocks(block, matrix, mask, self.right)[0])
-
-
-def _centred(values: Any, *, shift: bool) -> tuple[Any, Any]:
-    """Values (groups, n, ...) without their mean, if there is to be a shift, and the mean."""
-    if not shift:
-        return values, ops.zeros_like(values[:, :1])
-    mean = ops.mean(values, axis=1, keepdims=True)
-    return values - mean, mean
+        (matrix,) = _in_blocks(block, start, like(start, mask), self.right)
+        return matrix
 
 
 def _in_blocks(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[Any, ...]:
-    """The results of a function of some outputs, for all outputs."""
+    """Apply a function of some outputs to all outputs, of which the arrays have the last axis."""
     groups, inputs, outputs = arrays[0].shape
     width = max(1, BLOCK // (groups * inputs))
     parts = [
@@ -127,46 +125,46 @@ def _in_blocks(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[
     ]
     if len(parts) == 1:
         return parts[0]
-    return tuple(ops.concatenate(part, axis=2) for part in zip(*parts, strict=True))
+    xp = namespace(arrays[0])
+    return tuple(xp.concatenate(part, axis=2) for part in zip(*parts, strict=True))
 
 
 def rescale(rows: Any, targets: Any, matrix: Any) -> Fit:
-    """One factor and one shift for each output: the cheap fall-back, for any width."""
-    outputs = ops.matmul(rows, matrix)
-    mean_outputs, mean_targets = (ops.mean(a, axis=1, keepdims=True) for a in (outputs, targets))
+    """One factor and one shift for each output: the cheap fallback, for any width."""
+    xp = namespace(rows)
+    outputs = xp.matmul(rows, matrix)
+    mean_outputs, mean_targets = mean(outputs, axis=1), mean(targets, axis=1)
     centred = outputs - mean_outputs
-    variance = ops.mean(ops.square(centred), axis=1, keepdims=True)
-    covariance = ops.mean(centred * (targets - mean_targets), axis=1, keepdims=True)
-    factor = ops.where(variance > 0, covariance / ops.where(variance > 0, variance, 1.0), 1.0)
+    variance = mean(xp.square(centred), axis=1)
+    covariance = mean(centred * (targets - mean_targets), axis=1)
+    factor = xp.where(variance > 0, covariance / xp.where(variance > 0, variance, 1.0), 1.0)
     return Fit(matrix * factor, mean_targets - mean_outputs * factor)
 
 
 def mean_gap(rows: Any, targets: Any, matrix: Any) -> Any:
-    """What the outputs lack in the mean, shape (groups, 1, outputs)."""
-    missing = targets - ops.matmul(rows, matrix)
-    return ops.mean(missing, axis=1, keepdims=True)
+    """The mean error of each output, shape (groups, 1, outputs)."""
+    return mean(targets - namespace(rows).matmul(rows, matrix), axis=1)
 
 
 def damped_gram(centred: Any) -> tuple[Callable[[Any], Any], Any]:
     """V -> (H + lam I) v, and its diagonal as (groups, inputs, 1), for H = X'X / n."""
+    xp = namespace(centred)
     _, n, width = centred.shape
-    turned = ops.transpose(centred, (0, 2, 1))
-    diagonal = ops.mean(ops.square(centred), axis=1)[:, :, None]
-    ridge = DAMPING * ops.mean(diagonal, axis=1, keepdims=True) + 1e-20
+    turned = xp.transpose(centred, (0, 2, 1))
+    diagonal = xp.transpose(mean(xp.square(centred), axis=1), (0, 2, 1))
+    ridge = DAMPING * mean(diagonal, axis=1) + 1e-20
     if n < width:
-        return lambda v: ops.matmul(turned, ops.matmul(centred, v)) / n + ridge * v, (
-            diagonal + ridge
-        )
-    gram = ops.matmul(turned, centred) / n
-    return lambda v: ops.matmul(gram, v) + ridge * v, diagonal + ridge
+
+        def apply(v: Any) -> Any:
+            return xp.matmul(turned, xp.matmul(centred, v)) / n + ridge * v
+
+        return apply, diagonal + ridge
+    gram = xp.matmul(turned, centred) / n
+    return lambda v: xp.matmul(gram, v) + ridge * v, diagonal + ridge
 
 
 def conjugate_gradients(
-    product: Callable[[Any], Any],
-    force: Any,
-    mask: Any,
-    diagonal: Any,
-    tolerance: float = _TOLERANCE,
+    product: Callable[[Any], Any], force: Any, mask: Any, diagonal: Any, tolerance: float
 ) -> Any:
     """Solve M A M v = M f for every column, with its own step sizes, preconditioned by diag(A).
 
@@ -175,12 +173,13 @@ def conjugate_gradients(
         force: f, shape (groups, inputs, outputs), already masked.
         mask: M as 0.0 and 1.0, of the same shape.
         diagonal: of A, shape (groups, inputs, 1).
-        tolerance: residual, relative to where it began, at which to stop.
+        tolerance: residual, relative to the first one, at which to stop.
 
     Returns:
         v, zero where the mask is.
     """
-    solution = ops.zeros_like(force)
+    xp = namespace(force)
+    solution = xp.zeros_like(force)
     residual = force
     scaled = residual / diagonal
     direction = scaled
@@ -200,13 +199,14 @@ def conjugate_gradients(
 
 
 def _columns(a: Any, b: Any) -> Any:
-    return ops.sum(a * b, axis=1, keepdims=True)
+    return namespace(a).sum(a * b, axis=1, keepdims=True)
 
 
 def _ratio(a: Any, b: Any) -> Any:
-    """A / b, and 0 for a column that has arrived."""
-    return ops.where(b > 1e-30, a / ops.where(b > 1e-30, b, 1.0), 0.0)
+    """A / b, and 0 for a column that has converged."""
+    xp = namespace(a)
+    return xp.where(b > 1e-30, a / xp.where(b > 1e-30, b, 1.0), 0.0)
 
 
 def _largest(energy: Any) -> float:
-    return float(np.max(keras.ops.convert_to_numpy(energy), initial=0.0))
+    return float(np.max(to_numpy(energy), initial=0.0))

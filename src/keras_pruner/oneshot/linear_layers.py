@@ -1,4 +1,7 @@
-"""Every layer that multiplies its inputs with a kernel, as rows times a matrix."""
+"""Every layer that multiplies its inputs with a kernel, as rows times a matrix.
+
+`linears(model)` finds the kernels; the sections below give the rows of each kind of layer.
+"""
 
 import dataclasses
 import functools
@@ -10,28 +13,29 @@ import keras
 import numpy as np
 
 from keras_pruner.model_weights import WeightView, view_of
-from keras_pruner.oneshot import recurrent
+from keras_pruner.oneshot.arrays import like, namespace, to_array
 from keras_pruner.oneshot.listen import Call
-from keras_pruner.oneshot.patches import Window, gather
 
 Choose = Callable[[int], np.ndarray]
+"""Number of rows -> indices of the rows to take."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
     """A kernel, the layer that applies it, and the rows it is applied to.
 
-    rows(call) @ matrix (+ bias) is what the layer computes before its activation.
+    The layer computes activation(rows @ matrix + bias).
 
     Attributes:
-        layer: whose calls show the inputs.
+        layer: the layer whose calls show the inputs.
         kernel: the variable.
-        bias: that adds one number to each output, in their order; None if there is none.
-        view: the meaning of the kernel's axes.
-        rows: (call, choose) -> some rows of a call's inputs, of shape (groups, m, inputs);
-            `choose` is given how many there are and returns the indices of those to take.
-        outputs: (output, choose) -> the same rows of the layer's output before its activation
-            is undone, of shape (groups, m, outputs); None if the layer does not show them.
+        bias: the variable with one number for each output, in their order; None without one.
+        view: the kernel as matrices (groups, inputs, outputs).
+        rows: (call, choose) -> chosen rows of the call's inputs, in float32, of shape
+            (groups, m, inputs).
+        outputs: (output, choose) -> the same rows of the layer's output, of shape
+            (groups, m, outputs); None if the layer does not show them.
+        activation: applied to the outputs; None without one.
     """
 
     layer: keras.layers.Layer
@@ -44,7 +48,7 @@ class Linear:
 
 
 def linears(model: keras.layers.Layer) -> Iterator[Linear]:
-    """All of the model that is known."""
+    """Every kernel of the model whose layer is known here."""
     layers = list(model._flatten_layers())
     wrapped = {id(layer.layer) for layer in layers if _is_per_step(layer)}
     for layer in layers:
@@ -55,7 +59,7 @@ def linears(model: keras.layers.Layer) -> Iterator[Linear]:
 
 
 def of_layer(layer: keras.layers.Layer) -> Iterator[Linear]:
-    """What the layer multiplies with."""
+    """The kernels of one layer."""
     kinds = keras.layers
     if not layer.built or getattr(layer, "quantization_mode", None) is not None:
         return
@@ -72,14 +76,15 @@ def of_layer(layer: keras.layers.Layer) -> Iterator[Linear]:
     elif isinstance(layer, kinds.SeparableConv1D | kinds.SeparableConv2D):
         yield _pointwise(layer)
     elif isinstance(layer, kinds.RNN):
-        for kernel, bias, rows in recurrent.products(layer):
-            yield Linear(layer, kernel, bias, view_of(layer, kernel), rows)
+        yield from _recurrent(layer)
 
 
 def _flat(tensor: Any, choose: Choose) -> Any:
-    """Some of (..., features) as (1, m, features)."""
-    flat = keras.ops.reshape(tensor, (-1, tensor.shape[-1]))
-    return keras.ops.take(flat, choose(flat.shape[0]), axis=0)[None]
+    """Chosen rows of (..., features) as (1, m, features)."""
+    values = to_array(tensor)
+    xp = namespace(values)
+    flat = xp.reshape(values, (-1, values.shape[-1]))
+    return xp.take(flat, choose(flat.shape[0]), axis=0)[None]
 
 
 def _dense(layer: Any) -> Linear:
@@ -140,39 +145,125 @@ def _einsum_outputs(
 def _letters(
     tensor: Any, spec: str, rest: list[str], batch: list[str], last: list[str], choose: Choose
 ) -> Any:
-    """Some of the tensor as (rest, m of the batch axes, last), by the letters of its axes."""
+    """Chosen rows as (rest, m of the batch axes, last), by the letters of the tensor's axes."""
+    values = to_array(tensor)
+    xp = namespace(values)
     extra = len(tensor.shape) - len(spec.replace("...", ""))
     dots = "0123456789"[:extra]
     axes = spec.replace("...", dots)
     order = [*rest, *dots, *batch, *last]
-    moved = keras.ops.transpose(tensor, [axes.index(c) for c in order])
+    moved = xp.transpose(values, [axes.index(c) for c in order])
     sizes = [math.prod(moved.shape[len(order) - len(last) :]), math.prod(moved.shape[: len(rest)])]
-    flat = keras.ops.reshape(moved, (sizes[1], -1, sizes[0]))
-    return keras.ops.take(flat, choose(flat.shape[1]), axis=1)
+    flat = xp.reshape(moved, (sizes[1], -1, sizes[0]))
+    return xp.take(flat, choose(flat.shape[1]), axis=1)
 
 
 # ---------------------------------------------------------------------- convolutions
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The geometry of a convolution, or of a transposed one.
+
+    Attributes:
+        size: of the kernel, along each spatial axis.
+        strides: along each.
+        dilation: along each.
+        padding: "valid", "same" or "causal".
+        transposed: whether it is a transposed convolution.
+        output_padding: of a transposed convolution, if given.
+    """
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str
+    transposed: bool = False
+    output_padding: tuple[int, ...] | None = None
+
+    @property
+    def taps(self) -> int:
+        """Inputs seen by one output position."""
+        return math.prod(self.size)
+
+    def sources(
+        self, positions: np.ndarray, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """The flat input positions that the given flat output positions see.
+
+        Args:
+            positions: shape (m,).
+            in_shape: spatial shape of the input.
+            out_shape: spatial shape of the output.
+
+        Returns:
+            Shape (m, taps), taps in the order of the kernel; -1 where there is only padding.
+        """
+        flat = np.zeros((len(positions), 1), np.int64)
+        inside = np.ones((len(positions), 1), bool)
+        for axis, at in enumerate(np.unravel_index(positions, out_shape)):
+            source, valid = self._along(axis, at, in_shape[axis], out_shape[axis])
+            flat = (flat[:, :, None] * in_shape[axis] + source[:, None, :]).reshape(len(at), -1)
+            inside = (inside[:, :, None] & valid[:, None, :]).reshape(len(at), -1)
+        return np.where(inside, flat, -1)
+
+    def _along(
+        self, axis: int, at: np.ndarray, in_size: int, out_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Source and validity along one axis, of shape (m, size of the kernel)."""
+        stride = self.strides[axis]
+        reach = np.arange(self.size[axis]) * self.dilation[axis]
+        before = self._padding_before(axis, in_size, out_size)
+        if self.transposed:
+            ahead = at[:, None] + before - reach
+            source, rest = np.divmod(ahead, stride)
+            return source, (rest == 0) & (source >= 0) & (source < in_size)
+        source = at[:, None] * stride - before + reach
+        return source, (source >= 0) & (source < in_size)
+
+    def _padding_before(self, axis: int, in_size: int, out_size: int) -> int:
+        extent = (self.size[axis] - 1) * self.dilation[axis] + 1
+        if self.padding == "causal":
+            return extent - 1
+        if self.padding == "valid":
+            return 0
+        if not self.transposed:
+            return max((out_size - 1) * self.strides[axis] + extent - in_size, 0) // 2
+        if self.output_padding is not None:
+            return extent // 2
+        return max(extent - self.strides[axis], 0) // 2
+
+
 def _channels_last(layer: Any, tensor: Any) -> Any:
+    values = to_array(tensor)
     if layer.data_format == "channels_last":
-        return tensor
-    return keras.ops.moveaxis(tensor, 1, -1)
+        return values
+    return namespace(values).moveaxis(values, 1, -1)
 
 
 def _patches(layer: Any, window: Window, call: Call, choose: Choose) -> Any:
-    """Some patches of the input, of shape (m, taps, channels)."""
+    """The patches behind chosen pixels of the output, of shape (m, taps, channels)."""
     images = _channels_last(layer, call.input)
-    out_shape = tuple(_channels_last(layer, call.output).shape[1:-1])
-    rows = choose(images.shape[0] * math.prod(out_shape))
-    return gather(images, window, out_shape, rows)
+    in_shape, channels = tuple(images.shape[1:-1]), images.shape[-1]
+    spatial = slice(1, -1) if layer.data_format == "channels_last" else slice(2, None)
+    out_shape = tuple(call.output.shape[spatial])
+    image, position = np.divmod(
+        choose(images.shape[0] * math.prod(out_shape)), math.prod(out_shape)
+    )
+    sources = window.sources(position, in_shape, out_shape)
+    nothing = images.shape[0] * math.prod(in_shape)  # the row of zeros behind the last pixel
+    index = np.where(sources < 0, nothing, image[:, None] * math.prod(in_shape) + sources)
+    xp = namespace(images)
+    pixels = xp.reshape(images, (-1, channels))
+    pixels = xp.concatenate([pixels, xp.zeros_like(pixels[:1])])
+    return xp.take(pixels, index, axis=0)
 
 
 def _pixels(layer: Any, groups: int, output: Any, choose: Choose) -> Any:
-    """Some pixels of the output, of shape (groups, m, channels of a group)."""
+    """Chosen pixels of the output, of shape (groups, m, channels of a group)."""
     pixels = _flat(_channels_last(layer, output), choose)[0]
-    grouped = keras.ops.reshape(pixels, (pixels.shape[0], groups, -1))
-    return keras.ops.transpose(grouped, (1, 0, 2))
+    xp = namespace(pixels)
+    return xp.transpose(xp.reshape(pixels, (pixels.shape[0], groups, -1)), (1, 0, 2))
 
 
 def _conv(layer: Any) -> Linear:
@@ -181,9 +272,10 @@ def _conv(layer: Any) -> Linear:
 
     def rows(call: Call, choose: Choose) -> Any:
         patches = _patches(layer, window, call, choose)
-        parts = keras.ops.reshape(patches, (patches.shape[0], window.taps, groups, -1))
-        parts = keras.ops.transpose(parts, (2, 0, 1, 3))
-        return keras.ops.reshape(parts, (groups, patches.shape[0], -1))
+        xp = namespace(patches)
+        parts = xp.reshape(patches, (patches.shape[0], window.taps, groups, -1))
+        parts = xp.transpose(parts, (2, 0, 1, 3))
+        return xp.reshape(parts, (groups, patches.shape[0], -1))
 
     return Linear(
         layer,
@@ -217,7 +309,7 @@ def _conv_transpose(layer: Any) -> Linear:
 
 
 def _flat_patches(patches: Any) -> Any:
-    return keras.ops.reshape(patches, (1, patches.shape[0], -1))
+    return namespace(patches).reshape(patches, (1, patches.shape[0], -1))
 
 
 def _depthwise(layer: Any) -> Linear:
@@ -227,10 +319,14 @@ def _depthwise(layer: Any) -> Linear:
         layer.kernel,
         layer.bias if layer.use_bias else None,
         view_of(layer, layer.kernel),
-        lambda call, choose: keras.ops.transpose(_patches(layer, window, call, choose), (2, 0, 1)),
+        lambda call, choose: _by_channel(_patches(layer, window, call, choose)),
         functools.partial(_pixels, layer, layer.kernel.shape[-2]),
         layer.activation,
     )
+
+
+def _by_channel(patches: Any) -> Any:
+    return namespace(patches).transpose(patches, (2, 0, 1))
 
 
 def _pointwise(layer: Any) -> Linear:
@@ -240,9 +336,9 @@ def _pointwise(layer: Any) -> Linear:
 
     def rows(call: Call, choose: Choose) -> Any:
         patches = _patches(layer, window, call, choose)
-        kernel = keras.ops.reshape(depthwise, (window.taps, *depthwise.shape[-2:]))
-        mixed = keras.ops.einsum("mtc,tck->mck", patches, keras.ops.cast(kernel, patches.dtype))
-        return keras.ops.reshape(mixed, (1, patches.shape[0], -1))
+        kernel = keras.ops.convert_to_numpy(depthwise.value)
+        kernel = like(patches, kernel.reshape(window.taps, *depthwise.shape[-2:]))
+        return _flat_patches(namespace(patches).einsum("mtc,tck->mck", patches, kernel))
 
     return Linear(
         layer,
@@ -253,6 +349,72 @@ def _pointwise(layer: Any) -> Linear:
         functools.partial(_pixels, layer, 1),
         layer.activation,
     )
+
+
+# ---------------------------------------------------------------------- recurrent layers
+
+
+def _recurrent(layer: Any) -> Iterator[Linear]:
+    """The kernels for the inputs and for the past outputs of LSTM, GRU and SimpleRNN.
+
+    None for cells that are not exactly Keras' own, for stateful layers, and for the recurrent
+    kernel of a GRU with `reset_after=False`, which multiplies a gated output.
+    """
+    cell = layer.cell
+    known = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
+    if type(cell) not in known or layer.stateful:
+        return
+    is_gru = type(cell) is keras.layers.GRUCell
+    two = is_gru and cell.reset_after  # biases of shape (2, outputs)
+    bias = cell.bias if cell.use_bias and not two else None
+    yield Linear(layer, cell.kernel, bias, view_of(cell, cell.kernel), _every_step)
+    if two or not is_gru:
+        rows = functools.partial(_past_outputs, layer)
+        kernel = cell.recurrent_kernel
+        yield Linear(layer, kernel, bias, view_of(cell, kernel), rows)
+
+
+def _every_step(call: Call, choose: Choose) -> Any:
+    """The inputs of all steps."""
+    return _steps(to_array(call.input), _mask(call), choose)
+
+
+def _past_outputs(layer: Any, call: Call, choose: Choose) -> Any:
+    """The output before every step, in the order in which the layer takes the steps."""
+    outputs = to_array(_sequence(layer, call))
+    xp = namespace(outputs)
+    state = call.kwargs.get("initial_state", call.args[1] if len(call.args) > 1 else None)
+    first = xp.zeros_like(outputs[:, :1])
+    if state is not None:
+        first = to_array(keras.tree.flatten(state)[0])[:, None]
+    mask = _mask(call)
+    if mask is not None and layer.go_backwards:
+        mask = mask[:, ::-1]
+    return _steps(xp.concatenate([first, outputs[:, :-1]], axis=1), mask, choose)
+
+
+def _sequence(layer: Any, call: Call) -> Any:
+    """The outputs of all steps, for which the layer is run again."""
+    kept = layer.return_sequences, layer.return_state, layer.zero_output_for_mask
+    try:
+        layer.return_sequences, layer.return_state, layer.zero_output_for_mask = True, False, False
+        return call.function(*call.args, **call.kwargs)
+    finally:
+        layer.return_sequences, layer.return_state, layer.zero_output_for_mask = kept
+
+
+def _mask(call: Call) -> np.ndarray | None:
+    mask = call.kwargs.get("mask")
+    mask = mask[0] if isinstance(mask, list | tuple) else mask
+    return None if mask is None else keras.ops.convert_to_numpy(mask)
+
+
+def _steps(values: Any, mask: np.ndarray | None, choose: Choose) -> Any:
+    """Chosen rows of (n, steps, features) as (1, m, features); masked steps are left out."""
+    xp = namespace(values)
+    flat = xp.reshape(values, (-1, values.shape[-1]))
+    live = np.arange(flat.shape[0]) if mask is None else np.flatnonzero(mask)
+    return xp.take(flat, live[choose(len(live))], axis=0)[None]
 
 
 # ---------------------------------------------------------------------- wrappers
@@ -266,7 +428,8 @@ def _per_step(wrapper: Any, inner: Linear) -> Linear:
     """A layer under `TimeDistributed`, whose calls are traced: the wrapper's show the inputs."""
 
     def untimed(tensor: Any) -> Any:
-        return keras.ops.reshape(tensor, (-1, *tensor.shape[2:]))
+        values = to_array(tensor)
+        return namespace(values).reshape(values, (-1, *values.shape[2:]))
 
     def rows(call: Call, choose: Choose) -> Any:
         call = Call(call.function, (untimed(call.input),), {}, untimed(call.output))

@@ -1,4 +1,4 @@
-"""Listening to the layers of a running model from the outside.
+"""Running a model and recording the calls of its layers from the outside.
 
 For the time of a run, a layer's `call` is replaced on the instance. That works for functional,
 sequential, nested and subclassed models alike, and sees each call of a shared layer.
@@ -6,7 +6,7 @@ sequential, nested and subclassed models alike, and sees each call of a shared l
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,8 +22,8 @@ class Call:
     Attributes:
         function: the layer's own `call`.
         args: positional arguments; the first is the input.
-        kwargs: the others.
-        output: what it returned.
+        kwargs: keyword arguments.
+        output: the layer's output.
     """
 
     function: Callable[..., Any]
@@ -36,17 +36,26 @@ class Call:
         """The first argument."""
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether a layer around it traces the call, so that its tensors have no values."""
+        try:
+            keras.ops.convert_to_numpy(self.input)
+        except Exception:  # each backend raises an error of its own for a tracer
+            return True
+        return False
+
 
 Listener = Callable[[Call], None]
 
 
 class Enough(BaseException):
-    """Ends a run early; no error, so that no model's `except Exception` swallows it."""
+    """Stops a run early. No `Exception`, so that an `except Exception` in a model passes it on."""
 
 
 @contextlib.contextmanager
 def listening(listeners: Mapping[keras.layers.Layer, Listener]) -> Iterator[None]:
-    """Tell each listener of every call of its layer; the model is left as it was."""
+    """Pass every call of a layer to its listener; the layers are left as they were."""
     own = {layer: layer.__dict__.get("call") for layer in listeners}
     try:
         for layer, listener in listeners.items():
@@ -70,20 +79,11 @@ def _heard(function: Callable[..., Any], listener: Listener) -> Callable[..., An
     return call
 
 
-def is_seen(call: Call) -> bool:
-    """Whether the input of a call has numbers; it has none where a layer around it traces."""
-    try:
-        keras.ops.convert_to_numpy(call.input)
-    except Exception:  # each backend has errors of its own for this
-        return False
-    return True
-
-
 def run(model: keras.Model, batch: Any) -> Any:
     """The model's outputs for a batch, eagerly, in inference mode; None after `Enough`.
 
-    Each run begins with the states that the model has, and gives them back: what a layer draws
-    at random is the same in every run, so that the dense and the pruned network can be compared.
+    Each run begins with the same states and restores them: what a layer draws at random is the
+    same in every run, so that the dense and the pruned network can be compared.
     """
     with undisturbed(model), backends.current().without_gradients():
         try:
@@ -95,9 +95,9 @@ def run(model: keras.Model, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def undisturbed(model: keras.Model) -> Iterator[None]:
-    """Give states that a run changes (seeds, counters) their values back.
+    """Restore the states that a run changes (seeds, counters).
 
-    Not those of batch norms: in inference they do not change, and pruning changes them.
+    Not those of batch norms: inference does not change them, and pruning does.
     """
     kept = keras.layers.BatchNormalization
     layers = [layer for layer in model._flatten_layers() if not isinstance(layer, kept)]
@@ -112,11 +112,11 @@ def undisturbed(model: keras.Model) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Values:
-    """Variables and the values they had.
+    """A copy of the values of some variables.
 
     Attributes:
-        variables: which.
-        arrays: a copy of the value of each.
+        variables: the variables.
+        arrays: the value that each had.
     """
 
     variables: Sequence[keras.Variable]
@@ -124,16 +124,30 @@ class Values:
 
     @classmethod
     def of(cls, variables: Sequence[keras.Variable]) -> "Values":
-        """The values they have now."""
+        """Copy the present values."""
         to_numpy = backends.current().to_numpy
         return cls(variables, [np.array(to_numpy(variable)) for variable in variables])
 
     def restore(self) -> None:
-        """Give them back."""
+        """Assign the copied values."""
         for variable, array in zip(self.variables, self.arrays, strict=True):
             variable.assign(array)
 
-    def but(self, ids: Container[int]) -> "Values":
-        """Those whose ids are not among `ids`."""
-        kept = [i for i, variable in enumerate(self.variables) if id(variable) not in ids]
-        return Values([self.variables[i] for i in kept], [self.arrays[i] for i in kept])
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The copied values for a while, then the present ones again."""
+        present = Values.of(self.variables)
+        try:
+            self.restore()
+            yield
+        finally:
+            present.restore()
+
+    @contextlib.contextmanager
+    def restored_after_error(self) -> Iterator[None]:
+        """Assign the copied values if an error or Ctrl-C ends the block."""
+        try:
+            yield
+        except BaseException:
+            self.restore()
+            raise

@@ -11,19 +11,26 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import PerOutput, magnitude, needs_inputs, wanda
-from keras_pruner.oneshot import calibration as samples_of
-from keras_pruner.oneshot.attempt import Attempt, Calibrated, outputs_of
+from keras_pruner.criteria import PerOutput, magnitude, needs_inputs, scores_as_given, wanda
+from keras_pruner.masks import MaskedWeight, decide
+from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.listen import Values, undisturbed
-from keras_pruner.oneshot.reconstruct import Outcome
-from keras_pruner.oneshot.report import Candidate, Distillation, PrunedWeight, PruneReport
-from keras_pruner.patterns import NM, Pattern, Unstructured, settle_sparsity
-from keras_pruner.plan import Plan
+from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.reconstruct import LayerwisePass, Outcome, Recorder, Removal
+from keras_pruner.oneshot.report import (
+    Candidate,
+    Distillation,
+    PrunedWeight,
+    PruneReport,
+    is_embedding,
+)
+from keras_pruner.patterns import NM, BudgetedPattern, Pattern, Unstructured, settle_sparsity
+from keras_pruner.plan import Plan, Target
 from keras_pruner.reporting.console import Announce, show_progress
 from keras_pruner.rules import Filters, Override, Rules
 from keras_pruner.training.optimizer import find
-from keras_pruner.validation import check_integer, check_sparsity
+from keras_pruner.validation import check_sparsity
 
 AUTO_ABOVE = 0.9
 """Without an allocation given, above this sparsity several are tried."""
@@ -39,209 +46,88 @@ def prune(
     filters: Filters = None,
     overrides: Mapping[str, Override] | None = None,
     calibration: Any = None,
-    refit: bool = True,
-    batch_norm: bool = True,
-    samples: int | None = None,
-    stages: int = 1,
-    distillation_epochs: int = 0,
     copy: bool = False,
-    progress: bool = True,
 ) -> PruneReport:
-    """Prune a model at once, without labels.
+    """Prune a model at once, without labels and without training.
 
-    With `calibration`, a few hundred of the model's inputs without labels, the weights that
-    stay are refitted layer by layer to what the dense network computed, and batch norms are
-    re-estimated. At 80% zeros that is the difference between losing a few points of accuracy
-    and losing most of it. A refit that makes a layer worse on held-out samples is undone.
+    With `calibration`, a few hundred of the model's inputs, the remaining weights are refitted:
+    layer by layer, they are adjusted to reproduce the outputs of the dense network (layer-wise
+    reconstruction), and batch norms are re-estimated. At 80% zeros this makes the difference
+    between losing a few points of accuracy and losing most of it. A refit that makes a layer
+    worse on held-out samples is undone.
 
     After an error or Ctrl-C the model is as it was.
 
     Args:
         model: any built Keras model, frozen weights included; pruned in place.
         sparsity: the fraction of weights to set to zero, in [0, 1). Not needed for a pattern
-            that has its own.
+            that fixes it.
         pattern: the zeros allowed.
         allocation: how the overall budget is split: "lamp", "erk", "global", "uniform", a
-            mapping regex -> sparsity, or a function. "auto" tries LAMP, ERK and Wanda in each
-            output, and keeps what changes the outputs on held-out samples least. None: "lamp",
-            or "uniform" where the pattern is neither unstructured nor of blocks; with
+            mapping regex -> sparsity, or a function. "auto" tries LAMP, ERK and Wanda per
+            output, and keeps the one that changes the outputs on held-out samples least. None:
+            "lamp", or "uniform" where the pattern is neither unstructured nor of blocks; with
             calibration and above 90% unstructured zeros, "auto".
-        criterion: what decides which weights stay. "refit": in each layer they leave in rounds,
-            by what a refit has made of them, until as many are left as the allocation gives it
-            by magnitude. A function: weights -> scores of the same shape, higher is better,
-            such as `magnitude`, whose masks are the same on every backend; or of the weights
-            and their inputs, such as `wanda`. "sparsegpt": layer by layer, masks and updates by
-            Frantar & Alistarh 2023 in place of the refit. None: "refit" if there is one, else
-            `magnitude`.
+        criterion: a function that scores weights, the higher, the more they deserve to stay: of
+            the weights, such as `kp.criteria.magnitude`; with calibration also of the weights
+            and their inputs, such as `kp.criteria.wanda`. Masks by magnitude are the same on
+            every backend. None: with a refit, weights are removed in eight rounds; in each, the
+            remaining ones are refitted and those with the lowest scores removed. Without a
+            refit, magnitude.
         filters: layers to prune: a regex or a list of them, or a function layer -> bool.
         overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
-        calibration: arrays as the model takes them, or batches of such: a `tf.data.Dataset`, a
-            PyTorch `DataLoader`, a Keras `PyDataset`, a generator. 512 samples are a good
-            number.
-        refit: whether to refit the weights that stay.
-        batch_norm: whether to re-estimate the statistics of batch norms.
-        samples: the most samples to use of `calibration`; 1024 by default.
-        stages: in how many rounds of pruning and refitting to come to the sparsity; more is
-            slower and, at high sparsities, better.
-        distillation_epochs: for how many epochs over the samples to train what is left, after
-            the refit, by the dense model's outputs; no labels. A few thousand samples, and as
-            many of `samples`, and 15 epochs take a narrow network near to what it was; it is
-            undone if it makes the outputs on held-out samples worse.
-        copy: whether to prune a copy, found in the report, and leave `model` alone.
-        progress: whether to show a progress bar if there is a terminal to show it on.
+        calibration: samples without labels, as the model takes them: arrays, a
+            `tf.data.Dataset`, a PyTorch `DataLoader`, a Keras `PyDataset`, a generator of
+            batches. 512 are a good number. `kp.oneshot.Calibration(data, ...)` sets how many to
+            use, and what to do with them.
+        copy: whether to prune a copy, returned in the report, and leave `model` alone.
 
     Returns:
-        What was done to each weight; prints as a table.
+        The result for each weight; prints as a table.
 
     Raises:
-        ValueError: for arguments that are wrong or do not go together, for a model with nothing
-            to prune, and for calibration that cannot be used; before anything is changed.
+        ValueError: for arguments that are wrong or contradict each other, for a model with
+            nothing to prune, and for unusable calibration; before anything is changed.
+
+    Example:
+        >>> layers = [keras.Input((20,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(3)]
+        >>> model = keras.Sequential(layers)
+        >>> x = np.random.default_rng(0).normal(size=(512, 20))
+        >>> report = prune(model, 0.75, calibration=x)
+        >>> report.sparsity
+        0.75
     """
     began = time.perf_counter()
     sparsity = _sparsity_for(sparsity, pattern)
-    check_integer("stages", stages, least=1)
-    if samples is not None:
-        check_integer("samples", samples, least=samples_of.LEAST)
-    check_integer("distillation_epochs", distillation_epochs, least=0)
-    if criterion is None:
-        criterion = "refit" if refit and calibration is not None else magnitude
-    chosen_by = _chosen_by(criterion)
-    if calibration is None:
-        _check_without_calibration(allocation, criterion, samples, stages, distillation_epochs)
-    elif allocation is None and sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured):
-        allocation = "auto" if criterion is magnitude or chosen_by == "refit" else None
-    auto = isinstance(allocation, str) and allocation == "auto"
-    if chosen_by == "sparsegpt":
-        _check_sparsegpt(refit=refit, stages=stages, auto=auto)
-    if chosen_by == "refit" and not refit:
-        raise ValueError(
-            '`criterion` "refit" chooses weights in the course of the refit. Received: '
-            "refit=False. Leave one of them out."
-        )
-    if chosen_by:
-        criterion = magnitude  # for the allocation
-    if auto:
-        Rules(pattern, overrides=overrides).check_split("auto")
-    ways = _candidates(criterion) if auto else {"": (allocation, criterion)}
-    rules = [Rules(pattern, how, by, filters, overrides) for how, by in ways.values()]
-    plan = rules[0].plan(model, frozen=True)
-    plan.check_final(sparsity)
-    if chosen_by == "sparsegpt":
-        _check_patterns(plan)
-    if distillation_epochs:
-        _check_trainable(plan)
+    options = None if calibration is None else Calibration.of(calibration)
+    if options is None:
+        _check_without_calibration(allocation, criterion)
+    _check_criterion(criterion)
+    if allocation is None and options is not None and _tries_several(sparsity, pattern, criterion):
+        allocation = "auto"
+    rules = _rules(pattern, allocation, criterion, filters, overrides)
+    plans = {name: rule.plan(model, frozen=True) for name, rule in rules.items()}
+    for plan in plans.values():
+        plan.check_final(sparsity)
+    if options is not None and options.distillation_epochs:
+        _check_trainable(next(iter(plans.values())))
     if copy:
         model = _copy_of(model)
+        plans = {name: rule.plan(model, frozen=True) for name, rule in rules.items()}
     else:
-        _check_nobody_else_prunes(model)
-    plans = {name: rule.plan(model, frozen=True) for name, rule in zip(ways, rules, strict=True)}
-    plan = next(iter(plans.values()))  # of the copy, if it is one
-    calibrated = teacher = None
-    if calibration is not None:
-        inputs = samples_of.read(calibration, model, samples or samples_of.MOST)
-        calibrated = Calibrated.of(model, inputs, refit=refit, batch_norm=batch_norm)
-        if distillation_epochs:
-            outputs = outputs_of(model, calibrated.fit)
-            teacher = Teacher(calibrated.fit, outputs, distillation_epochs, plan)
-    attempt = Attempt(model, calibrated, sparsity, stages, chosen_by)
-    found = _best(attempt, plans, teacher, progress)
-    return _report(model, plan, found, time.perf_counter() - began)
+        _check_not_in_training(model)
+    if options is None:
+        (plan,) = plans.values()
+        mask_alone(plan, sparsity)
+        result = _Result({})
+    else:
+        in_rounds = criterion is None and options.refit
+        reconstruction = Reconstruction.of(model, sparsity, options, in_rounds=in_rounds)
+        result = _best(reconstruction, plans)
+    return _report(model, next(iter(plans.values())), result, time.perf_counter() - began)
 
 
-def _check_nobody_else_prunes(model: keras.Model) -> None:
-    """Refuse to make zeros that the masks of an unfinished training would let grow again."""
-    wrapped = find(model)
-    if wrapped is not None and wrapped.has_begun and not wrapped.finished:
-        raise ValueError(
-            f"{model.name!r} is in the midst of being pruned by a training, whose masks would let "
-            "the new zeros grow again. Call `kp.Pruner(model).release()` first, or pass copy=True."
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Found:
-    """What the best attempt came to."""
-
-    outcomes: dict[int, Outcome]
-    divergence: float | None
-    candidates: tuple[Candidate, ...]
-    distillation: Distillation | None
-
-
-def _best(
-    attempt: Attempt, plans: Mapping[str, Plan], teacher: Teacher | None, progress: bool
-) -> _Found:
-    """Try the plans, leave the best in the model; the dense weights after an error."""
-    plan = next(iter(plans.values()))
-    variables = attempt.variables(plan) if teacher is None else attempt.model.variables
-    dense = Values.of(variables)
-    best: Values | None = None
-    results: dict[str, tuple[float | None, dict[int, Outcome]]] = {}
-    chosen = ""
-    shown = progress and attempt.calibrated is not None
-    title, total = f"pruning {attempt.model.name}", attempt.steps(plan) * len(plans)
-    total += 0 if teacher is None else teacher.epochs
-    distillation = None
-    try:
-        with show_progress(title, total, shown=shown) as announce:
-            for name, candidate in plans.items():
-                if results:
-                    dense.restore()
-                outcomes = attempt.go(candidate, dense, announce)
-                divergence = attempt.divergence()
-                if not results or (divergence or 0.0) < (results[chosen][0] or 0.0):
-                    chosen = name
-                    best = Values.of(variables) if len(plans) > 1 else None
-                results[name] = divergence, outcomes
-            if best is not None:
-                best.restore()
-            if teacher is not None:
-                distillation = _distilled(attempt, teacher, results[chosen][0] or 0.0, announce)
-    except BaseException:
-        dense.restore()
-        raise
-    candidates = tuple(
-        Candidate(name, float(divergence or 0.0), name == chosen)
-        for name, (divergence, _) in results.items()
-        if name
-    )
-    outcomes, divergence = results[chosen][1], results[chosen][0]
-    if distillation is not None and distillation.kept:
-        divergence = distillation.after
-    return _Found(outcomes, divergence, candidates, distillation)
-
-
-def _distilled(
-    attempt: Attempt, teacher: Teacher, before: float, announce: Announce
-) -> Distillation:
-    """Train the model by the outputs it had, unless that makes them worse where it was not."""
-    refitted = Values.of(attempt.model.variables)
-    with undisturbed(attempt.model):
-        teacher.teach(attempt.model, announce)
-    told = Distillation(teacher.epochs, before, attempt.divergence() or 0.0)
-    if not told.kept:
-        refitted.restore()
-    return told
-
-
-def _chosen_by(criterion: Any) -> str:
-    """What chooses the masks while it goes through the layers; empty if nothing does."""
-    if not isinstance(criterion, str):
-        return ""
-    if criterion not in ("refit", "sparsegpt"):
-        raise ValueError(
-            "`criterion` must be a function such as kp.criteria.magnitude or kp.criteria.wanda, "
-            f'"refit" or "sparsegpt". Received: criterion={criterion!r}.'
-        )
-    return criterion
-
-
-def _candidates(criterion: Any) -> dict[str, tuple[Any, Any]]:
-    return {
-        "lamp": ("lamp", criterion),
-        "erk": ("erk", criterion),
-        "uniform, Wanda per output": ("uniform", PerOutput(wanda)),
-    }
+# ---------------------------------------------------------------------- arguments
 
 
 def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
@@ -257,51 +143,76 @@ def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
     return float(settled)
 
 
-def _check_without_calibration(
-    allocation: Any, criterion: Any, samples: int | None, stages: int, distillation_epochs: int
-) -> None:
+def _is_auto(allocation: Any) -> bool:
+    return isinstance(allocation, str) and allocation == "auto"
+
+
+def _check_without_calibration(allocation: Any, criterion: Any) -> None:
+    name = getattr(criterion, "__name__", criterion)
     needs = {
-        'allocation="auto"': isinstance(allocation, str) and allocation == "auto",
-        f"criterion={getattr(criterion, '__name__', criterion)}": needs_inputs(criterion)
-        or _chosen_by(criterion) != "",
-        f"samples={samples}": samples is not None,
-        f"stages={stages}": stages > 1,
-        f"distillation_epochs={distillation_epochs}": distillation_epochs > 0,
+        'allocation="auto"': _is_auto(allocation),
+        f"criterion={name}": needs_inputs(criterion),
     }
-    for said, needed in needs.items():
+    for argument, needed in needs.items():
         if needed:
             raise ValueError(
-                f"`calibration` is needed for {said}. Received: calibration=None. Pass a few "
+                f"`calibration` is needed for {argument}. Received: calibration=None. Pass a few "
                 "hundred of the model's inputs."
             )
+
+
+def _check_criterion(criterion: Any) -> None:
+    if isinstance(criterion, str):
+        raise ValueError(
+            "`criterion` must be a function such as kp.criteria.magnitude or kp.criteria.wanda. "
+            f"Received: criterion={criterion!r}. Leave it out to remove weights in rounds of "
+            "refitting, with `calibration`."
+        )
+
+
+def _tries_several(sparsity: float, pattern: Pattern, criterion: Any) -> bool:
+    """Whether no allocation is known to be best, as measured above 90% of unstructured zeros."""
+    is_default = criterion is None or criterion is magnitude
+    return sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured) and is_default
+
+
+def _rules(
+    pattern: Pattern,
+    allocation: Any,
+    criterion: Any,
+    filters: Filters,
+    overrides: Mapping[str, Override] | None,
+) -> dict[str, Rules]:
+    """The rules to try, by name."""
+    criterion = criterion or magnitude
+    if not _is_auto(allocation):
+        return {"": Rules(pattern, allocation, criterion, filters, overrides)}
+    Rules(pattern, overrides=overrides).check_split("auto")
+    ways = {
+        "lamp": ("lamp", criterion),
+        "erk": ("erk", criterion),
+        "uniform, Wanda per output": ("uniform", PerOutput(wanda)),
+    }
+    return {name: Rules(pattern, *way, filters, overrides) for name, way in ways.items()}
 
 
 def _check_trainable(plan: Plan) -> None:
     if all(target.index is None for target in plan.targets):
         raise ValueError(
-            "`distillation_epochs` trains the weights that are left, and all that are pruned are "
+            "`distillation_epochs` trains the remaining weights, and all that are pruned are "
             "frozen. Set their layers' `trainable` to True, or leave it out."
         )
 
 
-def _check_sparsegpt(*, refit: bool, stages: int, auto: bool) -> None:
-    said = {"refit=False": not refit, f"stages={stages}": stages > 1, 'allocation="auto"': auto}
-    for argument, given in said.items():
-        if given:
-            raise ValueError(
-                '`criterion` "sparsegpt" updates the weights itself, in one pass with one '
-                f"allocation. Received: {argument}. Leave that out, or use another criterion."
-            )
-
-
-def _check_patterns(plan: Plan) -> None:
-    for target in plan.targets:
-        if not isinstance(target.pattern, Unstructured | NM):
-            raise ValueError(
-                '`criterion` "sparsegpt" is for unstructured zeros and N:M. Received: '
-                f"pattern={target.pattern!r} for {target.path}. Use magnitude or wanda, with a "
-                "refit."
-            )
+def _check_not_in_training(model: keras.Model) -> None:
+    """Raise for a model whose unfinished pruning schedule would let the new zeros grow again."""
+    wrapped = find(model)
+    if wrapped is not None and wrapped.has_begun and not wrapped.finished:
+        raise ValueError(
+            f"{model.name!r} is being pruned by a training whose schedule has not ended; its masks "
+            "would let the new zeros grow again. Call `kp.Pruner(model).release()` first, or pass "
+            "copy=True."
+        )
 
 
 def _copy_of(model: keras.Model) -> keras.Model:
@@ -319,12 +230,226 @@ def _copy_of(model: keras.Model) -> keras.Model:
         ) from error
 
 
-def _report(model: keras.Model, plan: Plan, found: _Found, seconds: float) -> PruneReport:
+# ---------------------------------------------------------------------- masks
+
+
+def mask_alone(plan: Plan, sparsity: float) -> None:
+    """Set the weights to zero that the plan's criterion scores lowest; change nothing else."""
+    masks = _masks(_weights(plan), plan, sparsity)
+    with Values.of(plan.variables).restored_after_error():
+        for variable in plan.variables:
+            values = backends.current().to_numpy(variable)
+            variable.assign(np.where(masks[id(variable)], values, np.zeros([], values.dtype)))
+
+
+def _weights(plan: Plan) -> list[MaskedWeight]:
+    """The targets with their present values, none of them pruned."""
+    return [
+        MaskedWeight(target, variable, np.broadcast_to(np.True_, tuple(variable.shape)))
+        for target, variable in zip(plan.targets, plan.variables, strict=True)
+    ]
+
+
+def _masks(weights: list[MaskedWeight], plan: Plan, sparsity: float) -> dict[int, np.ndarray]:
+    """The mask of each variable, by id."""
+    masks = decide(weights, plan, sparsity, sparsity)
+    return {id(variable): mask for variable, mask in zip(plan.variables, masks, strict=True)}
+
+
+# ---------------------------------------------------------------------- with calibration
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Pruning and refitting a dense model, by one plan or another.
+
+    Attributes:
+        sparsity: overall fraction of zeros.
+        options: what to do with the samples.
+        recorder: of the model.
+        outputs: the dense outputs for the held-out samples.
+        in_rounds: whether weights are removed in rounds of refitting.
+    """
+
+    sparsity: float
+    options: Calibration
+    recorder: Recorder
+    outputs: list[np.ndarray]
+    in_rounds: bool
+
+    @classmethod
+    def of(
+        cls, model: keras.Model, sparsity: float, options: Calibration, *, in_rounds: bool
+    ) -> "Reconstruction":
+        """Read the samples and run the dense model on them."""
+        recorder = Recorder.of(model, options.read(model))
+        outputs = outputs_of(model, recorder.held)
+        if any(np.isnan(output).any() for output in outputs):
+            raise ValueError(
+                f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
+                "samples for which some of its outputs are NaN."
+            )
+        return cls(sparsity, options, recorder, outputs, in_rounds)
+
+    @property
+    def model(self) -> keras.Model:
+        """The model."""
+        return self.recorder.model
+
+    def variables(self, plan: Plan) -> list[keras.Variable]:
+        """The variables that may change."""
+        if self.options.distillation_epochs:
+            return self.model.variables
+        pruned = {id(variable): variable for variable in plan.variables}
+        others: list[keras.Variable] = []
+        for node in self.recorder.trace.order:
+            if isinstance(node, keras.layers.BatchNormalization):
+                others += [node.moving_mean, node.moving_variance]
+            elif node.bias is not None and id(node.kernel) in pruned:
+                others.append(node.bias)
+        return list((pruned | {id(variable): variable for variable in others}).values())
+
+    def run(self, plan: Plan, dense: Values, announce: Announce) -> dict[int, Outcome]:
+        """Prune the dense model by a plan; the outcome for each weight, by the variable's id."""
+        masks = self._masks(plan)
+        outcomes = self._pass(plan, masks, dense).run(announce)
+        return {
+            id(variable): outcomes.get(id(variable)) or self._not_refitted(target, variable)
+            for target, variable in zip(plan.targets, plan.variables, strict=True)
+        }
+
+    def steps(self, plan: Plan) -> int:
+        """The number of layers that a run announces."""
+        masks = {id(variable): np.empty(0, bool) for variable in plan.variables}
+        return len(self._pass(plan, masks, Values([], [])).nodes)
+
+    def relative_error(self) -> float:
+        """The relative error of the present outputs on held-out samples."""
+        return relative_error(outputs_of(self.model, self.recorder.held), self.outputs)
+
+    def _pass(self, plan: Plan, masks: dict[int, np.ndarray], dense: Values) -> LayerwisePass:
+        removals = self._removals(plan) if self.in_rounds else {}
+        return LayerwisePass(self.recorder, self.options, masks, removals, dense)
+
+    def _removals(self, plan: Plan) -> dict[int, Removal]:
+        """For each kernel that is refitted, unless the plan has a criterion of its own.
+
+        Nor for a user's own pattern that fixes its sparsity, whose way of counting is unknown.
+        """
+        found = {}
+        for target, variable in zip(plan.targets, plan.variables, strict=True):
+            linear = self.recorder.trace.linear_of(variable)
+            known = isinstance(target.pattern, BudgetedPattern | NM)
+            if linear is not None and known and plan.criterion is magnitude:
+                found[id(variable)] = Removal(target)
+        return found
+
+    def _masks(self, plan: Plan) -> dict[int, np.ndarray]:
+        weights = _weights(plan)
+        if needs_inputs(plan.criterion):
+            pairs = zip(weights, plan.variables, strict=True)
+            weights = [self._scored(weight, v, plan.criterion) for weight, v in pairs]
+            plan = dataclasses.replace(plan, criterion=scores_as_given)
+        return _masks(weights, plan, self.sparsity)
+
+    def _scored(
+        self, weight: MaskedWeight, variable: keras.Variable, criterion: Any
+    ) -> MaskedWeight:
+        """A weight with its scores in place of its values."""
+        scores = np.abs(weight.read())
+        linear = self.recorder.trace.linear_of(variable)
+        if linear is not None:
+            matrix = linear.view.to_matrix(weight.read()).astype(np.float32)
+            given = np.asarray(criterion(matrix, self.recorder.inputs(linear)))
+            if given.shape != matrix.shape:
+                raise ValueError(
+                    "`criterion` must give one score for each weight. Received: scores of shape "
+                    f"{given.shape} for {weight.path}, as a matrix {matrix.shape}."
+                )
+            scores = linear.view.from_matrix(given)
+        return dataclasses.replace(weight, variable=scores)
+
+    def _not_refitted(self, target: Target, variable: keras.Variable) -> Outcome:
+        if not self.options.refit:
+            return Outcome(note="mask alone, as asked for")
+        reason = _EMBEDDING if is_embedding(target.path) else _NO_PRODUCT
+        return Outcome(note=self.recorder.trace.reasons.get(id(variable), reason))
+
+
+_NO_PRODUCT = "mask alone: no product of inputs with this weight is known"
+_EMBEDDING = "mask alone: an embedding's rows are looked up one by one, so no refit is possible"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Result:
+    """What pruning by one plan gave."""
+
+    outcomes: dict[int, Outcome]
+    relative_error: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    distillation: Distillation | None = None
+
+
+def _best(reconstruction: Reconstruction, plans: Mapping[str, Plan]) -> _Result:
+    """Try the plans, leave the best in the model and distil it; dense weights after an error."""
+    model, options = reconstruction.model, reconstruction.options
+    plan = next(iter(plans.values()))
+    teacher = None
+    if options.distillation_epochs:
+        samples = reconstruction.recorder.fit
+        outputs = outputs_of(model, samples)
+        teacher = Teacher(samples, outputs, options.distillation_epochs, plan)
+    variables = reconstruction.variables(plan)
+    dense = Values.of(variables)
+    best, weights = "", dense
+    errors: dict[str, float] = {}
+    outcomes: dict[int, Outcome] = {}
+    steps = reconstruction.steps(plan) * len(plans) + options.distillation_epochs
+    with (
+        dense.restored_after_error(),
+        show_progress(f"pruning {model.name}", steps, shown=options.progress) as announce,
+    ):
+        for name, each in plans.items():
+            if errors:
+                dense.restore()
+            found = reconstruction.run(each, dense, announce)
+            errors[name] = reconstruction.relative_error()
+            if len(errors) == 1 or errors[name] < errors[best]:
+                best, outcomes = name, found
+                weights = Values.of(variables) if len(plans) > 1 else dense
+        if len(plans) > 1:
+            weights.restore()
+        distillation = None
+        if teacher is not None:
+            distillation = _distil(reconstruction, teacher, errors[best], announce)
+    error = distillation.after if distillation and distillation.kept else errors[best]
+    tried = tuple(Candidate(name, e, name == best) for name, e in errors.items() if name)
+    return _Result(outcomes, error, tried, distillation)
+
+
+def _distil(
+    reconstruction: Reconstruction, teacher: Teacher, before: float, announce: Announce
+) -> Distillation:
+    """Train the model on the dense outputs; undo it if the held-out outputs get worse."""
+    model = reconstruction.model
+    refitted = Values.of(model.variables)
+    with undisturbed(model):
+        teacher.teach(model, announce)
+    result = Distillation(teacher.epochs, before, reconstruction.relative_error())
+    if not result.kept:
+        refitted.restore()
+    return result
+
+
+# ---------------------------------------------------------------------- report
+
+
+def _report(model: keras.Model, plan: Plan, result: _Result, seconds: float) -> PruneReport:
     rows, zeros, total = [], 0, 0
     for target, variable in zip(plan.targets, plan.variables, strict=True):
         values = backends.current().to_numpy(variable)
         gone = values.size - int(np.count_nonzero(values))
-        outcome = found.outcomes.get(id(variable), Outcome())
+        outcome = result.outcomes.get(id(variable), Outcome())
         rows.append(
             PrunedWeight(
                 target.path,
@@ -340,9 +465,9 @@ def _report(model: keras.Model, plan: Plan, found: _Found, seconds: float) -> Pr
         zeros / total,
         tuple(rows),
         plan.skipped,
-        found.divergence,
-        found.candidates,
-        found.distillation,
+        result.relative_error,
+        result.candidates,
+        result.distillation,
         seconds,
         model,
     )

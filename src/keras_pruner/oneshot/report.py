@@ -2,12 +2,20 @@
 
 import dataclasses
 import math
+import re
 
 import keras
 
 from keras_pruner.plan import Skip
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+
+NOTICEABLE = 0.3
+"""Relative error of the outputs from which the report says what it means."""
+USELESS = 1.0
+"""Relative error of the outputs of a model that answers the same for every sample."""
+_SHARE_OF_EMBEDDINGS = 0.1
+"""Share of all zeros from which embeddings are worth a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +24,10 @@ class PrunedWeight:
 
     Attributes:
         path: its name in the model.
-        shape: of the weight.
+        shape: its shape.
         sparsity: the fraction of zeros it has now.
-        before: squared error of the layer's outputs on held-out samples with the mask alone,
-            relative to their variance; None if not measured.
+        before: relative error of the layer's outputs on held-out samples with the mask alone:
+            the mean squared error over the variance; None if not measured.
         after: the same after the refit.
         note: what was done, or why nothing was.
     """
@@ -31,31 +39,40 @@ class PrunedWeight:
     after: float | None
     note: str
 
+    @property
+    def zeros(self) -> float:
+        """The number of zeros."""
+        return self.sparsity * math.prod(self.shape)
+
+
+def is_embedding(path: str) -> bool:
+    """Whether the weight of this path is the table of an Embedding layer."""
+    return path.rsplit("/", 1)[-1].split(":")[0] == "embeddings"
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One of the allocations that were tried.
 
     Attributes:
-        name: of the allocation, and of the criterion if it is another one.
-        divergence: mean squared difference of the model's outputs from the dense model's on
-            held-out samples, relative to their variance.
+        name: of the allocation, and of the criterion if it is not the given one.
+        relative_error: of the model's outputs on held-out samples.
         chosen: whether it was kept.
     """
 
     name: str
-    divergence: float
+    relative_error: float
     chosen: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """What training by the dense model's outputs came to.
+    """The result of training on the dense model's outputs.
 
     Attributes:
         epochs: over the samples.
-        before: the divergence before it, as in `PruneReport`.
-        after: the divergence after it.
+        before: relative error of the model's outputs on held-out samples before it.
+        after: the same after it.
     """
 
     epochs: int
@@ -64,13 +81,13 @@ class Distillation:
 
     @property
     def kept(self) -> bool:
-        """Whether it was kept; if it made the outputs worse, it was undone."""
+        """Whether it was kept; it is undone if it makes the outputs worse."""
         return self.after < self.before
 
     def __str__(self) -> str:
         if self.kept:
             return f"{self.before:.3g} before {self.epochs} epochs of distillation"
-        return f"{self.epochs} epochs of distillation made that {self.after:.3g}, and were undone"
+        return f"{self.epochs} epochs of distillation led to {self.after:.3g}, and were undone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,30 +96,31 @@ class PruneReport(Report):
 
     Attributes:
         sparsity: the fraction of zeros over all pruned weights.
-        weights: what was pruned, in the model's order.
-        skipped: what was left alone, and why.
-        divergence: mean squared difference of the model's outputs from the dense model's on
-            held-out samples, relative to their variance; None without calibration.
+        weights: the pruned weights, in the model's order.
+        skipped: the weights left alone, and why.
+        relative_error: mean squared difference of the model's outputs from the dense model's on
+            held-out samples, relative to their variance; None without calibration. 0: equal;
+            1: no better than answering the same for every sample.
         candidates: the allocations that were tried, if there was a choice.
-        distillation: what that came to, if it was asked for.
-        seconds: it took.
+        distillation: its result, if it was asked for.
+        seconds: the time it took.
         model: the pruned model; with `copy=True` a new one.
     """
 
     sparsity: float
     weights: tuple[PrunedWeight, ...]
     skipped: tuple[Skip, ...]
-    divergence: float | None
+    relative_error: float | None
     candidates: tuple[Candidate, ...]
     distillation: Distillation | None
     seconds: float
     model: keras.Model = dataclasses.field(repr=False, compare=False)
 
     def headline(self) -> str:
-        """The sparsity, and what it did to the outputs."""
+        """The sparsity, and the error of the outputs."""
         text = f"pruned to a sparsity of {self.sparsity:.4g} in {self.seconds:.1f} s"
-        if self.divergence is not None:
-            text += f"; outputs on held-out samples differ by {self.divergence:.3g}"
+        if self.relative_error is not None:
+            text += f"; relative error of the outputs on held-out samples {self.relative_error:.3g}"
         return text if self.distillation is None else f"{text} ({self.distillation})"
 
     def tables(self) -> list[Table]:
@@ -112,15 +130,59 @@ class PruneReport(Report):
             for w in self.weights
         ]
         tried = [
-            (c.name, f"{c.divergence:.4g}", "chosen" if c.chosen else "") for c in self.candidates
+            (c.name, f"{c.relative_error:.4g}", "chosen" if c.chosen else "")
+            for c in self.candidates
         ]
         left = [(s.path, s.shape, s.reason) for s in self.skipped]
         columns = ["weight", "shape", ">sparsity", ">error, mask", ">refitted", "note"]
         sizes = [float(math.prod(w.shape)) for w in self.weights]
         return [
             Table("", columns, rows, importance=sizes),
-            Table("tried", ["allocation", ">divergence", ""], tried),
+            Table("tried", ["allocation", ">relative error", ""], tried),
             Table("left alone", ["weight", "shape", "why"], left),
+        ]
+
+    def notes(self) -> list[str]:
+        """What a large error means, what embeddings cost, and how to train on."""
+        notes = [*self._on_error(), *self._on_embeddings()]
+        if any(weight.sparsity for weight in self.weights):
+            notes.append(
+                "To train on, pass callbacks=[kp.KeepZeros()] to `fit`; without it training fills "
+                "the zeros."
+            )
+        return notes
+
+    def _on_error(self) -> list[str]:
+        error = self.relative_error or 0.0
+        help_ = "a lower sparsity, more samples"
+        help_ += "" if self.distillation else ", Calibration(..., distillation_epochs=15)"
+        worst = max(self.weights, key=lambda weight: weight.after or 0.0)
+        if worst.after:
+            help_ += f", or an override for the worst layer, {{{re.escape(worst.path)!r}: None}}"
+        if error >= USELESS:
+            return [
+                "WARNING: the model is most likely useless: its outputs differ from the dense "
+                "model's by more than those vary from sample to sample (relative error "
+                f"{error:.3g}; 1 is a model that answers the same for every sample). "
+                f"What helps: {help_}."
+            ]
+        if error >= NOTICEABLE:
+            return [
+                f"A relative error of {error:.2g} is large: {error:.0%} of what the dense model "
+                f"says about its inputs is lost or wrong. Check the accuracy. What helps: {help_}."
+            ]
+        return []
+
+    def _on_embeddings(self) -> list[str]:
+        tables = [weight for weight in self.weights if is_embedding(weight.path)]
+        total = sum(weight.zeros for weight in self.weights)
+        share = sum(weight.zeros for weight in tables) / max(total, 1.0)
+        if share < _SHARE_OF_EMBEDDINGS:
+            return []
+        regexes = ", ".join(f"{re.escape(weight.path)!r}: None" for weight in tables)
+        return [
+            f"{share:.0%} of the zeros are in embeddings. These cannot be refitted, and zeros do "
+            f"not make them faster. To leave them alone: overrides={{{regexes}}}."
         ]
 
 

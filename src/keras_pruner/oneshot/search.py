@@ -11,16 +11,15 @@ import numpy as np
 
 from keras_pruner.allocations import PerWeight
 from keras_pruner.model_weights import check_model
-from keras_pruner.oneshot import calibration as samples_of
-from keras_pruner.oneshot.attempt import Attempt, outputs_of, relative_difference
-from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.calibration import Calibration, Samples
 from keras_pruner.oneshot.listen import Values, undisturbed
-from keras_pruner.oneshot.prune import prune
+from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.prune import mask_alone, prune
 from keras_pruner.patterns import FixedPattern, fixed_conflict
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.rules import Rules
-from keras_pruner.validation import check_integer, check_sparsity, shown
+from keras_pruner.validation import check_sparsity, shown
 
 Metric = Callable[[keras.Model], float]
 
@@ -112,14 +111,14 @@ def find_sparsity(
 
     Args:
         model: any built Keras model.
-        calibration: as for `prune`.
+        calibration: samples, or a `Calibration` of them, as for `prune`.
         max_drop: by how much the metric may fall below the dense model's.
         metric: model -> number, higher is better, such as accuracy on labelled data. None: the
             fraction of calibration samples whose largest output is the dense model's; for
             single outputs, 1 - the squared difference relative to their variance.
         tolerance: how exactly to find the sparsity.
         highest: the largest sparsity to try, in [0, 1).
-        options: of `prune`, such as `allocation`, `filters` or `samples`.
+        options: of `prune`, such as `pattern`, `allocation` or `filters`.
 
     Raises:
         ValueError: for arguments that are wrong or do not go together.
@@ -135,15 +134,16 @@ def find_sparsity(
         )
     _check_options(options, highest)
     check_model(model)
-    samples = samples_of.read(calibration, model, options.get("samples") or samples_of.MOST)
-    options = {"progress": False} | options
+    calibration = Calibration.of(calibration)
+    samples = calibration.read(model)
+    calibration = dataclasses.replace(calibration, data=samples.inputs, progress=False)
     metric = _alone(metric or _agreement(model, samples))
     dense, weights = metric(model), Values.of(model.variables)
     points: dict[float, float] = {}
 
     def holds(sparsity: float) -> bool:
         try:
-            prune(model, sparsity, calibration=samples.inputs, **options)
+            prune(model, sparsity, calibration=calibration, **options)
             points[sparsity] = metric(model)
         finally:
             weights.restore()
@@ -180,8 +180,6 @@ def _check_options(options: Mapping[str, Any], highest: float) -> None:
             f"own. Received: allocation={shown(allocation)}. Leave it out, or pass the name of "
             'one, such as "erk".'
         )
-    if options.get("samples") is not None:
-        check_integer("samples", options["samples"], least=samples_of.LEAST)
 
 
 def sensitivity(
@@ -226,7 +224,7 @@ def sensitivity(
         )
     plan = Rules(allocation="uniform", filters=filters).plan(model, frozen=True)
     if metric is None:
-        metric = _agreement(model, samples_of.read(calibration, model))
+        metric = _agreement(model, Calibration.of(calibration).read(model))
     metric = _alone(metric)
     dense, weights = metric(model), Values.of(plan.variables)
     drops = {}
@@ -234,9 +232,8 @@ def sensitivity(
         alone = dataclasses.replace(plan, targets=(target,), variables=(variable,))
         found = []
         for sparsity in sparsities:
-            attempt = Attempt(model, None, float(sparsity), stages=1)
             try:
-                attempt.go(alone, weights, lambda _: None)
+                mask_alone(alone, float(sparsity))
                 found.append(dense - metric(model))
             finally:
                 weights.restore()
@@ -287,4 +284,4 @@ def _agreement(model: keras.Model, samples: Samples) -> Metric:
 def _agrees(a: np.ndarray, b: np.ndarray) -> float:
     if b.ndim > 1 and b.shape[-1] > 1:
         return float(np.mean(a.argmax(-1) == b.argmax(-1)))
-    return 1 - min(1.0, relative_difference(a, b))
+    return 1 - min(1.0, relative_error([a], [b]))

@@ -1,4 +1,4 @@
-"""One run of the dense model: in which order layers are called, and which can be refitted."""
+"""One run of the dense model: the order of its layers' calls, and which can be refitted."""
 
 import dataclasses
 from typing import Any, TypeAlias
@@ -6,21 +6,23 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
+from keras_pruner.oneshot.arrays import to_numpy
 from keras_pruner.oneshot.batch_norm import moments, moments_of
 from keras_pruner.oneshot.linear_layers import Linear, linears
-from keras_pruner.oneshot.listen import Call, is_seen, listening, run
+from keras_pruner.oneshot.listen import Call, Listener, listening, run
 
-Node: TypeAlias = Any  # a Linear, or a batch norm
+Node: TypeAlias = Any
+"""A `Linear`, or a batch norm."""
 _CHECKED_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Survey:
+class Trace:
     """What one run showed.
 
     Attributes:
-        order: everything heard, by its first call; no batch norm whose inputs are traced.
-        calls: how often each is called in a run.
+        order: the nodes by their first call; without batch norms whose inputs are traced.
+        calls: the number of calls of each node in a run.
         followers: the batch norm that takes the output of a product as its input, channel by
             channel, with no activation in between.
         reasons: by the id of a kernel, why it cannot be refitted.
@@ -31,10 +33,49 @@ class Survey:
     followers: dict[Linear, keras.layers.BatchNormalization]
     reasons: dict[int, str]
 
+    def linear_of(self, kernel: keras.Variable) -> Linear | None:
+        """The node of a kernel that can be refitted; None for any other."""
+        if id(kernel) in self.reasons:
+            return None
+        nodes = (node for node in self.order if isinstance(node, Linear))
+        return next((node for node in nodes if node.kernel is kernel), None)
+
+
+def trace(model: keras.Model, batch: Any) -> Trace:
+    """Run the model once and record the calls.
+
+    Raises:
+        ValueError: if the model cannot run on `batch`.
+    """
+    by_layer: dict[keras.layers.Layer, list[Node]] = {}
+    for linear in linears(model):
+        by_layer.setdefault(linear.layer, []).append(linear)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            by_layer[layer] = [layer]
+    record = _Record()
+    with listening({layer: record.listener(nodes) for layer, nodes in by_layer.items()}):
+        try:
+            run(model, batch)
+        except Exception as error:
+            shapes = keras.tree.map_structure(lambda leaf: tuple(leaf.shape), batch)
+            raise ValueError(
+                f"`calibration` must be inputs that {model.name!r} can be called on. Received: "
+                f"a batch of shapes {shapes}, on which it fails:\n{error}"
+            ) from error
+    borrowed = _borrowed(model)
+    for nodes in by_layer.values():
+        for node in nodes:
+            if isinstance(node, Linear) and node not in record.calls:
+                record.reasons[id(node.kernel)] = "its layer is not called in inference"
+            elif isinstance(node, Linear) and node.layer in borrowed:
+                record.reasons[id(node.kernel)] = "another layer holds its layer, and may use it"
+    return Trace(tuple(record.calls), record.calls, record.followers(), record.reasons)
+
 
 @dataclasses.dataclass(eq=False)
-class _Ears:
-    """Collects while the model runs."""
+class _Record:
+    """What is collected while the model runs."""
 
     calls: dict[Node, int] = dataclasses.field(default_factory=dict)
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -43,7 +84,17 @@ class _Ears:
         default_factory=dict
     )
 
-    def product(self, linear: Linear, call: Call) -> None:
+    def listener(self, nodes: list[Node]) -> Listener:
+        def hear(call: Call) -> None:
+            for node in nodes:
+                if isinstance(node, Linear):
+                    self._product(node, call)
+                elif not call.is_traced:
+                    self._norm(node, call)
+
+        return hear
+
+    def _product(self, linear: Linear, call: Call) -> None:
         self.calls[linear] = self.calls.get(linear, 0) + 1
         reason = _why_not(linear, call)
         if reason:
@@ -51,9 +102,7 @@ class _Ears:
         # The tensors are held, so that no other one can get their ids.
         self.outputs[id(call.output)] = linear, call.output
 
-    def norm(self, norm: keras.layers.BatchNormalization, call: Call) -> None:
-        if not is_seen(call):
-            return
+    def _norm(self, norm: keras.layers.BatchNormalization, call: Call) -> None:
         self.calls[norm] = self.calls.get(norm, 0) + 1
         self.inputs.setdefault(id(call.input), []).append((norm, call))
 
@@ -66,49 +115,6 @@ class _Ears:
             if once and _leads_into(linear, output, norm, call):
                 found[linear] = norm
         return found
-
-
-def survey(model: keras.Model, batch: Any) -> Survey:
-    """Run the model once and see.
-
-    Raises:
-        ValueError: if the model cannot run on `batch`.
-    """
-    by_layer: dict[keras.layers.Layer, list[Node]] = {}
-    for linear in linears(model):
-        by_layer.setdefault(linear.layer, []).append(linear)
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            by_layer[layer] = [layer]
-    ears = _Ears()
-
-    def listener(nodes: list[Node]) -> Any:
-        def hear(call: Call) -> None:
-            for node in nodes:
-                if isinstance(node, Linear):
-                    ears.product(node, call)
-                else:
-                    ears.norm(node, call)
-
-        return hear
-
-    with listening({layer: listener(nodes) for layer, nodes in by_layer.items()}):
-        try:
-            run(model, batch)
-        except Exception as error:
-            shapes = keras.tree.map_structure(lambda leaf: tuple(leaf.shape), batch)
-            raise ValueError(
-                f"`calibration` must be inputs that {model.name!r} can be called on. Received: "
-                f"a batch of shapes {shapes}, on which it fails:\n{error}"
-            ) from error
-    borrowed = _borrowed(model)
-    for nodes in by_layer.values():
-        for node in nodes:
-            if isinstance(node, Linear) and node not in ears.calls:
-                ears.reasons[id(node.kernel)] = "its layer is not called in inference"
-            elif isinstance(node, Linear) and node.layer in borrowed:
-                ears.reasons[id(node.kernel)] = "another layer holds its layer, and may use it"
-    return Survey(tuple(ears.calls), ears.calls, ears.followers(), ears.reasons)
 
 
 def _borrowed(model: keras.Model) -> set[keras.layers.Layer]:
@@ -131,8 +137,7 @@ def _leads_into(
     plain = linear.activation in (None, keras.activations.linear)
     if linear.outputs is None or not plain:
         return False
-    products = moments_of(keras.ops.cast(linear.outputs(output, np.arange), "float32"))
-    seen = moments(norm, call)
+    products, seen = moments_of(linear.outputs(output, np.arange)), moments(norm, call)
     scale = 1e-3 * np.sqrt(seen.variance.max(initial=0.0))
     return products.mean.shape == seen.mean.shape and np.allclose(
         products.mean, seen.mean, atol=scale
@@ -140,10 +145,10 @@ def _leads_into(
 
 
 def _why_not(linear: Linear, call: Call) -> str:
-    """Why the rows of a call do not explain what the layer does; empty if they do."""
+    """Why rows @ matrix does not explain the layer's outputs in a call; empty if it does."""
     try:
-        rows = keras.ops.convert_to_numpy(linear.rows(call, _some)).astype(np.float32)
-    except Exception:  # each backend has errors of its own for a tracer
+        rows = to_numpy(linear.rows(call, _some))
+    except Exception:  # each backend raises an error of its own for a tracer
         return "its inputs are traced by a layer around it and cannot be looked at"
     if linear.outputs is None:
         return ""
@@ -154,7 +159,7 @@ def _why_not(linear: Linear, call: Call) -> str:
         outputs += bias.reshape(matrix.shape[0], 1, -1)
     if linear.activation is not None:
         outputs = keras.ops.convert_to_numpy(linear.activation(outputs))
-    actual = keras.ops.convert_to_numpy(linear.outputs(call.output, _some)).astype(np.float32)
+    actual = to_numpy(linear.outputs(call.output, _some))
     exact = keras.backend.standardize_dtype(call.output.dtype) in ("float32", "float64")
     allowed = (1e-3 if exact else 5e-2) * max(1e-6, np.abs(actual).max(initial=0.0))
     if outputs.shape == actual.shape and np.allclose(outputs, actual, rtol=0, atol=allowed):

@@ -1,4 +1,4 @@
-"""Masks that are chosen in the course of the refit, against the best of all masks."""
+"""Masks chosen in rounds of refitting, against the best of all masks."""
 
 import itertools
 
@@ -8,8 +8,8 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
-from keras_pruner.oneshot.least_squares import DAMPING
-from keras_pruner.oneshot.removal import Removal
+from keras_pruner.oneshot.least_squares import DAMPING, System
+from keras_pruner.oneshot.reconstruct import Removal
 from keras_pruner.rules import Rules
 
 
@@ -29,8 +29,8 @@ def problem(seed, n=200, inputs=8, outputs=1):
 
 def chosen(rows, weights, mask, pattern):
     found = removal(*weights.shape[1:], pattern)
-    tensors = map(keras.ops.convert_to_tensor, (rows, rows @ weights))
-    return found.choose(*tensors, weights, mask, shift=False)
+    system = System.of(rows, rows @ weights, weights, shift=False)
+    return found.choose(system, weights, mask, rows.shape[1])
 
 
 def best(scores, kept):
@@ -140,41 +140,10 @@ def test_it_is_what_a_refit_does_and_its_first_layer_beats_magnitudes(pattern):
     options |= {} if sparsity is None else {"allocation": "uniform"}
     reports = {
         criterion: kp.prune(network(), sparsity, criterion=criterion, **options)
-        for criterion in (None, "refit", kp.criteria.magnitude)
+        for criterion in (None, kp.criteria.magnitude)
     }
-    default, named, by_size = reports.values()
-    assert default.divergence == pytest.approx(named.divergence, rel=1e-3)
-    assert named.weights[0].path == "conv/kernel"
-    assert named.weights[0].after < 0.9 * by_size.weights[0].after
-    assert [w.sparsity for w in named.weights] == [w.sparsity for w in by_size.weights]
-    assert {w.note for w in named.weights} == {"refitted"}
-
-
-def test_in_stages_what_went_does_not_come_back(monkeypatch):
-    masks = []
-    choose = Removal.choose
-
-    def seen(self, *arguments, **options):
-        masks.append((self.target.path, choose(self, *arguments, **options)))
-        return masks[-1][1]
-
-    monkeypatch.setattr(Removal, "choose", seen)
-    report = kp.prune(network(), 0.7, calibration=samples(), stages=2)
-    assert report.sparsity == pytest.approx(0.7, abs=0.01)
-    assert len(masks) == 6
-    for (path, first), (again, second) in zip(masks[:3], masks[3:], strict=True):
-        assert path == again
-        assert not (second & ~first).any()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"criterion": "refit", "calibration": None}, "needed for criterion=refit"),
-        ({"criterion": "refit", "refit": False}, "Received: refit=False"),
-        ({"criterion": "size"}, r"Received: criterion='size'"),
-    ],
-)
-def test_what_does_not_go_together(options, message):
-    with pytest.raises(ValueError, match=message):
-        kp.prune(network(), 0.5, **{"calibration": samples(), **options})
+    in_rounds, by_size = reports.values()
+    assert in_rounds.weights[0].path == "conv/kernel"
+    assert in_rounds.weights[0].after < 0.9 * by_size.weights[0].after
+    assert [w.sparsity for w in in_rounds.weights] == [w.sparsity for w in by_size.weights]
+    assert {w.note for w in in_rounds.weights} == {"refitted"}

@@ -5,7 +5,7 @@ from keras import layers
 from models import Cell, NormCell
 
 from keras_pruner.oneshot.listen import Enough, Values, listening, run
-from keras_pruner.oneshot.survey import survey
+from keras_pruner.oneshot.trace import trace
 
 
 def functional():
@@ -44,17 +44,17 @@ def images(count=4):
 def test_layers_are_heard_in_the_order_of_their_calls(make):
     model = make()
     model(images())
-    heard = survey(model, images())
-    products = [n.layer.name for n in heard.order if not isinstance(n, layers.BatchNormalization)]
+    found = trace(model, images())
+    products = [n.layer.name for n in found.order if not isinstance(n, layers.BatchNormalization)]
     assert products == ["first", "second", "third"]
-    assert heard.reasons == {}
+    assert found.reasons == {}
 
 
 def test_a_shared_layer_is_heard_at_each_call():
     shared, inputs = layers.Dense(4), keras.Input((4,))
     model = keras.Model(inputs, shared(shared(shared(inputs))))
-    heard = survey(model, images()[:, 0, 0, [0, 1, 2, 0]])
-    assert list(heard.calls.values()) == [3]
+    found = trace(model, images()[:, 0, 0, [0, 1, 2, 0]])
+    assert list(found.calls.values()) == [3]
 
 
 def test_a_norm_right_behind_a_product_is_known():
@@ -62,7 +62,7 @@ def test_a_norm_right_behind_a_product_is_known():
     x = layers.Conv2D(4, 3, use_bias=False)(x)
     follows, apart = layers.BatchNormalization(), layers.BatchNormalization()
     model = keras.Model(inputs, apart(layers.ReLU()(follows(x))))
-    assert list(survey(model, images()).followers.values()) == [follows]
+    assert list(trace(model, images()).followers.values()) == [follows]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, Enough])
@@ -125,26 +125,26 @@ def test_a_layer_that_does_more_than_multiply_is_found_out():
             return super().call(inputs) * 2
 
     model = keras.Sequential([keras.Input((3,)), Standardized(4)])
-    assert "more than multiply" in next(iter(survey(model, images()[:, 0, 0]).reasons.values()))
+    assert "more than multiply" in next(iter(trace(model, images()[:, 0, 0]).reasons.values()))
 
 
 def test_layers_in_a_traced_loop_are_found_out():
     """Only JAX traces the loop of a recurrent layer outside of a compiled function."""
     model = keras.Sequential([keras.Input((5, 3)), layers.RNN(Cell())])
-    heard = survey(model, images()[:, 0, :5])
+    found = trace(model, images()[:, 0, :5])
     traced = keras.backend.backend() == "jax"
-    assert ["traced" in reason for reason in heard.reasons.values()] == [True] * traced
+    assert ["traced" in reason for reason in found.reasons.values()] == [True] * traced
 
 
 def test_a_model_that_fails_says_why():
     model = Subclassed()
     model(images())
     with pytest.raises(ValueError, match=r"`calibration` must be inputs .* can be called on"):
-        survey(model, images()[..., :2])
+        trace(model, images()[..., :2])
 
 
 def test_a_norm_in_a_traced_loop_is_left_alone():
     model = keras.Sequential([keras.Input((5, 3)), layers.RNN(NormCell()), layers.Dense(2)])
-    heard = survey(model, images()[:, 0, :5])
-    norms = [node for node in heard.order if isinstance(node, layers.BatchNormalization)]
+    found = trace(model, images()[:, 0, :5])
+    norms = [node for node in found.order if isinstance(node, layers.BatchNormalization)]
     assert len(norms) == (keras.backend.backend() != "jax")

@@ -1,0 +1,47 @@
+"""The outputs of a model on calibration samples, and how far two of them differ."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.listen import run
+
+_HUGE = 1e6
+"""Magnitude from which an output is taken for a masked logit (attention masks add about -1e9)."""
+
+
+def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
+    """Every output of the model for all samples, in float32."""
+    batches = [keras.tree.flatten(run(model, batch)) for batch in samples.batches()]
+    return [
+        np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float32)
+        for parts in zip(*batches, strict=True)
+    ]
+
+
+def relative_error(outputs: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -> float:
+    """Mean squared difference from the dense outputs, relative to their variance.
+
+    The mean over all outputs of a model. 0: equal; 1: no better than the mean of the dense
+    outputs for every sample. Masked logits are left out. Infinite where one output is a number
+    and the other is not.
+    """
+    pairs = zip(outputs, dense, strict=True)
+    return float(np.mean([_relative_error(found, wanted) for found, wanted in pairs]))
+
+
+def _relative_error(found: np.ndarray, dense: np.ndarray) -> float:
+    wanted = np.ma.array(dense, mask=masked_logits(found, dense))
+    with np.errstate(invalid="ignore"):
+        missing, spread = (
+            float(np.ma.filled(np.square(difference).sum(), 0.0))
+            for difference in (found - wanted, wanted - wanted.mean(axis=0))
+        )
+    return missing / max(spread, 1e-30) if np.isfinite(missing) else float("inf")
+
+
+def masked_logits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two outputs hold masked logits, which carry no information: the same huge number."""
+    return (a == b) & ~(np.abs(b) < _HUGE)
