@@ -473,7 +473,7 @@ def test_stateful_models_take_batches_of_one_size_only():
         ({"sparsity": 0.8, "criterion": "size"}, r"must be a function .*criterion='size'"),
         (
             {"pattern": kp.NM(2, 4), "calibration": samples(64, (8,)), "allocation": "auto"},
-            "nothing to split.* Received: allocation='auto'. Leave it out",
+            "nothing to decide. Received: allocation='auto'. Leave it out",
         ),
         ({"sparsity": 0.8, "allocation": lambda *_: None}, r"Received: None, .*Return `\{share:"),
         (

@@ -347,17 +347,14 @@ class Reconstruction:
     def _masks(self, plan: Plan) -> dict[int, np.ndarray]:
         weights = _weights(plan)
         if needs_inputs(plan.criterion):
-            pairs = zip(weights, plan.variables, strict=True)
-            weights = [self._scored(weight, v, plan.criterion) for weight, v in pairs]
+            weights = [self._scored(weight, plan.criterion) for weight in weights]
             plan = dataclasses.replace(plan, criterion=scores_as_given)
         return _masks(weights, plan, self.sparsity)
 
-    def _scored(
-        self, weight: MaskedWeight, variable: keras.Variable, criterion: Any
-    ) -> MaskedWeight:
+    def _scored(self, weight: MaskedWeight, criterion: Any) -> MaskedWeight:
         """A weight with its scores in place of its values."""
         scores = np.abs(weight.read())
-        linear = self.recorder.trace.linear_of(variable)
+        linear = self.recorder.trace.linear_of(weight.variable)
         if linear is not None:
             matrix = linear.view.to_matrix(weight.read()).astype(np.float32)
             given = np.asarray(criterion(matrix, self.recorder.inputs(linear)))
