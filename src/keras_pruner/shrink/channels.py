@@ -151,6 +151,15 @@ class Channels:
             mixed[group.classes] = bool(group.mixes)
         return mixed
 
+    def width(self, group: Group) -> int:
+        """How many channels of a tensor one class of a group stands for."""
+        first = group.classes[0]
+        counts = [int(np.count_nonzero(numbers == first)) for numbers in self.of.values()]
+        if any(counts):
+            return min(count for count in counts if count)
+        kernels = [a.variable for a in group.axes if len(a.variable.shape) == 3]
+        return int(kernels[0].shape[2]) if kernels else 1  # of a head
+
     def by_variable(self) -> dict[int, list[Axis]]:
         """The labelled axes of each weight, by its id."""
         found: dict[int, list[Axis]] = {}
@@ -162,15 +171,13 @@ class Channels:
         """Multiply-accumulates for one sample; with `kept`, after the cut."""
         return sum(work.macs(kept) for work in self.work)
 
-    def weights(self, kept: np.ndarray | None = None) -> int:
-        """Entries of all labelled weights; with `kept`, after the cut."""
-        total = 0
+    def entries(self) -> Iterator[Work]:
+        """The number of entries of each labelled weight."""
         for axes in self.by_variable().values():
-            shape = list(axes[0].variable.shape)
+            sizes: list[int | Numbers] = [int(size) for size in axes[0].variable.shape]
             for axis in axes:
-                shape[axis.axis] = _count(axis.channels, kept)
-            total += int(np.prod(shape))
-        return total
+                sizes[axis.axis] = axis.channels
+            yield Work(None, 1, tuple(sizes))
 
 
 class Labels:

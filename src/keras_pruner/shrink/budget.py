@@ -1,0 +1,112 @@
+"""How many channels each group keeps: the least error for each multiplication saved."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from keras_pruner.shrink.channels import Channels, Group, Work
+from keras_pruner.shrink.scores import Ranking
+
+_FLOOR = 0.1  # of a group's channels stay in any case
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Budget:
+    """A size that the model shall have.
+
+    Attributes:
+        name: the argument that asks for it.
+        fraction: of the present size.
+        work: what is counted: multiplications, or weights.
+        fixed: what is counted beside, and does not change.
+    """
+
+    name: str
+    fraction: float
+    work: tuple[Work, ...]
+    fixed: int = 0
+
+    def size(self, kept: np.ndarray | None = None) -> int:
+        """The size for the classes that are kept; None: of the whole model."""
+        return self.fixed + sum(work.macs(kept) for work in self.work)
+
+
+def allocate(
+    channels: Channels, ranked: Mapping[Group, Ranking], budget: Budget, multiple: int
+) -> np.ndarray:
+    """Remove channels, from the group where it costs least for what it saves, until it is enough.
+
+    Returns:
+        For each class, whether it is kept.
+
+    Raises:
+        ValueError: if the size cannot be reached.
+    """
+    kept = np.ones(channels.count, bool)
+    whole = budget.size()
+    steps = {group: _steps(channels, group, multiple) for group in ranked}
+    works = {group: _touched(budget.work, group) for group in ranked}
+    sharing = {g: [o for o in ranked if set(works[o]) & set(works[g])] for g in ranked}
+    size, ratios = whole, dict.fromkeys(ranked, math.nan)
+    stale = list(ranked)
+    while size > budget.fraction * whole:
+        for group in stale:
+            ratios[group] = _ratio(group, ranked[group], steps[group], works[group], kept)
+        best = min(ranked, key=lambda group: ratios[group], default=None)
+        if best is None or ratios[best] == math.inf:
+            raise _out_of_reach(channels, budget, size / whole, multiple)
+        _keep(ranked[best], steps[best].pop(0), kept)
+        stale, size = sharing[best], budget.size(kept)
+    return kept
+
+
+def _steps(channels: Channels, group: Group, multiple: int) -> list[int]:
+    """The numbers of channels that a group may go down to, one after another."""
+    width = channels.width(group)
+    multiple = multiple // math.gcd(multiple, width)
+    least = max(1, multiple, math.ceil(_FLOOR * len(group.classes)))
+    return [n for n in range(len(group.classes) - 1, least - 1, -1) if n % multiple == 0]
+
+
+def _touched(work: Sequence[Work], group: Group) -> list[Work]:
+    members = set(group.classes.tolist())
+    return [
+        each
+        for each in work
+        if any(not members.isdisjoint(s.tolist()) for s in each.sizes if not isinstance(s, int))
+    ]
+
+
+def _ratio(
+    group: Group, ranking: Ranking, steps: list[int], works: list[Work], kept: np.ndarray
+) -> float:
+    """The error that the next step adds for each multiplication it saves."""
+    if not steps:
+        return math.inf
+    after = kept.copy()
+    _keep(ranking, steps[0], after)
+    saved = sum(work.macs(kept) - work.macs(after) for work in works)
+    present = int(np.count_nonzero(kept[group.classes]))
+    count = len(group.classes)
+    added = ranking.costs[count - steps[0]] - ranking.costs[count - present]
+    return float(added) / saved if saved else math.inf
+
+
+def _keep(ranking: Ranking, count: int, kept: np.ndarray) -> None:
+    kept[ranking.classes[: len(ranking.classes) - count]] = False
+
+
+def _out_of_reach(channels: Channels, budget: Budget, least: float, multiple: int) -> ValueError:
+    reasons: dict[str, list[str]] = {}
+    for group in channels.groups:
+        reason = group.reason or group.mixes
+        if reason:
+            reasons.setdefault(reason, []).append(group.name)
+    listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    finer = f" multiple=1 reaches further than {multiple}." if multiple > 1 else ""
+    return ValueError(
+        f"`{budget.name}` must be at least {least:.3g} for this model. Received: "
+        f"{budget.name}={budget.fraction:g}.{finer} Channels that cannot be removed: {listed}."
+    )

@@ -1,0 +1,124 @@
+"""A copy of a model in which channels are zeroed and the layers that read them refitted."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner.model_graph import ModelGraph, functional_form
+from keras_pruner.oneshot.calibration import Calibration
+from keras_pruner.oneshot.distillation import Teacher
+from keras_pruner.oneshot.linear_layers import Linear
+from keras_pruner.oneshot.listen import Values, undisturbed
+from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.reconstruct import LayerwisePass, Recorder
+from keras_pruner.shrink.channels import Channels
+from keras_pruner.shrink.constants import Cut
+from keras_pruner.shrink.rebuild import rebuild
+from keras_pruner.shrink.rules import channels_of
+
+Announce = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseCopy:
+    """A copy of a model, with its channels and its outputs on samples.
+
+    Attributes:
+        model: the copy, functional; dense until `refit`.
+        channels: of the copy.
+        options: what to do with the samples.
+        recorder: of the copy.
+        outputs: the dense outputs for the samples to fit on, if they are needed, and the held-out
+            ones.
+        values: the dense value of every variable.
+    """
+
+    model: keras.Model
+    channels: Channels
+    options: Calibration
+    recorder: Recorder
+    outputs: tuple[list[np.ndarray], list[np.ndarray]]
+    values: Values
+
+    @classmethod
+    def of(cls, model: keras.Model, options: Calibration) -> "DenseCopy":
+        """Copy a model and run the copy on the samples."""
+        form = functional_form(model)
+        channels = channels_of(ModelGraph(form))
+        copy = rebuild(form, channels, Cut(np.ones(channels.count, bool)))
+        samples = options.read(copy)
+        recorder = Recorder.of(copy, samples)
+        held = outputs_of(copy, recorder.held)
+        if any(np.isnan(output).any() for output in held):
+            raise ValueError(
+                f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
+                "samples for which some of its outputs are NaN."
+            )
+        fit = outputs_of(copy, recorder.fit) if options.distillation_epochs else []
+        found = _with_sizes(channels_of(ModelGraph(copy)), copy, samples.take(slice(1)).inputs)
+        return cls(copy, found, options, recorder, (fit, held), Values.of(copy.variables))
+
+    @property
+    def steps(self) -> int:
+        """The number of stages that are announced, at most."""
+        linears = [node for node in self.recorder.trace.order if isinstance(node, Linear)]
+        return len(self.channels.groups) + len(linears) + self.options.distillation_epochs
+
+    def refit(self, kept: np.ndarray, announce: Announce) -> None:
+        """Zero what reads the channels that are not kept, and refit the rest, layer by layer."""
+        self.values.restore()
+        masks = {id(v): mask for v, mask in self._masks(kept)}
+        LayerwisePass(self.recorder, self.options, masks, {}, self.values).run(announce)
+
+    def _masks(self, kept: np.ndarray) -> Any:
+        """The mask of each kernel that reads channels: of inputs and outputs that both stay."""
+        axes = self.channels.by_variable()
+        kernels = {id(p.kernel): p.kernel for p in self.channels.products}
+        for kernel in kernels.values():
+            mask = np.ones(kernel.shape, bool)
+            for axis in axes[id(kernel)]:
+                along = [1] * mask.ndim
+                along[axis.axis] = -1
+                mask &= kept[axis.channels].reshape(along)
+            yield kernel, mask
+
+    def relative_error(self, model: keras.Model) -> float:
+        """Of the outputs of a model on the held-out samples."""
+        return relative_error(outputs_of(model, self.recorder.held), self.outputs[1])
+
+    def teach(self, model: keras.Model, announce: Announce) -> float:
+        """Train a smaller model by the dense outputs, if that was asked for; its relative error.
+
+        It is undone if it makes the held-out outputs worse.
+        """
+        before = self.relative_error(model)
+        if not self.options.distillation_epochs:
+            return before
+        refitted = Values.of(model.variables)
+        teacher = Teacher(
+            self.recorder.fit, self.outputs[0], self.options.distillation_epochs, None
+        )
+        with refitted.restored_after_error(), undisturbed(model):
+            teacher.teach(model, announce)
+        after = self.relative_error(model)
+        if after >= before:
+            refitted.restore()
+        return min(before, after)
+
+
+def _with_sizes(channels: Channels, model: keras.Model, sample: Any) -> Channels:
+    """Count the work for inputs of the size of the samples, where the model leaves it open."""
+    if not any(None in tensor.shape[1:] for tensor in model.inputs):
+        return channels
+    shapes = [np.shape(leaf)[1:] for leaf in keras.tree.flatten(sample)]
+    inputs = [
+        keras.Input(shape, dtype=tensor.dtype)
+        for shape, tensor in zip(shapes, model.inputs, strict=True)
+    ]
+    inputs = keras.tree.pack_sequence_as(model._inputs_struct, inputs)
+    sized = channels_of(ModelGraph(model, inputs))
+    same = sized.count == channels.count and len(sized.work) == len(channels.work)
+    return dataclasses.replace(channels, work=sized.work) if same else channels

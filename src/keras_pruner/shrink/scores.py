@@ -1,0 +1,243 @@
+"""What it costs to remove a channel, after the layers that read it have made up for it.
+
+Structured Optimal Brain Surgeon: the squared error that removing some inputs of a linear layer
+leaves in its outputs, when its other weights are refitted, has a closed form (Hassibi and Stork
+1993; for whole structures ZipLM, Kurtic et al. 2023, arXiv:2302.04089). Channels are removed one
+after another, each time those that cost least; what remains has taken over their part. The cost
+of a channel is the sum over all layers that read it, each relative to the variance of its outputs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner import backends
+from keras_pruner.oneshot.linear_layers import Linear
+from keras_pruner.oneshot.listen import Call, listening, run
+from keras_pruner.oneshot.reconstruct import Recorder
+from keras_pruner.shrink.channels import Channels, Group, Product
+
+_DAMPING = 1e-2  # of the mean of the diagonal
+_WIDEST = 1152  # inputs whose correlations are all taken into account
+_ROWS = 16384  # of one layer, at most
+_ROUNDS = 32  # in which the channels of a group are ranked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranking:
+    """The channels of a group in the order in which they can best be spared.
+
+    Attributes:
+        classes: the first is the first to go.
+        costs: summed relative error of the layers that read them once so many are removed;
+            one more than there are classes, beginning with 0.
+    """
+
+    classes: np.ndarray
+    costs: np.ndarray
+
+
+def rankings(
+    channels: Channels, recorder: Recorder, announce: Callable[[str], None]
+) -> dict[Group, Ranking]:
+    """Rank the channels of every group that may be cut and whose readers can be refitted."""
+    readers = _readers(channels, recorder)
+    found = {}
+    for group in channels.groups:
+        members = set(group.classes.tolist())
+        mine = [r for r in readers if not members.isdisjoint(r.classes.reshape(-1).tolist())]
+        if group.reason or group.mixes or not mine or len(members) < 2:
+            continue
+        announce(f"channels of {group.name}")
+        found[group] = _rank(group, [_Elimination(reader) for reader in mine])
+    return found
+
+
+def _rank(group: Group, readers: Sequence["_Elimination"]) -> Ranking:
+    left = group.classes.copy()
+    order: list[int] = []
+    costs = [0.0]
+    at_once = -(-len(left) // _ROUNDS)
+    while len(left):
+        each = sum(reader.costs(left) for reader in readers)
+        first = np.argsort(each, kind="stable")[:at_once]
+        for reader in readers:
+            reader.remove(left[first])
+        order += left[first].tolist()
+        costs += (costs[-1] + np.cumsum(np.maximum(each[first], 0))).tolist()
+        left = np.delete(left, first)
+    return Ranking(np.array(order), np.array(costs))
+
+
+# ---------------------------------------------------------------------- what a layer reads
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reader:
+    """A linear layer as stacks of matrices, with the covariance of its inputs.
+
+    Attributes:
+        classes: of each input, shape (groups, inputs).
+        covariance: of the inputs, shape (groups, inputs, inputs).
+        weights: shape (groups, inputs, outputs).
+        variance: of the outputs, summed.
+    """
+
+    classes: np.ndarray
+    covariance: np.ndarray
+    weights: np.ndarray
+    variance: float
+
+
+def _readers(channels: Channels, recorder: Recorder) -> list[_Reader]:
+    blocked = channels.blocked() | channels.mixed()
+    linears = {}
+    for product in channels.products:
+        linear = recorder.trace.linear_of(product.kernel)
+        if linear is not None and not blocked[product.inputs].all():
+            linears[linear] = product
+    moments = {linear: _Moments(linear, product) for linear, product in linears.items()}
+    _observe(moments, recorder)
+    return [one.reader() for one in moments.values()]
+
+
+class _Moments:
+    """Sums over the inputs of a layer, batch by batch."""
+
+    def __init__(self, linear: Linear, product: Product) -> None:
+        to_matrix = linear.layout.to_matrix
+        kernel = backends.current().to_numpy(linear.kernel).astype(np.float32)
+        along = [1] * kernel.ndim
+        along[product.in_axis] = -1
+        numbers = np.resize(product.inputs, kernel.shape[product.in_axis]).reshape(along)
+        classes = to_matrix(np.broadcast_to(numbers, kernel.shape))[:, :, 0]
+        self._weights = to_matrix(kernel)
+        self._taps = _taps(classes) if classes.shape[1] > _WIDEST else None
+        self.classes = classes if self._taps is None else classes[:, self._taps[:, 0]]
+        self._count, self._sum, self._square = 0, 0.0, 0.0
+        self._outputs = [0.0, 0.0]
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take rows (groups, n, inputs) into account."""
+        outputs = rows @ self._weights
+        self._outputs[0] = self._outputs[0] + outputs.sum(axis=1)
+        self._outputs[1] = self._outputs[1] + np.square(outputs).sum(axis=1)
+        if self._taps is not None:
+            rows = np.concatenate([rows[:, :, tap] for tap in self._taps.T], axis=1)
+        self._count += rows.shape[1]
+        self._sum = self._sum + rows.sum(axis=1)
+        self._square = self._square + rows.swapaxes(1, 2) @ rows
+
+    def reader(self) -> _Reader:
+        """The layer with the covariance of what has been seen."""
+        mean = self._sum / self._count
+        covariance = self._square / self._count - mean[:, :, None] * mean[:, None]
+        weights, seen = self._weights, self._count
+        if self._taps is not None:
+            taps = self._taps.shape[1]
+            weights = weights[:, self._taps].reshape(len(weights), len(self._taps), -1)
+            seen //= taps
+        sums, squares = self._outputs
+        variance = float((squares / seen - np.square(sums / seen)).sum())
+        return _Reader(self.classes, covariance, weights, max(variance, 1e-12))
+
+
+def _taps(classes: np.ndarray) -> np.ndarray:
+    """For each class the positions of its inputs: those of a large convolution's window.
+
+    They then count as so many samples of one input, which leaves out how neighbours in the
+    window are correlated.
+    """
+    order = np.argsort(classes[0], kind="stable")
+    return order.reshape(len(np.unique(classes[0])), -1)
+
+
+def _observe(moments: dict[Linear, _Moments], recorder: Recorder) -> None:
+    """Run the dense model, and let each layer's moments see some rows of its inputs."""
+    by_layer: dict[Any, list[Linear]] = {}
+    for linear in moments:
+        by_layer.setdefault(linear.layer, []).append(linear)
+    batches = recorder.fit.batches()
+    random = np.random.default_rng(0)
+
+    def listener(linears: list[Linear]) -> Callable[[Call], None]:
+        def hear(call: Call) -> None:
+            for linear in linears:
+                most = -(-_ROWS // (len(batches) * recorder.trace.calls[linear]))
+                rows = linear.rows(call, _some(most, random))
+                moments[linear].add(keras.ops.convert_to_numpy(rows).astype(np.float32))
+
+        return hear
+
+    with listening({layer: listener(linears) for layer, linears in by_layer.items()}):
+        for batch in batches:
+            run(recorder.model, batch)
+
+
+def _some(most: int, random: np.random.Generator) -> Callable[[int], np.ndarray]:
+    def choose(count: int) -> np.ndarray:
+        if count <= most:
+            return np.arange(count)
+        return np.sort(random.choice(count, most, replace=False))
+
+    return choose
+
+
+# ---------------------------------------------------------------------- elimination
+
+
+class _Elimination:
+    """A layer from which inputs are removed, the others taking over their part each time."""
+
+    def __init__(self, reader: _Reader) -> None:
+        width = reader.covariance.shape[1]
+        diagonal = np.einsum("gii->gi", reader.covariance).mean(axis=1)
+        ridge = (_DAMPING * diagonal + 1e-12)[:, None, None] * np.eye(width)
+        self._inverse = np.linalg.inv(reader.covariance.astype(np.float64) + ridge)
+        self._weights = reader.weights.astype(np.float64)
+        self._variance = reader.variance
+        self._places: dict[int, list[tuple[int, int]]] = {}
+        for group, numbers in enumerate(reader.classes):
+            for place, number in enumerate(numbers.tolist()):
+                self._places.setdefault(number, []).append((group, place))
+
+    def costs(self, classes: np.ndarray) -> np.ndarray:
+        """What removing each class alone adds to the relative error of the outputs."""
+        found = np.zeros(len(classes))
+        for group, rows, at in self._blocks(classes):
+            inverse = self._inverse[group][rows[:, :, None], rows[:, None, :]]
+            weights = self._weights[group][rows]
+            found[at] += (weights * np.linalg.solve(inverse, weights)).sum(axis=(1, 2))
+        return found / self._variance
+
+    def _blocks(self, classes: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The matrix number, the inputs of classes that have equally many, and which these are."""
+        alike: dict[tuple[int, int], tuple[list[list[int]], list[int]]] = {}
+        for at, number in enumerate(classes.tolist()):
+            by_group: dict[int, list[int]] = {}
+            for group, place in self._places.get(number, ()):
+                by_group.setdefault(group, []).append(place)
+            for group, rows in by_group.items():
+                found = alike.setdefault((group, len(rows)), ([], []))
+                found[0].append(rows)
+                found[1].append(at)
+        for (group, _), (places, which) in alike.items():
+            yield group, np.array(places), np.array(which)
+
+    def remove(self, classes: np.ndarray) -> None:
+        """Remove the inputs of some classes, and refit the others."""
+        for group in range(len(self._weights)):
+            gone = [p for n in classes.tolist() for g, p in self._places.get(n, ()) if g == group]
+            if not gone:
+                continue
+            inverse = self._inverse[group]
+            columns = inverse[:, gone]
+            share = np.linalg.solve(inverse[np.ix_(gone, gone)], columns.T)
+            self._weights[group] -= share.T @ self._weights[group][gone]
+            self._inverse[group] = inverse - columns @ share
+            self._weights[group][gone] = 0
+            for place in gone:  # so that they can be asked for again
+                self._inverse[group][place, place] = 1.0
