@@ -9,22 +9,27 @@ import keras
 import numpy as np
 
 from keras_pruner.allocations import PerWeight, as_allocation, lamp, uniform
+from keras_pruner.channels.tied import TiedAxis, TiedGroup, tied_groups
 from keras_pruner.criteria import magnitude
 from keras_pruner.masks import MaskedWeight, count_kept
 from keras_pruner.model_weights import FROZEN, OwnedWeight, check_model, fix_of, weights_of
 from keras_pruner.patterns import (
     Block,
+    Channel,
     FixedPattern,
     Pattern,
     Unstructured,
     fixed_conflict,
     settle_sparsity,
 )
-from keras_pruner.plan import Criterion, Plan, Skip, Target
+from keras_pruner.plan import Criterion, Group, Member, Plan, Skip, Target
 from keras_pruner.validation import check_regex, check_sparsity, shown, value
 
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 Override = None | float | Pattern | tuple[float, Pattern]
+
+Judged = tuple[str, Target | None]
+"""Why a weight is left alone, or what is planned for it."""
 
 _TOO_LARGE = "does not fit its shape"
 _OVERRIDDEN = "left alone by an override"
@@ -120,9 +125,13 @@ class Rules:
         found = list(weights_of(model))
         self._check_matches(found)
         trainable = {id(v): i for i, v in enumerate(model.trainable_variables)}
+        judged = {id(o): self._judge(o, trainable.get(id(o.variable)), frozen) for o in found}
+        groups: tuple[Group, ...] = ()
+        if self.pattern == Channel(-1, getattr(self.pattern, "pooling", "mean")):
+            judged, groups = self._tie(model, found, judged, trainable, frozen)
         targets, skipped, variables, others = [], [], [], []
         for owned in found:
-            reason, target = self._judge(owned, trainable.get(id(owned.variable)), frozen)
+            reason, target = judged[id(owned)]
             if target is None:
                 fix = self._fix(owned, reason).format(path=owned.path)
                 skipped.append(Skip(owned.path, tuple(owned.variable.shape), reason, fix))
@@ -137,13 +146,76 @@ class Rules:
             tuple(variables),
             self.allocation,
             self.criterion,
-            others=tuple(others),
+            groups,
+            tuple(others),
         )
         if not targets:
             raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
         if isinstance(self.allocation, PerWeight):
-            self.allocation.check_names([t.path for t in targets if t.sparsity is None])
+            self.allocation.check_names([t.path for t in plan.decided if t.sparsity is None])
         return plan
+
+    def _tie(
+        self,
+        model: keras.Model,
+        found: list[OwnedWeight],
+        judged: dict[int, Judged],
+        trainable: Mapping[int, int],
+        frozen: bool,
+    ) -> tuple[dict[int, Judged], tuple[Group, ...]]:
+        """Decide on channels in groups of tied weights, biases and scales included.
+
+        Kernels whose channels must all stay are left alone. A model that is no graph of layers is
+        judged weight by weight.
+        """
+        try:
+            ties = tied_groups(model)
+        except ValueError:
+            return judged, ()
+        by_variable = {id(owned.variable): owned for owned in found}
+        result = dict(judged)
+        reasons: dict[int, str] = {}
+        groups = []
+        for tie in ties:
+            parts = [(axis, by_variable[id(axis.variable)]) for axis in tie.axes]
+            reason, sparsity = self._judge_tie(tie, parts, judged)
+            if reason:
+                reasons |= dict.fromkeys((id(owned) for _, owned in parts), reason)
+                continue
+            members = []
+            for axis, owned in parts:
+                index = trainable.get(id(owned.variable))
+                if index is None and not frozen:
+                    continue
+                target = Target(owned.path, owned.view, self.pattern, sparsity, index)
+                result[id(owned)] = "", target
+                units = tuple(axis.units.tolist())
+                members.append(Member(owned.path, axis.axis, units, 1, not axis.is_kernel))
+            pattern: Any = self.pattern
+            groups.append(Group(tie.name, tuple(members), tie.count, pattern, sparsity))
+        tied = {member.path for group in groups for member in group.members}
+        for owned in found:
+            target = result[id(owned)][1]
+            if target is not None and target.path not in tied and target.pattern == self.pattern:
+                result[id(owned)] = reasons.get(id(owned), "not in any group of channels"), None
+        return result, tuple(groups)
+
+    def _judge_tie(
+        self, tie: TiedGroup, parts: list[tuple[TiedAxis, OwnedWeight]], judged: dict[int, Judged]
+    ) -> tuple[str, float | None]:
+        """Why a group is left alone, and the sparsity of its own that an override gives it."""
+        if tie.reason:
+            return tie.reason, None
+        kernels = [judged[id(owned)] for axis, owned in parts if axis.is_kernel]
+        sparsities = [target.sparsity for _, target in kernels if target is not None]
+        for reason, target in kernels:
+            if target is None:
+                return reason, None
+            if target.pattern != self.pattern:
+                return f"tied to {target.path}, which has another pattern", None
+        if not kernels:
+            return "no kernel produces it", None
+        return "", max((s for s in sparsities if s is not None), default=None)
 
     def _judge(
         self, owned: OwnedWeight, index: int | None, frozen: bool

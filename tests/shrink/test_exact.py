@@ -6,8 +6,8 @@ import pytest
 from networks import NETWORKS, half_kept, inputs_of, randomise, zero_units
 
 import keras_pruner as kp
+from keras_pruner.channels.layer_rules import channels_of
 from keras_pruner.model_graph import ModelGraph, functional_form
-from keras_pruner.shrink.rules import channels_of
 
 
 def outputs_of(model, inputs):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_pruner.shrink.channels import Channels, Group, Work
+from keras_pruner.channels.classes import Channels, Group, Work
 from keras_pruner.shrink.scores import Ranking
 
 _FLOOR = 0.1  # of a group's channels stay in any case

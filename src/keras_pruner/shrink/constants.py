@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.channels import probing
+from keras_pruner.channels.classes import Channels, Product
+from keras_pruner.channels.layer_rules import attended
 from keras_pruner.model_graph import Call, ModelGraph, Tensor
-from keras_pruner.shrink import probing
-from keras_pruner.shrink.channels import Channels, Product
-from keras_pruner.shrink.rules import attended
 
 _ROUNDING = 1e-6  # relative differences between constants below this are none
 

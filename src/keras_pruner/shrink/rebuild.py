@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.channels.classes import Channels
 from keras_pruner.model_graph import Call
-from keras_pruner.shrink.channels import Channels
 from keras_pruner.shrink.constants import Cut
 
 

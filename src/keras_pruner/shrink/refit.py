@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pruner.channels.classes import Channels
+from keras_pruner.channels.layer_rules import channels_of
 from keras_pruner.model_graph import ModelGraph, functional_form
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
@@ -14,10 +16,8 @@ from keras_pruner.oneshot.linear_layers import Linear
 from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.outputs import outputs_of, relative_error
 from keras_pruner.oneshot.reconstruct import LayerwisePass, Recorder
-from keras_pruner.shrink.channels import Channels
 from keras_pruner.shrink.constants import Cut
 from keras_pruner.shrink.rebuild import rebuild
-from keras_pruner.shrink.rules import channels_of
 
 Announce = Callable[[str], None]
 

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.channels.classes import Channels, Group, Product
 from keras_pruner.oneshot.linear_layers import Linear
 from keras_pruner.oneshot.listen import Call, listening, run
 from keras_pruner.oneshot.reconstruct import Recorder
-from keras_pruner.shrink.channels import Channels, Group, Product
 
 _DAMPING = 1e-2  # of the mean of the diagonal
 _WIDEST = 1152  # inputs whose correlations are all taken into account

@@ -12,6 +12,9 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.channels.classes import Channels
+from keras_pruner.channels.layer_rules import channels_of
+from keras_pruner.channels.probing import draw
 from keras_pruner.litert.interpreter import largest_difference
 from keras_pruner.model_graph import ModelGraph, functional_form
 from keras_pruner.model_weights import check_model
@@ -19,13 +22,10 @@ from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.listen import run
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.shrink.budget import Budget, allocate
-from keras_pruner.shrink.channels import Channels
 from keras_pruner.shrink.constants import Cut, dead
-from keras_pruner.shrink.probing import draw
 from keras_pruner.shrink.rebuild import as_sequential, rebuild
 from keras_pruner.shrink.refit import DenseCopy
 from keras_pruner.shrink.report import ChannelGroup, ShrinkReport
-from keras_pruner.shrink.rules import channels_of
 from keras_pruner.shrink.scores import rankings
 from keras_pruner.training.optimizer import find
 from keras_pruner.validation import check_integer, check_regex

@@ -334,6 +334,7 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
             "targets": list(plan.targets),
             "allocation": plan.allocation,
             "criterion": plan.criterion,
+            "groups": list(plan.groups),
         }
 
     @classmethod
@@ -343,7 +344,8 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         inner = keras.optimizers.deserialize(config.pop("inner_optimizer"), custom_objects)
         parts = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
         allocation, criterion = map(_function, (parts["allocation"], parts["criterion"]))
-        plan = Plan(tuple(parts["targets"]), (), (), allocation, criterion)
+        groups = tuple(parts["groups"])
+        plan = Plan(tuple(parts["targets"]), (), (), allocation, criterion, groups)
         return cls(inner, parts["schedule"], lambda: plan, parts["name"])
 
 

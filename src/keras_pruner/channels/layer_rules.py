@@ -12,9 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pruner.channels import probing
+from keras_pruner.channels.classes import Channels, Labels, Numbers, Product, Work
 from keras_pruner.model_graph import Call, ModelGraph, Tensor
-from keras_pruner.shrink import probing
-from keras_pruner.shrink.channels import Channels, Labels, Numbers, Product, Work
 
 Rule = Callable[[Labels, Call], None]
 _kinds = keras.layers

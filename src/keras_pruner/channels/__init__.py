@@ -1,0 +1,1 @@
+"""Which channels, heads and units of a model belong together: what is cut, or zeroed, as one."""
