@@ -195,8 +195,8 @@ class Rules:
             groups.append(Group(tie.name, tuple(members), tie.count, pattern, sparsity))
         tied = {member.path for group in groups for member in group.members}
         for owned in found:
-            target = result[id(owned)][1]
-            if target is not None and target.path not in tied and target.pattern == self.pattern:
+            planned = result[id(owned)][1]
+            if planned and planned.path not in tied and planned.pattern == self.pattern:
                 result[id(owned)] = reasons.get(id(owned), "not in any group of channels"), None
         return result, tuple(groups)
 

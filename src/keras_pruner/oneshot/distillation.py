@@ -32,13 +32,13 @@ class Teacher:
         samples: inputs.
         outputs: the dense model's, all of them in order, shape (samples, ...) each.
         epochs: over the samples.
-        plan: the dense model's, whose targets keep their zeros.
+        plan: of the dense model: its targets keep their zeros; None: no weight is kept at zero.
     """
 
     samples: Samples
     outputs: list[np.ndarray]
     epochs: int
-    plan: Plan
+    plan: Plan | None
 
     def teach(self, model: keras.Model, announce: Announce) -> None:
         """Train the model in place, beside whatever it is compiled with; announce each epoch.
@@ -54,7 +54,9 @@ class Teacher:
         backend = backends.current()
         with backend.variable_scope(model):
             student = _Student(model, [_variance(output) for output in wanted])
-            optimizer = _keeping_zeros(keras.optimizers.Adam(rate), self.plan, student)
+            optimizer: Any = keras.optimizers.Adam(rate)
+            if self.plan is not None:
+                optimizer = _keeping_zeros(optimizer, self.plan, student)
             student.compile(optimizer, jit_compile=backend.jit_of_short_training())
         told = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")

@@ -337,9 +337,10 @@ class Reconstruction:
         Nor for a user's own pattern that fixes its sparsity, whose way of counting is unknown.
         """
         found = {}
+        tied = {member.path for group in plan.groups for member in group.members}
         for target, variable in zip(plan.targets, plan.variables, strict=True):
             linear = self.recorder.trace.linear_of(variable)
-            known = isinstance(target.pattern, BudgetedPattern | NM)
+            known = isinstance(target.pattern, BudgetedPattern | NM) and target.path not in tied
             if linear is not None and known and plan.criterion is magnitude:
                 found[id(variable)] = Removal(target)
         return found

@@ -62,7 +62,7 @@ def _rank(group: Group, readers: Sequence["_Elimination"]) -> Ranking:
     costs = [0.0]
     at_once = -(-len(left) // _ROUNDS)
     while len(left):
-        each = sum(reader.costs(left) for reader in readers)
+        each = np.sum([reader.costs(left) for reader in readers], axis=0)
         first = np.argsort(each, kind="stable")[:at_once]
         for reader in readers:
             reader.remove(left[first])
@@ -108,7 +108,7 @@ class _Moments:
     """Sums over the inputs of a layer, batch by batch."""
 
     def __init__(self, linear: Linear, product: Product) -> None:
-        to_matrix = linear.layout.to_matrix
+        to_matrix = linear.view.to_matrix
         kernel = backends.current().to_numpy(linear.kernel).astype(np.float32)
         along = [1] * kernel.ndim
         along[product.in_axis] = -1
@@ -117,8 +117,10 @@ class _Moments:
         self._weights = to_matrix(kernel)
         self._taps = _taps(classes) if classes.shape[1] > _WIDEST else None
         self.classes = classes if self._taps is None else classes[:, self._taps[:, 0]]
-        self._count, self._sum, self._square = 0, 0.0, 0.0
-        self._outputs = [0.0, 0.0]
+        self._count = 0
+        self._sum: Any = 0.0
+        self._square: Any = 0.0
+        self._outputs: list[Any] = [0.0, 0.0]
 
     def add(self, rows: np.ndarray) -> None:
         """Take rows (groups, n, inputs) into account."""
