@@ -146,13 +146,13 @@ class Rules:
             tuple(variables),
             self.allocation,
             self.criterion,
-            groups,
-            tuple(others),
+            groups=groups,
+            others=tuple(others),
         )
         if not targets:
             raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
         if isinstance(self.allocation, PerWeight):
-            self.allocation.check_names([t.path for t in plan.decided if t.sparsity is None])
+            self.allocation.check_names([t.path for t in plan.decided() if t.sparsity is None])
         return plan
 
     def _tie(
