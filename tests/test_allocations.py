@@ -164,7 +164,7 @@ class TestLamp:
         assert kept(lamp, shares_of(padded, other), 1 - sum(alone) / 150) == alone
 
     def test_negative_scores_are_refused(self):
-        with pytest.raises(ValueError, match=r"must not be negative. Received: -2 for layer_1/k"):
+        with pytest.raises(ValueError, match=r"scores of at least 0.* Received: -2 for layer_1/k"):
             lamp(shares_of([1, 2], [3, -2]), 0.5)
 
 
@@ -227,20 +227,24 @@ class TestPerWeight:
         assert set(PerWeight({"layer": 0.9, "layer_0": 0.5})(shares, 0.9).values()) == {0.9}
 
     def test_a_weight_that_is_not_named(self):
-        with pytest.raises(ValueError, match=r"must name every weight.*layer_1/kernel"):
+        with pytest.raises(ValueError, match=r"must have a regex for every weight.*layer_1/kernel"):
             PerWeight({"layer_0": 0.5})(shares_of(np.ones(4), np.ones(4)), 0.5)
 
     def test_more_than_the_mapping_comes_to(self):
-        with pytest.raises(ValueError, match=r"comes to 0.5 over .* Received: sparsity=0.8"):
+        with pytest.raises(
+            ValueError, match=r"gives a sparsity of 0.5 over .* Received: sparsity=0.8"
+        ):
             PerWeight({"": 0.5})(shares_of(np.ones(40)), 0.8)
-        with pytest.raises(ValueError, match=r"comes to 0 over"):
+        with pytest.raises(ValueError, match=r"gives a sparsity of 0 over"):
             PerWeight({"": 0})(shares_of(np.ones(40)), 0.8)
 
     def test_what_the_message_says_to_pass_is_taken_however_many_weights_there_are(self):
         shares = [Share(f"layer_{i}", (n,), n, tuple) for i, n in enumerate((10**7, 3 * 10**6))]
         fixed = PerWeight({"layer_0": 0.9, "layer_1": 0.5})  # overall 0.807692...
         units = {share.path: share.units for share in shares}
-        with pytest.raises(ValueError, match=r"comes to 0.8077 .* lower the mapping's values"):
+        with pytest.raises(
+            ValueError, match=r"gives a sparsity of 0.8077 .* lower the mapping's values"
+        ):
             fixed.check_final(units, 0.7)
         with pytest.raises(ValueError, match=r"Pass 0.8077 as the sparsity, or raise"):
             fixed.check_final(units, 0.9)
@@ -252,8 +256,8 @@ class TestPerWeight:
         ("mapping", "message"),
         [
             ({"conv": 80}, r"`allocation\['conv'\]` .* For 80% zeros"),
-            ({"(": 0.5}, r"`allocation` must be a regular expression"),
-            ({3: 0.5}, r"not a string. Received: allocation=3"),
+            ({"(": 0.5}, r"`allocation` must hold regular expressions"),
+            ({3: 0.5}, r"not a string. Received: 3"),
             ({}, r"Received: an empty mapping"),
         ],
     )

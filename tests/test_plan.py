@@ -561,7 +561,7 @@ def test_names_in_an_allocation_that_serve_no_weight_are_refused():
         Rules(allocation={"": 0.5, "b/": 0.9}).plan(stack)
     with pytest.raises(ValueError, match=r"`allocation\['b/'\]` .* the budget are \['a/kernel'\]"):
         Rules(allocation={"a/": 0.5, "b/": 0.9}, overrides={"b/": 0.3}).plan(stack)
-    with pytest.raises(ValueError, match=r"must name every weight.*'b/kernel'"):
+    with pytest.raises(ValueError, match=r"must have a regex for every weight.*'b/kernel'"):
         Rules(allocation={"a/": 0.5}).plan(stack)
 
 
@@ -572,7 +572,7 @@ def test_a_mapping_over_several_patterns_says_how_to_come_to_each_budget():
     )
     blocks = {"b/": Block((4, 1))}
     plan = Rules(allocation={"a/": 0.75, "b/": 0.5}, overrides=blocks).plan(stack)
-    message = r"comes to 0.75 over the weights under Unstructured\(\), .*'a/kernel': \(0.75, Uns"
+    message = r"0.75 over the weights with Unstructured\(\), .*'a/kernel': \(0.75, Uns"
     with pytest.raises(ValueError, match=message):
         plan.check_final(0.5)
     own = {"a/kernel": (0.75, Unstructured()), **blocks}
@@ -630,12 +630,12 @@ def test_what_shares_the_budget():
         (lambda: Rules(allocation="best"), "`allocation` must be one of"),
         (lambda: Rules(criterion="magnitude"), "`criterion` must be a function"),
         (lambda: Rules(filters=3), "`filters` must be a regex, a list .* Received: filters=3"),
-        (lambda: Rules(filters=["a", 3]), "not a string. Received: filters=3"),
-        (lambda: Rules(filters="("), "`filters` must be a regular expression"),
-        (lambda: Rules(filters=["a", "["]), r"`filters` must be a regular .* filters='\['"),
+        (lambda: Rules(filters=["a", 3]), "not a string. Received: 3"),
+        (lambda: Rules(filters="("), "`filters` must hold regular expressions"),
+        (lambda: Rules(filters=["a", "["]), r"`filters` must hold regular .* Received: '\['"),
         (lambda: Rules(overrides=["head"]), "`overrides` must map regexes"),
-        (lambda: Rules(overrides={"(": 0.5}), r"`overrides` must be a regular .* overrides='\('"),
-        (lambda: Rules(overrides={3: 0.5}), "not a string. Received: overrides=3"),
+        (lambda: Rules(overrides={"(": 0.5}), r"`overrides` must hold regular .* Received: '\('"),
+        (lambda: Rules(overrides={3: 0.5}), "not a string. Received: 3"),
         (lambda: Rules(overrides={"a": 80}), r"`overrides\['a'\]` must be the .* For 80% zeros"),
         (lambda: Rules(overrides={"a": True}), r"Received: overrides\['a'\]=True"),
         (lambda: Rules(overrides={"a": "0.5"}), r"Received: overrides\['a'\]='0.5'"),

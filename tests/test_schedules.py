@@ -1,6 +1,8 @@
 """Schedules: when masks are updated, and the sparsity at that step."""
 
+import copy
 import dataclasses
+import pickle
 import re
 
 import keras
@@ -230,9 +232,12 @@ def test_unknown_length():
         (lambda: PolynomialDecay(0.8, power=0), "`power` must be a positive number"),
         (lambda: PolynomialDecay(0.8, power="3"), "Received: power='3'"),
         (lambda: PolynomialDecay(0.8, power=float("nan")), "Received: power=nan"),
-        (lambda: PolynomialDecay(0.8, end_step=2**31), "counted up to 2,147,483,647. Received"),
+        (lambda: PolynomialDecay(0.8, end_step=2**31), "at most 2,147,483,647. Received"),
         (lambda: FunctionSchedule(stairs, end_step=10**10), "Leave `end_step` out"),
-        (lambda: FunctionSchedule(0.5), "`function` must take a step .* Received: function=0.5"),
+        (
+            lambda: FunctionSchedule(0.5),
+            "must be a function from a step .* Received: function=0.5",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(make, message):
@@ -267,3 +272,25 @@ def test_the_check_finds_what_is_broken(attributes, law):
     cls = keras.saving.register_keras_serializable("test_schedules")(broken(**attributes))
     with pytest.raises(AssertionError, match=law):
         check_schedule(cls(end_step=20))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda: PolynomialDecay(0.2, 0.8, 0, 100),
+            r"initial_sparsity=0.2, final_sparsity=0.8, .*end_step=100\) \(the order",
+        ),
+        (lambda: ConstantSparsity(0.5, 0), r"ConstantSparsity\(sparsity=0.5, begin_step=0\)\.$"),
+        (lambda: FunctionSchedule(abs, 0, 9), r"begin_step=0, end_step=9\)\.$"),
+    ],
+)
+def test_steps_without_their_names_are_answered_with_the_names(make, told):
+    with pytest.raises(TypeError, match=told):
+        make()
+
+
+def test_schedules_are_copied_and_pickled():
+    for schedule in (PolynomialDecay(0.8, end_step=9), ConstantSparsity(0.5, begin_step=2)):
+        assert pickle.loads(pickle.dumps(schedule)) == schedule
+        assert copy.deepcopy(schedule) == schedule

@@ -177,7 +177,7 @@ def test_errors_show_no_pages_of_numbers():
 
 def test_regexes():
     check_regex("filters", "conv.*")
-    with pytest.raises(ValueError, match=r"`filters` must be a regular .* Received: filters='\('"):
+    with pytest.raises(ValueError, match=r"`filters` must hold regular .* Received: '\('"):
         check_regex("filters", "(")
-    with pytest.raises(ValueError, match=r"not a string. Received: filters=3"):
+    with pytest.raises(ValueError, match=r"not a string. Received: 3"):
         check_regex("filters", 3)

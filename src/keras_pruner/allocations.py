@@ -1,7 +1,8 @@
-"""How one overall budget is split over the weights: functions from weights to their sparsities.
+"""Allocations: how one overall budget of zeros is split over the weights.
 
-Laws: the units kept in all differ from the request by less than one for each weight, no weight
-is left without any, and what is pruned already is not counted among what could be kept.
+An allocation is a function (shares, sparsity) -> {share: sparsity}. Laws: the number of kept units
+differs from the request by less than one per weight; every weight keeps at least one; units that
+are pruned already stay pruned. `kp.testing.check_allocation` checks them.
 """
 
 import dataclasses
@@ -29,15 +30,26 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Share:
-    """One weight among those that share a budget.
+    """One weight, or group of tied weights, among those that share a budget.
 
     Attributes:
         path: its name in the model.
-        shape: of the weight.
-        units: how many weights, blocks or channels it has.
-        unit_scores: calling it gives their scores, shape (units,); -inf for the pruned ones.
-        in_parts: the same scores where they are, for a weight on several devices, which
-            `unit_scores` has to bring together. None: they are together.
+        shape: of the weight; of a group, the shape of its largest kernel.
+        units: the number of single weights, blocks or channels that are kept or removed as one.
+        unit_scores: a function that returns their scores, shape (units,); -inf for pruned units.
+        in_parts: the same scores, read part by part, of a weight that lies on several devices.
+
+    Example:
+        An allocation that leaves small weights dense:
+
+        >>> def large_only(shares, sparsity):
+        ...     large = [share for share in shares if share.units >= 100]
+        ...     units = sum(share.units for share in shares)
+        ...     needed = sparsity * units / sum(share.units for share in large)
+        ...     return {share: needed if share in large else 0.0 for share in shares}
+        >>> shares = [Share("a", (50, 10), 500, None), Share("b", (10, 4), 40, None)]
+        >>> list(large_only(shares, 0.5).values())
+        [0.54, 0.0]
     """
 
     path: str
@@ -48,7 +60,7 @@ class Share:
 
     @property
     def scores(self) -> Scores:
-        """The scores, where they are."""
+        """The scores, part by part."""
         return self.in_parts or Scores(lambda: [self.unit_scores()])
 
 
@@ -58,16 +70,27 @@ Allocation = Callable[[Sequence[Share], float], Sparsities]
 
 @serializable
 def uniform(shares: Sequence[Share], sparsity: float) -> Sparsities:
-    """The same sparsity for every weight."""
+    """The same sparsity for every weight.
+
+    Example:
+        >>> shares = [Share("a", (50, 10), 500, None), Share("b", (10, 4), 40, None)]
+        >>> {share.path: s for share, s in uniform(shares, 0.8).items()}
+        {'a': 0.8, 'b': 0.8}
+    """
     return dict.fromkeys(shares, sparsity)
 
 
 @serializable
 def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
-    """Denser where a kernel is small: density in proportion to sum(shape) / prod(shape).
+    """Small kernels stay denser: density is in proportion to sum(shape) / prod(shape).
 
-    Erdős-Rényi-kernel (Evci et al. 2020, arXiv:1911.11134). Densities are capped at 1, and what
-    the cap frees goes to the others in proportion.
+    Erdős-Rényi-kernel (Evci et al. 2020, arXiv:1911.11134). Densities are capped at 1; the other
+    weights share what the cap frees, in the same proportion.
+
+    Example:
+        >>> shares = [Share("a", (50, 10), 500, None), Share("b", (10, 4), 40, None)]
+        >>> {share.path: round(s, 3) for share, s in erk(shares, 0.8).items()}
+        {'a': 0.825, 'b': 0.489}
     """
     units = np.array([share.units for share in shares], float)
     raw = np.array([sum(share.shape) / np.prod(share.shape, dtype=float) for share in shares])
@@ -87,14 +110,20 @@ def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
 
 @serializable
 def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
-    """The weights that matter least to their own layer go first, over the whole model.
+    """Layer-adaptive magnitude: the units that matter least to their own layer go first.
 
-    score(u) = s_u^2 / sum of s_v^2 over v from u up, in ascending order of one weight's scores,
-    then one top-k over all (Lee et al. 2021, arXiv:2010.07611, eq. 3). The largest score of
-    every weight is 1, so that none is emptied.
+    LAMP(u) = s_u^2 / sum of s_v^2 over all units v of the same weight with s_v >= s_u, then one
+    top-k over all weights (Lee et al. 2021, arXiv:2010.07611, eq. 3). The highest LAMP score of
+    every weight is 1, so that no weight is emptied.
 
     Raises:
-        ValueError: if scores are negative, which has no meaning here.
+        ValueError: if scores are negative: LAMP squares them.
+
+    Example:
+        >>> steep = Share("a", (2, 2), 4, lambda: np.array([8.0, 4.0, 2.0, 1.0]))
+        >>> flat = Share("b", (2, 2), 4, lambda: np.array([1.0, 1.0, 1.0, 1.0]))
+        >>> {share.path: s for share, s in lamp([steep, flat], 0.5).items()}
+        {'a': 0.75, 'b': 0.25}
     """
     scores = [
         dataclasses.replace(each, parts=functools.partial(_from_zero_up, share.path, each))
@@ -106,11 +135,20 @@ def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
 
 @value
 class Global:
-    """One top-k over the scores of all weights, with a floor for each.
+    """One top-k over the scores of all weights, with a least density for each weight.
 
     Args:
-        floor: no weight falls below this fraction of the overall density, in [0, 1): without
-            it, plain global magnitude empties whole layers.
+        floor: the least density of a weight as a fraction of the overall density, in [0, 1).
+            Without a floor, global magnitude may empty whole layers.
+
+    Raises:
+        ValueError: if `floor` is no number in [0, 1).
+
+    Example:
+        >>> large = Share("a", (2, 2), 4, lambda: np.array([8.0, 7.0, 6.0, 5.0]))
+        >>> small = Share("b", (2, 2), 4, lambda: np.array([4.0, 3.0, 2.0, 1.0]))
+        >>> {share.path: s for share, s in Global()([large, small], 0.5).items()}
+        {'a': 0.25, 'b': 0.75}
     """
 
     floor: float = 0.1
@@ -126,7 +164,7 @@ class Global:
     def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
         """The sparsity of each weight after one top-k over all of them."""
         scores = _scores(shares)
-        # A floor is no reason to bring back what is pruned already.
+        # The floor does not bring pruned units back.
         least = [
             max(1, min(math.ceil(share.units * self.floor * (1 - sparsity)), each.count(_is_live)))
             for share, each in zip(shares, scores, strict=True)
@@ -135,35 +173,47 @@ class Global:
 
 
 FOUR_DIGITS = 5e-5
-"""How far the sparsity asked for may be from what a mapping comes to: its error when rounded."""
+"""Tolerance between the requested sparsity and that of a mapping, which may have been rounded."""
 
 
 @value
 class PerWeight:
-    """A sparsity of its own for every weight, from a mapping.
+    """The sparsity of every weight from a mapping; a dict given as `allocation` becomes this.
 
     Args:
-        sparsities: regex searched in the weight's path -> fraction of zeros at the end, in
-            [0, 1). The first that fits counts. Over all weights they have to come to the final
-            sparsity that is asked for, to four digits.
+        sparsities: regex, searched in the weight's path -> final fraction of zeros, in [0, 1).
+            The first regex that matches counts. Together they must give the final sparsity that
+            is asked for, to four digits.
+
+    Raises:
+        ValueError: if the mapping is empty, or holds something else.
+
+    Example:
+        >>> allocation = PerWeight({"head": 0.5, "": 0.9})
+        >>> shares = [Share("body/kernel", (9, 10), 90, None), Share("head", (3, 10), 30, None)]
+        >>> {share.path: s for share, s in allocation(shares, 0.8).items()}
+        {'body/kernel': 0.9, 'head': 0.5}
     """
 
     sparsities: Mapping[str, float]
 
     def __post_init__(self) -> None:
         if not self.sparsities:
-            raise ValueError("`allocation` must name the weights. Received: an empty mapping.")
+            raise ValueError(
+                "`allocation` must map regexes to sparsities. Received: an empty mapping. Pass for "
+                'example {"head": 0.5, "": 0.9}.'
+            )
         for regex, sparsity in self.sparsities.items():
             check_regex("allocation", regex)
             check_sparsity(f"allocation[{regex!r}]", sparsity)
         object.__setattr__(self, "sparsities", dict(self.sparsities))
 
     def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:
-        """The mapping's sparsities, in proportion to how far the schedule has come.
+        """The mapping's sparsities, scaled down to the present overall sparsity.
 
         Raises:
-            ValueError: if a weight is not in the mapping, or the mapping cannot be brought to
-                the sparsity asked for.
+            ValueError: if a weight is not in the mapping, or the mapping gives a lower sparsity
+                than is asked for.
         """
         units = {share.path: share.units for share in shares}
         overall = self._overall(units)
@@ -173,35 +223,38 @@ class PerWeight:
         return {share: min(self._of(share.path) * scale, 1.0) for share in shares}
 
     def check_names(self, paths: Sequence[str]) -> None:
-        """Raise unless every weight is named, and every name is needed."""
+        """Raise unless every weight is matched, and every regex is needed."""
         used = {self._regex_for(path) for path in paths}
         for regex in self.sparsities:
             if regex not in used:
                 raise ValueError(
-                    f"`allocation[{regex!r}]` would have no effect: the weights that share the "
-                    f"budget are {list(paths)}, and the first name that fits one counts. "
+                    f"`allocation[{regex!r}]` would have no effect: it matches none of the weights "
+                    f"that share the budget, {list(paths)}, or an earlier regex matches first. "
                     f"Received: {list(self.sparsities)}. Take it out, or correct it."
                 )
 
     def check_final(
         self, units: Mapping[str, int], sparsity: float, pattern: object = None
     ) -> None:
-        """Raise unless this mapping comes to `sparsity` over weights, path -> units.
+        """Raise unless the mapping gives an overall sparsity of `sparsity`.
 
-        `pattern`: theirs, if there are weights with another, which share another budget.
+        Args:
+            units: path -> number of units, of the weights that share the budget.
+            sparsity: the sparsity asked for.
+            pattern: the pattern of these weights, where others have another pattern and budget.
         """
         overall = self._overall(units)
         if abs(sparsity - overall) <= max(len(units) / sum(units.values()), FOUR_DIGITS):
             return
-        where, fix = "the whole model", f"Pass {overall:.4g} as the sparsity"
+        where, fix = "over the whole model", f"Pass {overall:.4g} as the sparsity"
         if pattern is not None:
-            where = f"the weights under {pattern!r}, which have a budget of their own"
+            where = f"over the weights with {pattern!r}, which have a budget of their own"
             first = next(iter(units))
             fix = (
-                f"Say theirs by overrides={{{first!r}: ({self._of(first):.4g}, {pattern!r}), ...}}"
+                f"Pass overrides={{{first!r}: ({self._of(first):.4g}, {pattern!r}), ...}} for them"
             )
         raise ValueError(
-            f"The mapping given as `allocation` comes to {overall:.4g} over {where}. "
+            f"The mapping given as `allocation` gives a sparsity of {overall:.4g} {where}. "
             f"Received: sparsity={sparsity:.4g}. {fix}, or "
             f"{'raise' if sparsity > overall else 'lower'} the mapping's values."
         )
@@ -213,13 +266,13 @@ class PerWeight:
         return self.sparsities[self._regex_for(path)]
 
     def _regex_for(self, path: str) -> str:
-        """The regex that counts for a weight."""
+        """The first regex that matches a weight."""
         for regex in self.sparsities:
             if re.search(regex, path):
                 return regex
         raise ValueError(
-            f"`allocation` must name every weight. Received: {list(self.sparsities)}, of which "
-            f"none is found in {path!r}."
+            f"`allocation` must have a regex for every weight. Received: {list(self.sparsities)}, "
+            f'none of which matches {path!r}. Add "": a sparsity for all others.'
         )
 
 
@@ -241,7 +294,7 @@ def as_allocation(allocation: object) -> Allocation:
 
 
 HELD = 1 << 25
-"""Up to so many scores in all are asked for once and held; more are asked for twice."""
+"""Up to this number of scores, they are computed once and held; more are computed twice."""
 
 
 def _scores(shares: Sequence[Share]) -> list[Scores]:
@@ -256,20 +309,20 @@ def _held(scores: Scores) -> Scores:
 
 
 def _is_live(scores: np.ndarray) -> np.ndarray:
-    """Which are not those of pruned units."""
+    """The mask of the scores of units that are not pruned."""
     return scores > -np.inf
 
 
 def _from_zero_up(path: str, scores: Scores) -> Iterator[np.ndarray]:
-    """The scores, which "lamp" squares."""
+    """The scores, part by part; LAMP squares them, so they must not be negative."""
     for part in scores.parts():
         if part.min(initial=0) < 0:
             lowest = part.min(where=_is_live(part), initial=0)
             if lowest < 0:
                 raise ValueError(
-                    'The "lamp" allocation squares scores, so that they must not be negative. '
-                    f"Received: {lowest:.4g} for {path}. Give `criterion` values from 0 up, or "
-                    'use allocation="global" or "uniform".'
+                    'With allocation="lamp", `criterion` must return scores of at least 0, which '
+                    f"LAMP squares. Received: {lowest:.4g} for {path}. Use "
+                    'allocation="global" or "uniform" for scores of any sign.'
                 )
         yield part
 

@@ -1,7 +1,7 @@
 """Which shapes of zeros are allowed; the only place that turns scores into a mask.
 
-A pattern sees scores in the order of Keras kernels, (..., inputs, outputs), and speaks of units:
-weights, blocks or channels, whatever it keeps or removes as one.
+A pattern sees scores in the order of Keras kernels, (..., inputs, outputs). What it keeps or
+removes as one is a unit: a weight, a block or a channel.
 """
 
 import abc
@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from keras_pruner.selection import top_k
-from keras_pruner.validation import check_integer, check_sparsity, shown, value
+from keras_pruner.validation import check_integer, check_sparsity, is_integer, shown, value
 
 __all__ = [
     "NM",
@@ -23,11 +23,16 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
-_POOLINGS = {"mean": np.add, "max": np.maximum}  # over what there is of a unit
+_POOLINGS = {"mean": np.add, "max": np.maximum}
 
 
 class Pattern(abc.ABC):
-    """Which shapes of zeros are allowed; either a `BudgetedPattern` or a `FixedPattern`."""
+    """Which shapes of zeros are allowed; either a `BudgetedPattern` or a `FixedPattern`.
+
+    Example:
+        >>> Block((4, 1)).units((3, 3, 8, 16))  # of a kernel (..., inputs, outputs)
+        288
+    """
 
     @abc.abstractmethod
     def units(self, shape: Shape) -> int:
@@ -99,9 +104,22 @@ class BudgetedPattern(Pattern):
 
 
 class FixedPattern(Pattern):
-    """A pattern that fixes its sparsity itself, so that it has no part in a budget.
+    """A pattern that fixes its own sparsity and takes no part in a budget, such as `NM`.
 
-    Its units are the single weights. Example: `NM`.
+    Subclass it for a pattern of your own. Its units are the single weights.
+
+    Example:
+        >>> class Checkerboard(FixedPattern):
+        ...     sparsity = 0.5
+        ...
+        ...     def units(self, shape):
+        ...         return math.prod(shape)
+        ...
+        ...     def mask(self, scores):
+        ...         return np.indices(scores.shape).sum(axis=0) % 2 == 0
+        >>> Checkerboard()(np.ones((2, 3)))
+        array([[ True, False,  True],
+               [False,  True, False]])
     """
 
     @property
@@ -114,7 +132,7 @@ class FixedPattern(Pattern):
         """The mask for scores (..., inputs, outputs), True = kept; -inf marks pruned weights."""
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
-        """The scores themselves."""
+        """The scores themselves: each weight is a unit."""
         return scores.reshape(-1)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
@@ -178,60 +196,70 @@ def fixed_conflict(
 
 @value
 class Unstructured(BudgetedPattern):
-    """Any weight may be zero.
+    """Any single weight may be zero.
 
     Example:
+        >>> import numpy as np
         >>> Unstructured()(np.array([[4.0, 1.0], [2.0, 3.0]]), 0.5)
         array([[ True, False],
                [False,  True]])
     """
 
     def units(self, shape: Shape) -> int:
-        """Every weight."""
+        """The number of weights."""
         return math.prod(shape)
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
-        """The scores themselves."""
+        """The scores themselves: each weight is a unit."""
         return scores.reshape(-1)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
-        """The units are the weights."""
+        """The mask itself: each weight is a unit."""
         return kept.reshape(shape)
 
 
 @value
 class Block(BudgetedPattern):
-    """Zeros come in rectangles of the matrix view (all inputs, outputs).
+    """Zeros come in rectangles of the kernel as a matrix (taps and inputs, outputs).
 
-    `Block((4, 1))`, four consecutive inputs of one output, is what sparse kernels of LiteRT run
-    fast. Where the shape does not divide evenly, the blocks at the far edges are smaller, and
-    score by what they have.
+    `Block((4, 1))`, four consecutive inputs of one output, is the shape that LiteRT's sparse
+    kernels run fast. Where the shape does not divide evenly, the blocks at the far edges are
+    smaller and are scored by the entries that they have.
 
     Args:
-        shape: height (along the inputs) and width (along the outputs) of a block.
+        shape: height (along the inputs) and width (along the outputs) of a block, in weights.
         pooling: "mean" or "max" of the scores in a block.
+
+    Raises:
+        ValueError: if the shape is not two integers of at least 1, or the pooling is unknown.
+
+    Example:
+        >>> Block((2, 1))(np.array([[5.0, 1], [5, 1], [2, 9], [2, 9]]), 0.5)
+        array([[ True, False],
+               [ True, False],
+               [False,  True],
+               [False,  True]])
     """
 
     shape: tuple[int, int]
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, (tuple, list)) or len(self.shape) != 2:
+        is_pair = isinstance(self.shape, (tuple, list)) and len(self.shape) == 2
+        if not is_pair or not all(is_integer(side, least=1) for side in self.shape):
             raise ValueError(
-                "`shape` must be the height and width of a block, like (4, 1). "
-                f"Received: shape={self.shape!r}."
+                "`shape` must be the height and width of a block, two integers of at least 1, like "
+                f"(4, 1). Received: shape={shown(self.shape)}."
             )
-        for side in self.shape:
-            check_integer("shape", side, least=1)
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         _check_pooling(self.pooling)
 
     def units(self, shape: Shape) -> int:
-        """The rectangles it takes to cover the matrix view."""
+        """The number of rectangles that cover the matrix."""
         return math.prod(self._grid(shape))
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
-        """The mean or the maximum over each rectangle; of what is there, at ragged edges."""
+        """The mean or the maximum of the entries in each rectangle."""
         self._grid(scores.shape)
         matrix = _wide(scores).reshape(-1, scores.shape[-1])
         pool = _POOLINGS[self.pooling]
@@ -248,7 +276,7 @@ class Block(BudgetedPattern):
         return matrix.reshape(-1)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
-        """Every weight goes the way of its rectangle."""
+        """Each weight is kept with its rectangle."""
         mask = kept.reshape(self._grid(shape))
         for axis, (side, size) in enumerate(zip(self.shape, self._matrix(shape), strict=True)):
             mask = mask.repeat(side, axis).take(np.arange(size), axis) if side > 1 else mask
@@ -262,7 +290,7 @@ class Block(BudgetedPattern):
         height, width = self.shape
         if height > rows or width > columns:
             raise ValueError(
-                f"A block must fit into the ({rows}, {columns}) matrix view of the weight. "
+                f"A block must fit into the ({rows}, {columns}) matrix of the weight. "
                 f"Received: shape={self.shape}. Use a smaller block, or leave this weight alone "
                 "with overrides={its_name: None}."
             )
@@ -271,14 +299,21 @@ class Block(BudgetedPattern):
 
 @value
 class NM(FixedPattern):
-    """`n` weights kept in every `m` consecutive inputs of an output; 2:4 is `NM(2, 4)`.
+    """`n` weights stay in every `m` consecutive inputs of an output; 2:4 is `NM(2, 4)`.
 
-    A ragged tail of r inputs keeps min(r, n). The sparsity is the pattern's own, 1 - n/m where
-    the groups are full (Mishra et al. 2021, arXiv:2104.08378).
+    The pattern fixes the sparsity at 1 - n/m (Mishra et al. 2021, arXiv:2104.08378). The last
+    group of an output may have fewer inputs; of r it keeps min(r, n).
 
     Args:
         n: weights kept in a group.
-        m: weights in a group.
+        m: weights in a group; more than `n`.
+
+    Raises:
+        ValueError: if `n` and `m` are no integers with 1 <= n < m.
+
+    Example:
+        >>> NM(2, 4)(np.array([[4.0], [1.0], [3.0], [2.0]])).T
+        array([[ True, False,  True, False]])
     """
 
     n: int
@@ -290,7 +325,7 @@ class NM(FixedPattern):
         if self.n >= self.m:
             raise ValueError(
                 "`n` weights are kept in every `m`, so n must be below m. "
-                f"Received: n={self.n}, m={self.m}."
+                f"Received: n={self.n}, m={self.m}. For 2:4 sparsity pass kp.NM(2, 4)."
             )
 
     @property
@@ -299,7 +334,7 @@ class NM(FixedPattern):
         return (self.m - self.n) / self.m
 
     def units(self, shape: Shape) -> int:
-        """Every weight."""
+        """The number of weights."""
         if len(shape) < 2 or shape[-2] < self.m:
             raise ValueError(
                 f"`m` must be at most the number of inputs of the weight, of shape {shape}. "
@@ -337,6 +372,14 @@ class Channel(BudgetedPattern):
     Args:
         axis: -1 for output channels, -2 for input channels, of a kernel (..., inputs, outputs).
         pooling: "mean" or "max" of the scores of a channel.
+
+    Raises:
+        ValueError: if the axis or the pooling is another.
+
+    Example:
+        >>> Channel()(np.array([[1.0, 5, 2], [1, 0, 3]]), 1 / 3)
+        array([[False,  True,  True],
+               [False,  True,  True]])
     """
 
     axis: int = -1
@@ -351,10 +394,11 @@ class Channel(BudgetedPattern):
         _check_pooling(self.pooling)
 
     def units(self, shape: Shape) -> int:
-        """The channels."""
+        """The number of channels."""
         if len(shape) < 2:
             raise ValueError(
-                f"Channels are of kernels (..., inputs, outputs). Received: shape={shape}."
+                f"A kernel with channels has the shape (..., inputs, outputs). Received: "
+                f"shape={shape}."
             )
         return shape[self.axis]
 
@@ -365,14 +409,14 @@ class Channel(BudgetedPattern):
         return wide.mean(others) if self.pooling == "mean" else wide.max(others)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
-        """Every weight goes the way of its channel."""
+        """Each weight is kept with its channel."""
         along = [1] * len(shape)
         along[self.axis] = shape[self.axis]
         return np.broadcast_to(kept.reshape(along), shape).copy()
 
 
 def _wide(scores: np.ndarray) -> np.ndarray:
-    """Scores in float32 at least: half precision cannot hold sums, nor integers -inf."""
+    """Scores in float32 or wider: half precision cannot hold sums, integers cannot hold -inf."""
     return np.asarray(scores, np.result_type(scores.dtype, np.float32))
 
 

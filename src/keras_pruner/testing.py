@@ -1,6 +1,6 @@
-"""Checks of the laws that patterns, schedules and allocations keep; also for those of your own.
+"""Checks of the laws of patterns, schedules and allocations, for your own ones in your tests.
 
-Each raises an AssertionError that says which law was broken, where, and by what.
+Each check raises an AssertionError that names the law, the case and the values that break it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,13 @@ _TYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int8)
 def check_pattern(pattern: Pattern, shapes: Sequence[Shape] = SHAPES) -> None:
     """Check the laws of patterns.
 
-    The units partition the weight; exact counts; the highest scores are kept and of equal ones
-    those of lower index; masks nest; the scores are not written to; the pattern can be saved.
+    Every weight is in exactly one unit; counts are exact; the highest scores stay, and of equal
+    ones those of lower index; masks nest; scores are not written to; the pattern can be saved.
 
     Args:
         pattern: the pattern.
-        shapes: of kernels (..., inputs, outputs). Those it refuses with a ValueError do not
-            count, but it must fit some.
+        shapes: of kernels (..., inputs, outputs). Shapes that the pattern refuses with a
+            ValueError are left out; it must accept at least one.
 
     Raises:
         AssertionError: naming the law that was broken.
@@ -66,16 +66,20 @@ def check_pattern(pattern: Pattern, shapes: Sequence[Shape] = SHAPES) -> None:
 def check_schedule(schedule: Schedule, *, steps: int = 1000) -> None:
     """Check the laws of schedules.
 
-    Masks update at `begin_step`, every `frequency` steps after it and always at `end_step`, and
-    at no other step; the sparsity is a fraction in [0, 1) and the final one at the end; to
-    settle a settled schedule changes nothing; the schedule can be saved.
+    Masks are updated at `begin_step`, every `frequency` steps after it and at `end_step`, and at
+    no other step; the sparsity is a fraction in [0, 1), and the final one at the end; resolving a
+    resolved schedule changes nothing; the schedule can be saved.
 
     Args:
         schedule: the schedule.
-        steps: length of the training it is settled for, if it leaves its end open.
+        steps: the length of the training that an open schedule is resolved for.
 
     Raises:
         AssertionError: naming the law that was broken.
+
+    Example:
+        >>> from keras_pruner import PolynomialDecay
+        >>> check_schedule(PolynomialDecay(0.8), steps=200)
     """
     _check_saving(schedule)
     settled = schedule.resolve(steps, 0.0)
@@ -104,16 +108,20 @@ def check_schedule(schedule: Schedule, *, steps: int = 1000) -> None:
 def check_allocation(allocation: Allocation, sparsities: Sequence[float] = SPARSITIES) -> None:
     """Check the laws of allocations.
 
-    Every weight gets a sparsity in [0, 1]; the kept units in all differ from the request by less
-    than one for each weight; none is left without any; raising the sparsity, with what is
-    pruned scored -inf, only removes.
+    Every weight gets a sparsity in [0, 1]; the number of kept units differs from the request by
+    less than one per weight; every weight keeps at least one; a higher sparsity only removes,
+    where pruned units are scored -inf.
 
     Args:
-        allocation: the function.
+        allocation: the function (shares, sparsity) -> {share: sparsity}.
         sparsities: overall sparsities to ask for, in ascending order.
 
     Raises:
         AssertionError: naming the law that was broken.
+
+    Example:
+        >>> from keras_pruner.allocations import uniform
+        >>> check_allocation(uniform)
     """
     for case, weights in _weights().items():
         gone = {path: np.zeros(scores.shape, bool) for path, scores in weights.items()}
@@ -142,7 +150,7 @@ def _fits(pattern: Pattern, shape: Shape) -> bool:
 
 
 def _scores(shape: Shape) -> Iterator[np.ndarray]:
-    """All different, with many ties, all equal; in every type."""
+    """Scores that all differ, with many ties, and all equal; in every type."""
     random = np.random.default_rng(1)
     for dtype in _TYPES:
         yield random.permutation(np.prod(shape)).reshape(shape).astype(dtype)

@@ -1,4 +1,14 @@
-"""What makes a class a value: frozen, equal by its fields, checked, known to Keras' saving."""
+"""Value classes, checks of arguments, and the errors of this package.
+
+Errors, all of them built in or derived from built-in ones, as in Keras:
+
+- `ValueError`: an argument is wrong, arguments contradict each other, or a model has nothing to
+  prune. The message names the argument, the rule, the value received and the fix.
+    - `kp.FileError`: a file is missing, damaged or of another kind.
+- `TypeError`: arguments are given in another number or order than a function takes.
+- `RuntimeError`: methods are called in the wrong order, or a training does not prune.
+- `ImportError`: an optional package is missing; the message has the pip command.
+"""
 
 import dataclasses
 import importlib
@@ -38,7 +48,7 @@ def serializable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def shown(received: object) -> str:
-    """What an error shows of an argument: its repr, or where that is long its type and size."""
+    """The repr of a value for an error message; type and size where the repr is long."""
     text = repr(received)
     if len(text) <= 100 and "\n" not in text:
         return text
@@ -51,14 +61,14 @@ def shown(received: object) -> str:
 
 
 def one_line(error: Exception, longest: int = 500) -> str:
-    """What an error of another library says, without the lines of its stack, and not for ever."""
+    """The message of a foreign error, without traceback lines, cut to `longest` characters."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = " ".join(line for line in lines if line and not line.startswith('File "'))
     return said[:longest] or type(error).__name__
 
 
 def as_json(data: Any) -> str:
-    """Plain data as JSON text: null for NaN and infinities, which JSON has not."""
+    """Plain data as JSON text, with null for NaN and infinities."""
     return json.dumps(_finite(data), indent=2, allow_nan=False)
 
 
@@ -73,8 +83,9 @@ def _finite(data: Any) -> Any:
 def check_sparsity(name: str, sparsity: object) -> None:
     """Raise unless `sparsity` is a fraction in [0, 1).
 
-    Raises:
-        ValueError: naming the argument, the rule, what was received and the fix.
+    Args:
+        name: the argument, for the error.
+        sparsity: the value received.
     """
     fix = ""
     if isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool):
@@ -91,14 +102,21 @@ def check_sparsity(name: str, sparsity: object) -> None:
     )
 
 
+def is_integer(number: object, *, least: int) -> bool:
+    """Whether `number` is an integer of at least `least`; a bool is none."""
+    return (
+        isinstance(number, numbers.Integral)
+        and not isinstance(number, bool)
+        and int(number) >= least
+    )
+
+
 def check_integer(name: str, number: object, *, least: int) -> None:
     """Raise unless `number` is an integer of at least `least`."""
-    whole = isinstance(number, numbers.Integral) and not isinstance(number, bool)
-    if whole and int(number) >= least:  # type: ignore[call-overload]
-        return
-    raise ValueError(
-        f"`{name}` must be an integer of at least {least}. Received: {name}={shown(number)}."
-    )
+    if not is_integer(number, least=least):
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: {name}={shown(number)}."
+        )
 
 
 def check_regex(name: str, regex: object) -> None:
@@ -111,8 +129,8 @@ def check_regex(name: str, regex: object) -> None:
         except re.error as error:
             problem = str(error)
     raise ValueError(
-        f"`{name}` must be a regular expression, and {problem}. Received: {name}={shown(regex)}. "
-        "To search for a name as it stands, pass it through `re.escape`."
+        f"`{name}` must hold regular expressions: {problem}. Received: {shown(regex)}. To search "
+        "for a name with special characters, pass `re.escape(name)`."
     )
 
 

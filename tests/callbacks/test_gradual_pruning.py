@@ -145,10 +145,14 @@ def test_law_9_a_training_too_short_says_so_before_it_starts(data):
 @pytest.mark.parametrize(
     ("final", "mapping", "message"),
     [
-        (0.8, {"": 0.5}, "comes to 0.5 over .* Received: sparsity=0.8"),
-        (0.5, {"hidden": 0.9, "head": 0.5}, "comes to 0.7909 over .* Received: sparsity=0.5"),
+        (0.8, {"": 0.5}, "gives a sparsity of 0.5 over .* Received: sparsity=0.8"),
+        (
+            0.5,
+            {"hidden": 0.9, "head": 0.5},
+            "gives a sparsity of 0.7909 over .* Received: sparsity=0.5",
+        ),
         (0.5, {"": 0.5, "typo": 0.5}, "'typo'.* would have no effect"),
-        (0.5, {"head": 0.5}, "must name every weight"),
+        (0.5, {"head": 0.5}, "must have a regex for every weight"),
     ],
 )
 def test_a_mapping_that_does_not_fit_says_so_before_the_first_batch(final, mapping, message, data):

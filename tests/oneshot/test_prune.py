@@ -179,7 +179,9 @@ def test_a_mapping_is_as_it_says_or_refused():
     model = network()
     before = weights(model)
     mapping = {"shared": 0.9, "": 0.5}  # 144 of 780 weights: 0.5738
-    with pytest.raises(ValueError, match=r"comes to 0.5738 over .* Received: sparsity=0.4\."):
+    with pytest.raises(
+        ValueError, match=r"gives a sparsity of 0.5738 over .* Received: sparsity=0.4\."
+    ):
         kp.prune(model, 0.4, allocation=mapping)
     assert unchanged(model, before)
     rows = kp.prune(model, 0.5738, allocation=mapping).weights

@@ -111,7 +111,7 @@ def test_few_scores_are_ranked_one_by_one():
 
 def test_scores_that_change_between_readings_are_refused():
     random = np.random.default_rng(3)
-    with pytest.raises(ValueError, match="must give a weight the same scores"):
+    with pytest.raises(ValueError, match="must return the same scores"):
         kept_by_one_cut([Scores(lambda: [random.random(1000)])] * 2, [1, 1], 500)
 
 

@@ -106,7 +106,7 @@ def test_counts_above_2_to_the_24_are_exact():
 def test_nan_is_refused_where_it_matters(position, count):
     scores = np.arange(7.0)
     scores[position] = np.nan
-    with pytest.raises(ValueError, match="Scores must not be NaN"):
+    with pytest.raises(ValueError, match="`scores` must hold no NaN"):
         largest(scores, count)
 
 

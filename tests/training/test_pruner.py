@@ -387,9 +387,9 @@ def test_conflicts_raise_at_construction_and_change_nothing():
 
 def test_a_mapping_that_does_not_come_to_the_final_sparsity_is_refused_at_construction():
     mapping = {"hidden/": 0.9, "head/": 0.5}  # (80 x 0.9 + 30 x 0.5) / 110
-    with pytest.raises(ValueError, match=r"comes to 0.7909 .* Received: sparsity=0.5"):
+    with pytest.raises(ValueError, match=r"gives a sparsity of 0.7909 .* Received: sparsity=0.5"):
         kp.Pruner(mlp(), kp.ConstantSparsity(0.5), allocation=mapping)
-    with pytest.raises(ValueError, match=r"comes to 0.7909 .* Received: sparsity=0.9"):
+    with pytest.raises(ValueError, match=r"gives a sparsity of 0.7909 .* Received: sparsity=0.9"):
         kp.Pruner(mlp(), lambda step: 0.9, allocation=mapping, updates=10)
     kp.Pruner(mlp(), kp.ConstantSparsity(0.7909), allocation=mapping)
 

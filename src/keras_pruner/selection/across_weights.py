@@ -1,10 +1,9 @@
-"""One cut through the scores of many weights, without sorting them or holding them all.
+"""Exact top-k over the scores of many weights, without sorting or holding them all.
 
-A first pass over each weight counts its scores in bins, by the leading bits of their floating-
-point numbers. That bounds the rank of every bin; only the few bins that the cut may go through
-are read again and ranked one by one. The result is that of sorting everything.
-
-Of a weight that several processes hold in parts, only counts go from one to the other.
+A first pass over each weight counts its scores in a histogram whose bins are the leading 16 bits
+of the floating-point numbers. This bounds the ranks in every bin. Only the few bins that the cut
+may go through are read a second time and ranked score by score. The result equals that of sorting
+all scores. Of a weight in parts on several processes, only counts are exchanged.
 """
 
 import dataclasses
@@ -15,37 +14,37 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of one weight, wherever they are.
+    """The scores of one weight, in memory or in parts on several processes.
 
     Attributes:
-        parts: gives those that are in this process, in arrays of shape (n,); -inf for what is
-            pruned. No score is in two parts, or in two processes.
-        gather: makes of an array of each process one with a first axis more, in the order of
-            the processes. None: every score is here. If given, scores are at most float32.
+        parts: returns the scores held by this process, as arrays of shape (n,); -inf for pruned
+            units. No score is in two parts, or in two processes.
+        gather: all-gather: stacks one array per process along a new first axis. None: this process
+            holds all scores. If given, scores are float32 or narrower.
     """
 
     parts: Callable[[], Iterable[np.ndarray]]
     gather: Callable[[np.ndarray], np.ndarray] | None = None
 
     def count(self, which: Callable[[np.ndarray], np.ndarray]) -> int:
-        """How many fulfil a condition, in all processes."""
+        """Count the scores that fulfil a condition, in all processes."""
         here = sum(int(np.count_nonzero(which(part))) for part in self.parts())
-        return int(self.all_of(np.array([here])).sum())
+        return int(self.gathered(np.array([here])).sum())
 
-    def all_of(self, numbers: np.ndarray) -> np.ndarray:
-        """An array of each process, with a first axis more."""
+    def gathered(self, numbers: np.ndarray) -> np.ndarray:
+        """One array per process, stacked along a new first axis."""
         return numbers[None] if self.gather is None else self.gather(numbers)
 
 
 Rank = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(scores relative to the highest of their weight, running sums of their squares) -> ranks."""
+"""(scores divided by the highest of their weight, running sums of their squares) -> ranks."""
 
 CHUNK = 1 << 17
-_SLACK = 1e-9  # relative, for the rounding of sums in float64
+_SLACK = 1e-9  # relative error allowed for the rounding of sums in float64
 
 
 def by_lamp(scores: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """s^2 over the sum of all squares from s up (Lee et al. 2021, arXiv:2010.07611)."""
+    """The LAMP score: s^2 / sum of v^2 over all v >= s (Lee et al. 2021, arXiv:2010.07611)."""
     live = scores > -np.inf
     squares = np.square(scores, where=live, out=scores.astype(np.float64))
     return np.divide(squares, np.maximum(sums, 1), where=live, out=squares).astype(np.float32)
@@ -54,36 +53,36 @@ def by_lamp(scores: np.ndarray, sums: np.ndarray) -> np.ndarray:
 def kept_by_one_cut(
     scores: Sequence[Scores], least: Sequence[int], budget: int, rank: Rank | None = None
 ) -> np.ndarray:
-    """How many of each weight are among the `budget` highest ranks of all.
+    """Count, for each weight, its units among the `budget` highest ranks of all weights.
 
-    Among equal ranks, those of the earlier weights count as higher.
+    Among equal ranks, those of earlier weights go first.
 
     Args:
-        scores: of each weight; asked for twice.
-        least: how many of each are kept whatever the others have.
-        budget: how many to keep in all.
-        rank: `by_lamp`, which takes scores from 0 up, or -inf; None to rank by the scores.
+        scores: of each weight; read twice.
+        least: the number of units of each weight that are kept in any case.
+        budget: the number of units to keep in all.
+        rank: `by_lamp`, which takes scores from 0 up, or -inf. None: rank by the scores.
 
     Returns:
-        The counts; their sum is `budget`, or that of `least` if it is larger.
+        The counts; they add up to `budget`, or to the sum of `least` if that is larger.
 
     Raises:
         ValueError: if the scores differ between two readings.
     """
-    columns = [_Column.of(each) for each in scores]
-    floors, units = np.array(least), np.array([column.units for column in columns])
+    histograms = [_Histogram.of(each) for each in scores]
+    floors, units = np.array(least), np.array([each.units for each in histograms])
     if budget >= units.sum():
         return units
     if budget <= floors.sum():
         return floors
-    lows, highs = zip(*(column.bounds(rank) for column in columns), strict=True)
+    lows, highs = zip(*(each.bounds(rank) for each in histograms), strict=True)
 
     def level(bounds: Sequence[np.ndarray]) -> float:
-        """The highest bound that leaves enough at or above it."""
+        """The highest bound with at least `budget` units at or above it."""
 
         def enough(bound: float) -> bool:
             ends = [np.searchsorted(-each, -bound, side="right") for each in bounds]
-            counts = [column.ends[end] for column, end in zip(columns, ends, strict=True)]
+            counts = [each.ends[end] for each, end in zip(histograms, ends, strict=True)]
             return bool(np.maximum(floors, counts).sum() >= budget)
 
         return _highest(np.unique(np.concatenate(bounds)), enough)
@@ -91,17 +90,17 @@ def kept_by_one_cut(
     low, high = level(lows), level(highs)  # the cut lies between them
     first = [int(np.count_nonzero(each > high)) for each in lows]
     last = [int(np.count_nonzero(each >= low)) for each in highs]
-    certain = np.array([c.ends[i] for c, i in zip(columns, first, strict=True)])
+    certain = np.array([h.ends[i] for h, i in zip(histograms, first, strict=True)])
     kept = np.maximum(floors, certain)
     pools = [
-        column.ranks(slice(*which), rank)[surplus:]
-        for column, surplus, *which in zip(columns, kept - certain, first, last, strict=True)
+        each.ranks(slice(*which), rank)[surplus:]
+        for each, surplus, *which in zip(histograms, kept - certain, first, last, strict=True)
     ]
     return kept + _cut(pools, budget - int(kept.sum()))
 
 
 def _highest(levels: np.ndarray, enough: Callable[[float], bool]) -> float:
-    """The highest of ascending levels that is low enough; the lowest one is."""
+    """The highest of ascending levels that is low enough, by bisection; the lowest always is."""
     first, last = 0, len(levels) - 1
     while first < last:
         middle = (first + last + 1) // 2
@@ -110,7 +109,7 @@ def _highest(levels: np.ndarray, enough: Callable[[float], bool]) -> float:
 
 
 def _cut(pools: Sequence[np.ndarray], free: int) -> np.ndarray:
-    """How many of each pool are among the `free` highest of all."""
+    """Count, for each pool, its ranks among the `free` highest of all pools."""
     if not free:
         return np.zeros(len(pools), int)
     together = np.concatenate(pools)
@@ -122,16 +121,16 @@ def _cut(pools: Sequence[np.ndarray], free: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Column:
-    """The scores of one weight in bins, from the highest down.
+class _Histogram:
+    """The scores of one weight counted in bins, from the highest bin down.
 
     Attributes:
         scores: of the weight.
         dtype: of the scores.
-        top: the highest.
-        bins: the leading bits of those in each bin.
-        ends: how many scores come before each bin, and in all; one longer than `bins`.
-        sums: in the same way, of the squares of the scores relative to the highest.
+        top: the highest score.
+        bins: the leading bits of the scores in each bin.
+        ends: running counts: the scores before each bin, then all; one longer than `bins`.
+        sums: running sums of squares, with scores divided by `top`; one longer than `bins`.
     """
 
     scores: Scores
@@ -142,12 +141,12 @@ class _Column:
     sums: np.ndarray
 
     @classmethod
-    def of(cls, scores: Scores) -> "_Column":
-        """Count the scores."""
+    def of(cls, scores: Scores) -> "_Histogram":
+        """Count the scores of a weight."""
         parts = [_wide(part) for part in scores.parts() if part.size]
         dtype = np.result_type(np.float32, *parts)
         extremes = [(-part.min(), part.max()) for part in parts] or [(-np.inf, -np.inf)]
-        low, top = scores.all_of(np.max(extremes, axis=0).astype(np.float64)).max(0)
+        low, top = scores.gathered(np.max(extremes, axis=0).astype(np.float64)).max(0)
         first, last = (int(_leading(np.array([edge], dtype))[0]) for edge in (-low, top))
         counts, squares = np.zeros(last - first + 1, np.int64), np.zeros(last - first + 1)
         for chunk in (chunk for part in parts for chunk in _chunks(part)):
@@ -155,18 +154,18 @@ class _Column:
             counts += np.bincount(bins, minlength=counts.size)
             relative = np.maximum(_relative(chunk, top), 0)
             squares += np.bincount(bins, np.square(relative), counts.size)
-        counts, squares = (scores.all_of(each).sum(0) for each in (counts, squares))
+        counts, squares = (scores.gathered(each).sum(0) for each in (counts, squares))
         found = np.flatnonzero(counts)[::-1]
         ends, sums = (np.concatenate([[0], np.cumsum(each[found])]) for each in (counts, squares))
         return cls(scores, dtype, float(top), found + first, ends, sums)
 
     @property
     def units(self) -> int:
-        """How many scores there are."""
+        """The number of scores."""
         return int(self.ends[-1])
 
     def bounds(self, rank: Rank | None) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest and the highest rank that each bin may hold, in descending order."""
+        """The lowest and the highest possible rank in each bin, in descending order."""
         low, high = (np.minimum(edge, self.top) for edge in _edges(self.bins, self.dtype))
         if rank is None:
             return low, high
@@ -177,7 +176,7 @@ class _Column:
         )
 
     def ranks(self, which: slice, rank: Rank | None) -> np.ndarray:
-        """Those of some consecutive bins, in descending order."""
+        """The ranks in some consecutive bins, in descending order."""
         lows, highs = (bound[which] for bound in self.bounds(rank))
         sizes = np.diff(self.ends)[which]
         if (lows == highs).all():
@@ -185,13 +184,13 @@ class _Column:
         scores = self._between(self.bins[which])
         if len(scores) != sizes.sum():
             raise ValueError(
-                "`criterion` must give a weight the same scores each time it is asked. Received: "
-                "scores that have changed between two readings."
+                "`criterion` must return the same scores for the same weights each time. Received: "
+                "scores that changed between two calls. Take randomness out of it, or fix its seed."
             )
         if rank is None:
             return scores
         scores = _relative(scores, self.top)
-        # Bin by bin, so that a rank does not depend on where the cut is.
+        # Sums start anew in each bin, so that a rank does not depend on where the cut is.
         parts = np.split(scores, np.cumsum(sizes)[:-1])
         sums = [
             start + np.cumsum(np.square(np.maximum(part, 0)))
@@ -212,9 +211,9 @@ class _Column:
         return scores[::-1]
 
     def _counted(self, scores: np.ndarray, which: int) -> np.ndarray:
-        """The scores of one bin in all processes, from how often each number is among them."""
+        """The scores of one bin in all processes, from the count of each number in it."""
         keys = _keys(scores[_leading(scores) == which]) & 0xFFFF
-        counts = self.scores.all_of(np.bincount(keys, minlength=1 << 16)).sum(0)
+        counts = self.scores.gathered(np.bincount(keys, minlength=1 << 16)).sum(0)
         found = np.flatnonzero(counts)
         return np.repeat(_numbers((which << 16) + found, self.dtype), counts[found])
 
@@ -231,13 +230,13 @@ def _chunks(scores: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _relative(scores: np.ndarray, top: float) -> np.ndarray:
-    """In float64, so that no square is too large or too small; -inf stays."""
+    """Scores divided by the highest, in float64 so that squares neither overflow nor vanish."""
     wide = scores.astype(np.float64)
     return np.divide(wide, top, where=wide > -np.inf, out=wide) if top > 0 else wide
 
 
 def _keys(scores: np.ndarray) -> np.ndarray:
-    """Integers in the order of the numbers."""
+    """Integers that are in the same order as the numbers."""
     integers = scores.view(_integer(scores.dtype))
     return integers ^ ((integers >> (8 * integers.dtype.itemsize - 1)) & _positive(scores.dtype))
 
@@ -255,7 +254,7 @@ def _leading(scores: np.ndarray) -> np.ndarray:
 
 
 def _edges(bins: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest number with these leading bits; -inf is alone in its bin."""
+    """The lowest and the highest number with these leading bits; -inf has a bin of its own."""
     size = 8 * dtype.itemsize
     low = bins.astype(_integer(dtype)) << (size - 16)
     high = low + low.dtype.type((1 << (size - 16)) - 1)

@@ -1,4 +1,4 @@
-"""The exact k-th order statistic of many scores, and the mask of those above it."""
+"""Exact top-k of one weight: the k-th largest score, and the mask of what is above it."""
 
 import dataclasses
 import itertools
@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 
 _T = TypeVar("_T")
-NOT_FINITE = "Weights must be finite: no order puts NaN before another."
+NOT_FINITE = "Weights must be finite: NaN and infinities cannot be ranked."
 
 
 def kept_count(units: int, sparsity: float) -> int:
-    """How many of `units` stay at `sparsity`: max(1, round-half-even(units (1 - sparsity))).
+    """The number of `units` that stay at `sparsity`: max(1, round-half-even(units (1 - sparsity))).
 
     Example:
         >>> [kept_count(n, s) for n, s in [(10, 0.35), (3, 0.5), (5, 0.5), (100, 0.9999)]]
@@ -28,7 +28,7 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
     """Mark the `count` largest scores; among equal ones those of lower index.
 
     Args:
-        scores: of shape (n,); -inf for what is gone already.
+        scores: of shape (n,); -inf for what is pruned already.
         count: how many to mark, from 1 to n.
 
     Returns:
@@ -41,7 +41,11 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
         return np.ones(scores.shape, bool)
     last = np.partition(scores, scores.size - count)[scores.size - count :]
     if np.isnan(last).any():  # NaN is sorted to the end
-        raise ValueError("Scores must not be NaN: no order puts one before another.")
+        raise ValueError(
+            "`scores` must hold no NaN, which cannot be ranked. Received: "
+            f"{np.isnan(scores).sum()} NaN among {scores.size} scores. Look for NaN in the "
+            "weights, in the calibration samples, or in what `criterion` returns."
+        )
     threshold = last[0]
     mask = scores > threshold
     missing = count - np.count_nonzero(mask)
@@ -50,27 +54,27 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 CHUNK = 1 << 17
-"""Weights looked at in one go: their scores stay in the processor's second-level cache, and two
-threads seldom wait for each other to begin with the next ones."""
+"""Number of weights read at a time: their scores fit into the second-level cache of a processor
+core, and a thread seldom waits for another."""
 
 SAMPLE = 1 << 16
-"""Weights at most in the sample that brackets a cut: of n weights n^(2/3), so that to look at the
-sample and at what it leaves inside the bracket both take less time than to go over the weights."""
+"""Largest sample that brackets a cut. Of n weights n^(2/3) are sampled: sorting the sample, and
+what it leaves inside the bracket, both take less time than one pass over the weights."""
 
 THREADS = min(8, os.cpu_count() or 1)
-"""That look at the chunks of a large weight."""
+"""Number of threads that scan a large weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Where the kept entries of a weight end, in the order of falling magnitude.
+    """The last entry of a weight that is kept, in the order of falling magnitude.
 
-    An entry's score is its magnitude, or -1 if it is pruned already. Those above the cut's score
-    are kept, and of those that equal it the ones that do not come after `last`.
+    An entry's score is its magnitude, or -1 if it is pruned already. Entries with a higher score
+    than the cut's are kept, and of those with the same score the ones up to index `last`.
 
     Attributes:
         score: of the last kept entry.
-        last: its index in the flat weight, or that of any entry up to the next of its score.
+        last: its index in the flat weight, or a higher one below the next entry of this score.
     """
 
     score: float
@@ -78,11 +82,11 @@ class Cut:
 
 
 def largest_magnitudes(weights: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:
-    """`largest` by absolute value, without making an array of the weights' size but the mask.
+    """`largest` by absolute value; the mask is the only array of the weights' size that is made.
 
     Args:
         weights: of shape (n,), of any floating-point type.
-        alive: boolean, shape (n,); what is False counts as below everything.
+        alive: boolean, shape (n,); entries that are False rank below all others.
         count: how many to mark, from 1 to n.
 
     Returns:
@@ -95,7 +99,7 @@ def largest_magnitudes(weights: np.ndarray, alive: np.ndarray, count: int) -> np
 
 
 def marked(weights: np.ndarray, alive: np.ndarray, cut: Cut) -> np.ndarray:
-    """The mask, of shape (n,), of what a cut keeps."""
+    """The mask of a cut, of shape (n,): True for the entries that it keeps."""
     mask = np.empty(weights.shape, bool)
 
     def mark(chunk: slice) -> None:
@@ -106,14 +110,14 @@ def marked(weights: np.ndarray, alive: np.ndarray, cut: Cut) -> np.ndarray:
 
 
 def cut_in_place(weights: np.ndarray, mask: np.ndarray, cut: Cut) -> None:
-    """Make `mask` that of a cut, and the weights that it does not keep exactly 0.0.
+    """Set `mask` to the mask of a cut, and the weights that it does not keep to exactly 0.0.
 
     Args:
         weights: of shape (n,); written to.
-        mask: boolean, shape (n,), of what is alive; written to.
+        mask: boolean, shape (n,), True for the entries that are not pruned yet; written to.
         cut: from `magnitude_cut`.
     """
-    bits = weights.view(f"i{weights.itemsize}")  # of which the product is 0 also for NaN
+    bits = weights.view(f"i{weights.itemsize}")  # integers: 0 times the bits of NaN is 0.0
 
     def write(chunk: slice) -> None:
         mask[chunk] = _kept(weights, mask, cut, chunk)
@@ -123,7 +127,7 @@ def cut_in_place(weights: np.ndarray, mask: np.ndarray, cut: Cut) -> None:
 
 
 def _kept(weights: np.ndarray, alive: np.ndarray, cut: Cut, chunk: slice) -> np.ndarray:
-    """Which entries of a chunk a cut keeps."""
+    """The mask of a cut for the entries of a chunk."""
     scores = _scores(weights, alive, chunk)
     if cut.score <= 0:
         scores[~alive[chunk]] = -1
@@ -137,10 +141,10 @@ def _kept(weights: np.ndarray, alive: np.ndarray, cut: Cut, chunk: slice) -> np.
 def magnitude_cut(weights: np.ndarray, alive: np.ndarray, count: int) -> Cut:
     """The cut that keeps the `count` entries of the largest magnitude.
 
-    A sample brackets the cut's score; one pass counts what is above the bracket and takes out
-    what is inside, where the score is then found exactly. The result does not depend on the
-    sample (after Floyd & Rivest 1975, doi:10.1145/360680.360691). Arguments and errors are those
-    of `largest_magnitudes`.
+    A sample brackets the cut's score. One pass over the weights counts the entries above the
+    bracket and collects those inside it, among which the score is then found exactly: the result
+    does not depend on the sample (after Floyd & Rivest 1975, doi:10.1145/360680.360691).
+    Arguments and errors are those of `largest_magnitudes`.
     """
     low, high = _bracket(weights, alive, count)
 
@@ -169,7 +173,7 @@ def magnitude_cut(weights: np.ndarray, alive: np.ndarray, count: int) -> Cut:
 
 
 def _cut_by_counting(weights: np.ndarray, alive: np.ndarray, count: int) -> Cut:
-    """`magnitude_cut` by `counted_cut`: in many passes, whatever the weights are."""
+    """`magnitude_cut` by `counted_cut`: more passes, for weights that mislead a sample."""
 
     def total(which: Callable[[np.ndarray, slice], np.ndarray]) -> int:
         def count_in(chunk: slice) -> int:
@@ -198,16 +202,16 @@ def counted_cut(
     count: int,
     dtype: np.dtype = np.dtype(np.float32),  # noqa: B008 - a constant
 ) -> Cut:
-    """`magnitude_cut` for weights that can be counted but not looked at, by bisection.
+    """`magnitude_cut` by bisection, from counts alone.
 
-    For weights on an accelerator or in parts on several devices: about 32 counts find the bits
-    of the score, and at most as many the index.
+    For weights on an accelerator, or in parts on several devices: about 32 counts find the bits
+    of the score, and at most as many find the index.
 
     Args:
-        entries: how many the weight has.
-        count_from: score -> how many score that or more.
-        count_equal: (score, index) -> how many up to this index have exactly that score.
-        count: how many to keep, from 1 to `entries`.
+        entries: the number of entries of the weight.
+        count_from: score -> number of entries with this score or a higher one.
+        count_equal: (score, index) -> number of entries up to this index with exactly this score.
+        count: the number of entries to keep, from 1 to `entries`.
         dtype: of the magnitudes.
 
     Raises:
@@ -215,7 +219,7 @@ def counted_cut(
     """
     integer = np.dtype(f"u{dtype.itemsize}").type
 
-    def score_of(bits: int) -> float:  # in the order of the numbers; -1 stands before zero
+    def score_of(bits: int) -> float:  # rises with the bits; the score of pruned entries is -1
         return float(integer(bits).view(dtype)) if bits >= 0 else -1.0
 
     infinity = int(dtype.type(np.inf).view(integer))
@@ -224,7 +228,7 @@ def counted_cut(
     if count == entries:
         return Cut(-1.0, entries - 1)
     bits, too_high = -1, infinity
-    middle = 1  # the smallest number above zero: where most weights are zero, it ends there
+    middle = 1  # the smallest positive number: the cut where most weights are zero
     while too_high - bits > 1:
         if count_from(score_of(middle)) >= count:
             bits = middle
@@ -246,12 +250,12 @@ def counted_cut(
 
 
 def _each_chunk(function: Callable[[slice], _T], size: int) -> list[_T]:
-    """What a function gives for each chunk of a weight, in their order; in several threads.
+    """Apply a function to each chunk of a weight, in several threads; the results in order.
 
     NumPy lets other threads run while it works on a chunk.
     """
     chunks = _chunks(size)
-    threads = min(THREADS, len(chunks) // 16)  # to start one takes as long as some chunks
+    threads = min(THREADS, len(chunks) // 16)  # starting a thread takes as long as some chunks
     if threads < 2:
         return list(map(function, chunks))
     ends = [len(chunks) * i // threads for i in range(threads + 1)]
@@ -266,14 +270,14 @@ def _chunks(size: int) -> list[slice]:
 
 
 def _scores(weights: np.ndarray, alive: np.ndarray, chunk: slice) -> np.ndarray:
-    """The magnitudes of a chunk, with 0 of what is pruned."""
+    """The magnitudes of a chunk; 0 for pruned entries."""
     scores = np.abs(weights[chunk])
     scores = scores.astype(np.float32) if scores.dtype.itemsize < 4 else scores
     return np.multiply(scores, alive[chunk], out=scores)
 
 
 def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float, float]:
-    """Two scores between which the threshold almost surely lies, from an even sample."""
+    """Two scores between which the cut almost surely lies, from an evenly spaced sample."""
     step = max(1, weights.size // min(SAMPLE, math.ceil(weights.size ** (2 / 3))))
     sample = np.abs(weights[::step].astype(np.float32)) * alive[::step]
     share = 1 - count / weights.size
@@ -281,7 +285,7 @@ def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float,
     ends = [int(np.floor((share + side * spread) * sample.size)) for side in (-1, 1)]
     first, last = np.clip(ends, 0, sample.size - 1)
     sample.partition((first, last))
-    # Zeros are left out: when most weights are pruned already they would all be inside.
+    # Zeros stay outside the bracket: where most weights are pruned they would all be inside.
     low = max(sample[first] if ends[0] >= 0 else 0.0, np.finfo(np.float32).smallest_subnormal)
     high = sample[last] if ends[1] < sample.size - 1 else np.inf
     return float(low), float(high)
