@@ -99,14 +99,28 @@ def problem_and_fix(text):
     return " ".join(sentences[:last]), " ".join(sentences[last:])
 
 
+def returned_by(tree):
+    """The texts that each function of a module returns, by the function's name."""
+    found = {}
+    for name, function in functions(tree):
+        names = assigned(ast.walk(function))
+        for node in ast.walk(function):
+            if isinstance(node, ast.Return) and (text := text_of(node.value, names)):
+                found.setdefault(name, []).append(text)
+    return found
+
+
 def table(path):
     """A row for each message of a module."""
     rows = []
+    returned = returned_by(ast.parse(path.read_text(encoding="utf-8")))
     for kind, where, arguments, names in messages_of(path):
-        text = text_of(arguments[0], names) if arguments else None
-        if text:
-            problem, fix = problem_and_fix(text)
-            rows.append(f"| {problem} | {fix} | {kind} in `{path.stem}.{where}` |")
+        first = arguments[0] if arguments else None
+        made_by = ast.unparse(first.func) if isinstance(first, ast.Call) else ""
+        for text in returned.get(made_by) or [text_of(first, names)]:
+            if text:
+                problem, fix = problem_and_fix(text)
+                rows.append(f"| {problem} | {fix} | {kind} in `{path.stem}.{where}` |")
     return list(dict.fromkeys(rows))
 
 

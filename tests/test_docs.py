@@ -3,6 +3,8 @@
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -100,3 +102,19 @@ def test_the_names_that_texts_and_scripts_mention_exist():
             text = path.read_text(encoding="utf-8")
             for name in re.findall(r"(?<![\w./-])kp\.([A-Za-z_][\w.]*[\w])", text):
                 assert exists(name), f"{path}: kp.{name}"
+
+
+@pytest.mark.backend_free
+def test_the_page_of_messages_is_up_to_date():
+    done = subprocess.run([sys.executable, ROOT / "docs/messages.py", "--check"], check=False)
+    assert done.returncode == 0, "run `python docs/messages.py`"
+
+
+@pytest.mark.backend_free
+def test_the_messages_that_are_explained_exist():
+    page = (ROOT / "docs/messages.md").read_text(encoding="utf-8")
+    explained, _, tables = page.partition("## All messages")
+    of_keras = {"No module named 'tensorflow'"}
+    for heading in set(re.findall(r"^### (.*)$", explained, re.MULTILINE)) - of_keras:
+        for message in heading.replace(", `", "…`").split("…"):
+            assert message.strip(" :") in tables, heading
