@@ -38,19 +38,17 @@ def main() -> None:
         keras.utils.set_random_seed(0)
         layers = [keras.layers.Dense(side, use_bias=False) for _ in range(options.tensors)]
         model = keras.Sequential([keras.Input((side,)), *layers])
-        steps = iter(range(10**9))
         # A schedule that is due at every call, with a slightly higher sparsity.
         schedule = kp.PolynomialDecay(
             0.81, initial_sparsity=0.79, end_step=10**6, frequency=1, power=1
         )
         pruner = kp.Pruner(model, schedule, allocation=options.allocation)
-        optimizer = pruner.wrap(keras.optimizers.get(options.optimizer))
-        optimizer.applied = True  # steps are only counted here, not made
+        pruner.wrap(keras.optimizers.get(options.optimizer))
         values = np.concatenate([np.ravel(layer.get_weights()[0]) for layer in layers])
         kth = int(0.8 * values.size)
 
-        def update(pruner=pruner, optimizer=optimizer, steps=steps) -> None:
-            optimizer.inner_optimizer.iterations.assign(next(steps))
+        def update(pruner=pruner) -> None:
+            pruner.pruning.count()  # as a step does
             assert pruner.update()
 
         variants = {

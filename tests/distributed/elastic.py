@@ -24,9 +24,9 @@ from keras_pruner.callbacks import AtomicBackup
 FIRST = {}
 
 
-def masks_of(wrapped):
+def masks_of(pruning):
     """The masks, as lists."""
-    return [np.asarray(keras.ops.convert_to_numpy(m.mask)).tolist() for m in wrapped.masked]
+    return [np.asarray(keras.ops.convert_to_numpy(m.mask)).tolist() for m in pruning.masked]
 
 
 class Look(keras.callbacks.Callback):
@@ -87,11 +87,11 @@ def on_torch():
     pruner = kp.Pruner(model, SCHEDULE)
     optimizer = pruner.wrap(torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9))
     done = torch_loop.restore(DIRECTORY / "backup.pt", model, optimizer)
-    FIRST["masks at first"] = masks_of(pruner.wrapped)
+    FIRST["masks at first"] = masks_of(pruner.pruning)
     for x, y in batches(LAST - done):
         pruner.update()
         torch_loop.step(parallel, optimizer, x, y)
-    FIRST["masks at last"] = masks_of(pruner.wrapped)
+    FIRST["masks at last"] = masks_of(pruner.pruning)
     torch_loop.save(DIRECTORY / "backup.pt", model, optimizer, LAST)
     torch.distributed.destroy_process_group()
     return model

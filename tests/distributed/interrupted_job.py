@@ -41,9 +41,9 @@ def loop(begun_at, pruner, step, save):
         save(epoch + 1)
 
 
-def masks_of(wrapped):
+def masks_of(pruning):
     """The masks, as lists."""
-    return [np.asarray(keras.ops.convert_to_numpy(m.mask)).tolist() for m in wrapped.masked]
+    return [np.asarray(keras.ops.convert_to_numpy(m.mask)).tolist() for m in pruning.masked]
 
 
 def trained():
@@ -62,7 +62,7 @@ def trained():
         lambda epochs: torch_loop.save(file, model, optimizer, epochs),
     )
     torch.distributed.destroy_process_group()
-    return begun_at, weights(model), masks_of(pruner.wrapped)
+    return begun_at, weights(model), masks_of(pruner.pruning)
 
 
 DIRECTORY.mkdir(exist_ok=True)

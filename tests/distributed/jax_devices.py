@@ -69,7 +69,7 @@ class Look(keras.callbacks.Callback):
             "copies": self.pruner().check_agreement(),
             "shardings": [
                 [str(v.value.sharding) for v in (m.variable, m.mask, *m.slots)]
-                for m in model.optimizer.masked
+                for m in model.optimizer.pruning.all[0].masked
             ],
         }
 
@@ -104,7 +104,7 @@ def update_communication():
     model = compiled()
     pruner = kp.Pruner(model, SCHEDULE)
     pruner.wrap(sgd())
-    hidden, head = ((m.variable.value, m.mask.value) for m in pruner.wrapped.masked)
+    hidden, head = ((m.variable.value, m.mask.value) for m in pruner.pruning.masked)
     programs = {
         "count_from": jax_backend._count_from.lower(*hidden, 0.5),
         "count_equal": jax_backend._count_equal.lower(*hidden, 0.5, np.uint32(9)),
@@ -131,7 +131,7 @@ def gathered(name, how):
         reached = pruner.sparsity
     finally:
         jax_backend.to_numpy = whole
-    masks = [np.asarray(m.mask.value).tolist() for m in pruner.wrapped.masked]
+    masks = [np.asarray(m.mask.value).tolist() for m in pruner.pruning.masked]
     lay(None)
     return {"sizes": sizes, "sparsity": reached, "masks": masks}
 
@@ -184,7 +184,7 @@ def disagreement():
     model = compiled()
     pruner = kp.Pruner(model, SCHEDULE)
     pruner.wrap(sgd())
-    variable = pruner.wrapped.masked[1].variable
+    variable = pruner.pruning.masked[1].variable
     value = variable.value
     copies = [np.array(shard.data) for shard in value.addressable_shards]
     copies[2][0, 0] += 1e-7

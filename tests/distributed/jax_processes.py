@@ -77,7 +77,7 @@ def masks(how):
     pruner = pruner_of(model, how)
     pruner.wrap(sgd())
     pruner.update()
-    found = [whole(m.mask.value) for m in pruner.wrapped.masked]
+    found = [whole(m.mask.value) for m in pruner.pruning.masked]
     lay(None)
     return found
 

@@ -88,7 +88,7 @@ def disagreement():
         model = network()
         pruner = kp.Pruner(model, SCHEDULE)
         pruner.wrap(sgd())
-    copy = pruner.wrapped.masked[0].variable.value.values[1]
+    copy = pruner.pruning.masked[0].variable.value.values[1]
     copy.assign(copy + np.float32(1e-3))
     return raised(pruner.check_agreement)
 

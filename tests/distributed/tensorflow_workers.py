@@ -28,7 +28,7 @@ def loop():
         pruner.update()
         run(tf.constant(x[half]), tf.constant(y[half]))
     pruner.update()
-    masks = [keras.ops.convert_to_numpy(m.mask).tolist() for m in pruner.wrapped.masked]
+    masks = [keras.ops.convert_to_numpy(m.mask).tolist() for m in pruner.pruning.masked]
     copies = pruner.check_agreement()
     return {"weights": weights(model), "masks": masks, "copies": copies}
 

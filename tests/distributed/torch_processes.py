@@ -45,7 +45,7 @@ def trained(optimizer_of, pruned=True):
     if pruned:
         pruner.update()
         found["copies"] = pruner.check_agreement()
-        found["masks"] = [m.mask.numpy().tolist() for m in pruner.wrapped.masked]
+        found["masks"] = [m.mask.numpy().tolist() for m in pruner.pruning.masked]
     return found
 
 
@@ -72,7 +72,7 @@ def disagreement():
     pruner = kp.Pruner(model, SCHEDULE)
     pruner.wrap(torch_sgd(model.parameters()))
     with torch.no_grad():
-        pruner.wrapped.masked[1].variable.value[0, 0] += RANK
+        pruner.pruning.masked[1].variable.value[0, 0] += RANK
     return raised(pruner.check_agreement)
 
 

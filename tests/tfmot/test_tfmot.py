@@ -10,7 +10,7 @@ from models import Subclassed, compile_, mlp, sparsity
 
 import keras_pruner as kp
 import keras_pruner.tfmot as tfmot
-from keras_pruner.training.optimizer import find, wrappers
+from keras_pruner.training.optimizer import find, prunings_of
 
 S = tfmot.sparsity.keras
 HALF = S.ConstantSparsity(0.5, 1, frequency=1)
@@ -132,7 +132,7 @@ def test_when_sparse_waits_for_the_last_of_several_schedules(now_is_first):
     pruning.on_train_batch_begin()
     callback = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
     callback.set_model(model)
-    assert {wrapped.finished for wrapped in wrappers(model)} == {True, False}
+    assert {wrapped.finished for wrapped in prunings_of(model)} == {True, False}
     assert not callback.is_sparse
 
 

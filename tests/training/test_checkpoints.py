@@ -44,7 +44,7 @@ def test_tf_train_checkpoint_carries_masks_and_count(data, tmp_path):
     path = checkpoint.save(tmp_path / "checkpoint")
     resumed, pruner, checkpoint = start()
     checkpoint.restore(path).assert_existing_objects_matched()
-    assert pruner.wrapped.progress.updated_at == 6
+    assert pruner.pruning.state.updated_at == 6
     steps(pruner, resumed, 7)
     assert_same(state(whole), state(resumed))
     checkpoint.restore(path)  # and once more, in the same process
@@ -69,7 +69,7 @@ def test_orbax_checkpoints_carry_masks_and_count(data, tmp_path):
     class Load(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             self.model.load_weights(tmp_path)
-            assert find(self.model).progress.updated_at == 6
+            assert find(self.model).state.updated_at == 6
 
     whole = fit(start(), epochs=4)
     orbax = keras.callbacks.OrbaxCheckpoint(tmp_path, save_on_background=False)

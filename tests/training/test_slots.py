@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.training.slots import ENTRY_BY_ENTRY, entries_are_apart
+from keras_pruner.training.optimizer import ENTRY_BY_ENTRY, entries_are_apart
 
 SETTINGS = [{}, {"weight_decay": 0.1}, {"clipvalue": 0.5}, {"use_ema": True}, {"epsilon": 0.0}]
 

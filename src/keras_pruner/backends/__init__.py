@@ -29,6 +29,8 @@ Every module here has the same functions:
 - `variable_scope(model)`: a context in which new variables live where the model's do.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.
 - `sync(model)`: make the model's variables hold what training has made of them.
+- `track(optimizer, variables)`: let the backend's own checkpoints save these variables with the
+  optimizer, in place of those given before.
 - `is_own_optimizer(optimizer)`: whether this is one of the backend's own, as in `torch.optim`.
 - `random_states()`, `set_random_states(states)`: what the backend draws from beside the model's
   seeds, by name; names are no numbers.

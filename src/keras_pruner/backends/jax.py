@@ -12,13 +12,14 @@ import keras
 import numpy as np
 from jax._src.core import trace_state_clean
 from jax.experimental import multihost_utils
-from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from keras_pruner.backends.keras_private import in_stateless_scope
 from keras_pruner.backends.shared import best_in_groups
 from keras_pruner.backends.shared import jit_of_short_training as jit_of_short_training
 from keras_pruner.backends.shared import masking_updates as masking_updates
 from keras_pruner.backends.shared import random_states as random_states
 from keras_pruner.backends.shared import set_random_states as set_random_states
+from keras_pruner.backends.shared import track as track
 
 
 def mask_gradient(gradient: jax.Array, mask: keras.Variable) -> jax.Array:

@@ -1,7 +1,7 @@
 """What backends have in common that have no weights in parts, or no generators of their own."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,11 @@ def masking_updates(
     """None: zeroing them after the step costs no more."""
     del optimizer, masks
     return contextlib.nullcontext(set())
+
+
+def track(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> None:
+    """Nothing to do: Keras saves what the optimizer carries."""
+    del optimizer, variables
 
 
 def is_in_parts(variable: keras.Variable) -> bool:

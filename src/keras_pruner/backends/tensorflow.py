@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pruner.backends import keras_private
 from keras_pruner.backends.shared import best_in_groups
 from keras_pruner.backends.shared import forget_step as forget_step
 from keras_pruner.backends.shared import gather as gather
@@ -61,7 +62,7 @@ def masking_updates(
     updated: set[object] = set()
 
     def assign_sub(variable: Any, value: Any) -> None:
-        key = optimizer._var_key(variable)
+        key = keras_private.key_of(optimizer, variable)
         mask = masks.get(key)
         if mask is None or isinstance(value, tf.IndexedSlices) or not _is_on_cpu(variable):
             type(optimizer).assign_sub(optimizer, variable, value)
@@ -77,6 +78,13 @@ def masking_updates(
         yield updated
     finally:
         del vars(optimizer)["assign_sub"]
+
+
+def track(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> None:
+    """Let `tf.train.Checkpoint` save these variables with the optimizer."""
+    holder = tf.Module()
+    holder.variables_of_pruning = [variable.value for variable in variables]
+    optimizer._track_trackable(holder, name="pruning", overwrite=True)
 
 
 def _is_on_cpu(variable: tf.Variable) -> bool:

@@ -16,6 +16,7 @@ from keras_pruner.backends.shared import is_in_parts as is_in_parts
 from keras_pruner.backends.shared import is_tracing as is_tracing
 from keras_pruner.backends.shared import jit_of_short_training as jit_of_short_training
 from keras_pruner.backends.shared import masking_updates as masking_updates
+from keras_pruner.backends.shared import track as track
 from keras_pruner.selection import top_k
 
 CHUNK = 1 << 17

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.backends import keras_private
 
 WEIGHTS, SEEDS = "state.weights.h5", "seeds.npz"
 _UNFINISHED = "unfinished"
@@ -75,7 +76,7 @@ class AtomicBackup(keras.callbacks.Callback):
             for i, seed in enumerate(self._seeds()):
                 seed.assign(saved[str(i)])
             backends.current().set_random_states({k: saved[k] for k in saved if not k.isdigit()})
-        model._initial_epoch = epoch  # as `BackupAndRestore` tells `fit`
+        keras_private.begin_at_epoch(model, epoch)  # as `BackupAndRestore` tells `fit`
         if epoch >= self.params.get("epochs", epoch + 1):
             warnings.warn(
                 f"Nothing is left to train: the backup in {str(self.directory)!r} has all "
@@ -85,7 +86,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Let the next `fit` of the same model begin where it is told to; this one has begun."""
-        self.model._initial_epoch = None
+        keras_private.begin_at_epoch(self.model, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, and remove what was saved before."""
@@ -106,7 +107,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """As when an epoch begins: there may have been none."""
-        self.model._initial_epoch = None
+        keras_private.begin_at_epoch(self.model, None)
 
     def _folder(self, epoch: int) -> Path:
         return self.directory / f"epoch-{epoch}"

@@ -10,7 +10,7 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.masks import MaskedWeight
 from keras_pruner.reporting.html import numbers
-from keras_pruner.training.optimizer import wrappers
+from keras_pruner.training.optimizer import prunings_of
 from keras_pruner.validation import check_integer, need
 
 Logs = dict[str, Any] | None
@@ -133,8 +133,8 @@ class PruningSummaries(keras.callbacks.Callback):
         step = self._step()
         if step != self._last_step:
             self._last_step = step
-            for wrapped in wrappers(self.model):
-                for masked in wrapped.masked:
+            for pruning in prunings_of(self.model):
+                for masked in pruning.masked:
                     sparsity, threshold = _sparsity_and_threshold(masked)
                     self._write("metrics", f"{masked.target.path}/sparsity", sparsity, step)
                     self._write("metrics", f"{masked.target.path}/threshold", threshold, step)

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_pruner.training.optimizer import find, wrappers
+from keras_pruner.training.optimizer import prunings_of
 
 Logs = dict[str, Any] | None
 
@@ -55,8 +55,8 @@ class WhenSparse(keras.callbacks.Callback):
     @property
     def is_sparse(self) -> bool:
         """Whether the schedule on the model has reached its end; of several, as TFMOT's, all."""
-        wrapped = wrappers(self.model)
-        return bool(wrapped) and all(each.finished for each in wrapped)
+        prunings = prunings_of(self.model)
+        return bool(prunings) and all(each.state.has_ended for each in prunings)
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Pass on."""
@@ -71,7 +71,7 @@ class WhenSparse(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Pass on."""
-        if find(self.model) is None:
+        if not prunings_of(self.model):
             raise ValueError(
                 f"`WhenSparse` waits for a final sparsity, and nothing prunes {self.model.name!r}. "
                 "Add kp.GradualPruning(...) to the callbacks."

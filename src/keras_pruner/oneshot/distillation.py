@@ -16,8 +16,7 @@ from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.outputs import masked_logits, outputs_of
 from keras_pruner.plan import Plan
 from keras_pruner.reporting.console import Announce
-from keras_pruner.schedules import ConstantSparsity
-from keras_pruner.training.optimizer import PrunedOptimizer
+from keras_pruner.training.optimizer import keep_zeros
 
 _BATCH = 64
 _RATE = 3e-3
@@ -69,7 +68,7 @@ class Teacher:
 
 def _keeping_zeros(
     optimizer: keras.optimizers.Optimizer, plan: Plan, student: keras.Model
-) -> PrunedOptimizer:
+) -> keras.optimizers.Optimizer:
     """The optimizer, made to keep what is zero now in the targets of the plan that are trained.
 
     It has the variables themselves: filters and overrides are written for the paths of the model,
@@ -78,12 +77,8 @@ def _keeping_zeros(
     pairs = zip(plan.targets, plan.variables, strict=True)
     targets, variables = zip(*[pair for pair in pairs if pair[0].index is not None], strict=True)
     trained = dataclasses.replace(plan, targets=targets, variables=variables)
-    wrapped = PrunedOptimizer(optimizer, ConstantSparsity(0.0), lambda: trained)
-    wrapped.build(student.trainable_variables)
-    for masked in wrapped.masked:
-        masked.mask.assign(backends.current().to_numpy(masked.variable) != 0)
-    wrapped.attended = True  # the masks are as they shall be
-    return wrapped
+    keep_zeros(optimizer, trained, student.trainable_variables)
+    return optimizer
 
 
 class _Student(keras.Model):

@@ -206,8 +206,8 @@ def _check_trainable(plan: Plan) -> None:
 
 def _check_not_in_training(model: keras.Model) -> None:
     """Raise for a model whose unfinished pruning schedule would let the new zeros grow again."""
-    wrapped = find(model)
-    if wrapped is not None and wrapped.has_begun and not wrapped.finished:
+    present = find(model)
+    if present is not None and present.state.has_begun and not present.state.has_ended:
         raise ValueError(
             f"{model.name!r} is being pruned by a training whose schedule has not ended; its masks "
             "would let the new zeros grow again. Call `kp.Pruner(model).release()` first, or pass "

@@ -225,8 +225,8 @@ def check_shrinkable(model: Any) -> None:
                 f'{layer.name!r} with data_format="channels_first". Build it with '
                 '"channels_last" and `set_weights`: kernels have the same shape.'
             )
-    wrapped = find(model)
-    if wrapped is not None and wrapped.has_begun and not wrapped.finished:
+    present = find(model)
+    if present is not None and present.state.has_begun and not present.state.has_ended:
         raise ValueError(
             f"{model.name!r} is being pruned by an unfinished training, whose masks fit its "
             "weights only as they are. Train to the end of the schedule, or call "

@@ -10,7 +10,7 @@ import keras
 
 from keras_pruner import backends
 from keras_pruner.tfmot.wrapping import attach, go_on, pruners_for
-from keras_pruner.training.optimizer import wrappers
+from keras_pruner.training.optimizer import prunings_of
 from keras_pruner.training.pruner import Pruner
 
 Logs = dict[str, Any] | None
@@ -91,17 +91,13 @@ class UpdatePruningStep(keras.callbacks.Callback):
         if not self._in_fit:
             with backends.current().eagerly():
                 for pruner in self._pruners:
-                    pruner.wrapped.zero_pruned()
+                    pruner.pruning.zero_pruned()
 
 
 def _check_reach(pruner: Pruner, batches: int) -> None:
     """Say before the training, in TFMOT's steps, what it is too short for."""
-    wrapped, schedule = pruner.wrapped, pruner.schedule
-    own = wrapped
-    while hasattr(own, "inner_optimizer"):
-        own = own.inner_optimizer
-    last = batches // (own.gradient_accumulation_steps or 1)
-    last += pruner.step if wrapped.has_begun else 0
+    schedule: Any = pruner.schedule
+    last = batches // pruner.pruning.accumulation + pruner.step
     if last <= schedule.begin_step:
         problem = f"Nothing will be pruned: the schedule begins at step {schedule.begin_step + 1}"
     elif schedule.end_step is not None and last <= schedule.end_step:
@@ -110,7 +106,7 @@ def _check_reach(pruner: Pruner, batches: int) -> None:
         return
     warnings.warn(
         f"{problem}, and this training ends at step {last}. Received: "
-        f"{wrapped.schedule.schedule!r}. End the schedule earlier, or train for longer.",
+        f"{schedule.schedule!r}. End the schedule earlier, or train for longer.",
         stacklevel=3,
     )
 
@@ -123,7 +119,7 @@ def hook(model: keras.Model) -> None:
 
     @functools.wraps(compile_)
     def compile_and_wrap(*args: Any, **kwargs: Any) -> None:
-        before = wrappers(model)
+        before = prunings_of(model)
         compile_(*args, **kwargs)
         go_on(before, attach(model))
 

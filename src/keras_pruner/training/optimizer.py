@@ -1,142 +1,192 @@
-"""The wrapped optimizer: the user's own, and after each of its steps the masks."""
+"""The pruned optimizer: the user's own object, of a class that zeroes pruned weights in each step.
 
+As `torch.nn.utils.parametrize` does with modules, an optimizer that prunes is given a subclass of
+its own class. It stays the same object, so everything that is read from it or written to it is
+the user's: learning rate, weight decay, `get_config`, methods that a subclass overrides.
+"""
+
+import contextlib
+import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.backends import keras_private
 from keras_pruner.masks import MaskedWeight
 from keras_pruner.plan import Plan, Target
-from keras_pruner.schedules import Schedule
-from keras_pruner.training.progress import Progress
-from keras_pruner.training.slots import entries_are_apart, slots_of
-from keras_pruner.training.state import load_state, save_state
-from keras_pruner.validation import PACKAGE, shown
+from keras_pruner.schedules import ConstantSparsity, Schedule
+from keras_pruner.training.checkpoint import (
+    PruningState,
+    as_bytes,
+    from_bytes,
+    load_pruning,
+    save_pruning,
+)
+from keras_pruner.validation import one_line
 
 UNATTENDED = (
-    "This optimizer was wrapped for pruning, but nobody updates its masks: the training would "
-    "stay dense. Call `pruner.update()` first thing in every step, or train with "
+    "This optimizer was wrapped for pruning, but `pruner.update()` was never called, so no weights "
+    "would be pruned. Call `pruner.update()` first thing in every step, or train with "
     "`fit(..., callbacks=[kp.GradualPruning(...)])`. To train without pruning, call "
     "`pruner.release()`, or `kp.Pruner(model).release()`."
 )
+UNFINISHED = (
+    "This model carries an unfinished pruning schedule, and this training does not advance it: "
+    "its zeros stay, but no more are made. To go on, pass the callback it was trained with to "
+    "`fit`, or call `kp.Pruner(model).update()` in every step; to end it, call "
+    "`kp.Pruner(model).release()`."
+)
+Unattended = Literal["refuse", "warn"] | None
+"""What a step does when no pruner calls `update`. None: it goes on, for one does, or need not."""
 
 
-def warn_of_untrained(paths: Sequence[str]) -> None:
-    """Say which targets stay as they are, because the optimizer does not train them."""
-    if paths:
-        warnings.warn(
-            f"The optimizer trains only a part of the weights to prune; {list(paths)} stay as they "
-            "are, and are not counted in the sparsity. Give it all of the model's trainable "
-            "weights, or leave these out with `filters` or `overrides`.",
-            stacklevel=4,
-        )
+class Pruning(Protocol):
+    """One schedule on one optimizer, with its masks; what a `Pruner` works with.
 
+    `KerasPruning` is on an optimizer of Keras, `TorchPruning` on one of `torch.optim`.
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class PrunedOptimizer(keras.optimizers.Optimizer):
-    """An optimizer that leaves every pruned weight at exactly 0.0.
-
-    It lets the user's optimizer make its step and zeroes the pruned weights after it, all inside
-    the compiled step. From an optimizer in which one entry has a part in another's update, it
-    hides their gradients, and zeroes their slots when masks change: the live weights are trained
-    as if the others were not there, under every optimizer.
-    The masks are its variables, so they are saved, restored, replicated and sharded as any
-    optimizer's state. It never changes a mask itself: that is the `Pruner`'s part.
-
-    Args:
-        inner_optimizer: the user's optimizer.
-        schedule: as the user gave it; what training settled of it is in `progress`.
-        find_plan: gives the plan, once the model has variables.
+    Attributes:
+        schedule: as it was given.
+        masked: the targets that the optimizer trains, with their masks.
+        applied: whether the optimizer has made a step that prunes in this process, or a trace.
+        loads: how often its state was loaded.
+        unattended: what a step does if no pruner has called `update`.
+        attended_to: the last step that a pruner knows of.
     """
 
-    built: bool
+    schedule: Schedule
+    masked: tuple[MaskedWeight, ...]
+    applied: bool
+    loads: int
+    unattended: Unattended
+    attended_to: int
+
+    @property
+    def plan(self) -> Plan:
+        """What is pruned."""
+
+    @property
+    def built(self) -> bool:
+        """Whether there are masks."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the state can be read now, and not only be traced."""
+
+    @property
+    def state(self) -> PruningState:
+        """How far the schedule has come; can be set."""
+
+    @state.setter
+    def state(self, state: PruningState) -> None: ...
+
+    def peek(self) -> list[int] | None:
+        """The state's `settled_numbers`, if they can be had without waiting for a step."""
+
+    @property
+    def iterations(self) -> int:
+        """The optimizer's own count of its steps."""
+
+    @property
+    def accumulation(self) -> int:
+        """How many batches make one step."""
+
+    def zero_pruned(self) -> None:
+        """Set every pruned weight and its average to 0.0."""
+
+    def zero_companions(self) -> None:
+        """Set to 0.0 what the optimizer keeps for pruned weights: averages, slots that matter.
+
+        Slots matter where they could have a part in the update of other weights.
+        """
+
+    def release(self) -> None:
+        """Take the masks off the optimizer."""
+
+
+class KerasPruning:
+    """A `Pruning` on an optimizer of Keras.
+
+    Masks, count and state are variables of the optimizer, so they are restored, replicated and
+    sharded as any optimizer's state. It changes no mask itself: that is the `Pruner`'s part.
+
+    Args:
+        schedule: as the user gave it.
+        find_plan: gives the plan, once the model has variables.
+        name: of the variables.
+    """
 
     def __init__(
-        self,
-        inner_optimizer: keras.optimizers.Optimizer,
-        schedule: Schedule,
-        find_plan: Callable[[], Plan],
-        name: str = "pruned",
+        self, schedule: Schedule, find_plan: Callable[[], Plan], name: str = "pruning"
     ) -> None:
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
-        self.use_ema = inner_optimizer.use_ema
-        self.gradient_accumulation_steps = inner_optimizer.gradient_accumulation_steps
         self.schedule = schedule
+        self.name = name
         self.masked: tuple[MaskedWeight, ...] = ()
-        self.before_first_step: Callable[[], Any] | None = None
-        self.attended = False
+        self.applied = False
         self.loads = 0
-        self.applied = False  # in this process, be it in a trace
-        self._reached = Progress()  # as `progress`, where that cannot be read
-        self._find_plan = find_plan
-        self._plan: Plan | None = None
+        self.unattended: Unattended = "refuse"
+        self.attended_to = -1
+        self.before_first_step: Callable[[], Any] | None = None
+        self.optimizer: Any = None  # that carries it
+        self.outer: Any = None  # a `LossScaleOptimizer` around that, or itself
+        self._find_plan = functools.cache(find_plan)
+        self._step: Any = None
+        self._settled: Any = None
 
     @property
     def plan(self) -> Plan:
         """What is pruned; found when first asked for."""
-        if self._plan is None:
-            self._plan = self._find_plan()
-        return self._plan
+        return self._find_plan()
 
     @property
-    def own_optimizer(self) -> keras.optimizers.Optimizer:
-        """The user's own, however many wrappers there are around it."""
-        inner = self.inner_optimizer
-        return inner.own_optimizer if isinstance(inner, PrunedOptimizer) else inner
+    def built(self) -> bool:
+        """Whether there are masks."""
+        return self._step is not None
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The user's optimizer's variables, the masks, and the progress."""
-        if not self.built:
-            return self.inner_optimizer.variables
-        own = [masked.mask for masked in self.masked]
-        return [*self.inner_optimizer.variables, *own, self._progress]
+        """The masks, the count of steps, and what was settled when they began."""
+        own = [self._step, self._settled] if self.built else []
+        return [*(masked.mask for masked in self.masked), *own]
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make a mask, all True, for each target among `variables`."""
-        variables = list(variables)
-        if self.built or not variables:  # Keras builds with none when it loads an `.h5` file
-            return
-        if not self.inner_optimizer.built:
-            self.inner_optimizer.build(variables)
-        self._trainable_variables = variables
-        self._progress = self.add_variable(
-            (len(Progress._fields),),
-            keras.initializers.Constant(-1),  # an assignment would be lost in a trace
-            "int32",
-            "only_first_replica",
-            name="progress",
-        )
-        slots = slots_of(self.inner_optimizer, variables)
-        averages = self._model_variables_moving_average if self.use_ema else None
+    def build(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Make a mask, all True, for each target that the optimizer trains."""
+        variables = keras_private.trained_by(optimizer)
+        with keras.name_scope(optimizer.name):
+            self.masked = tuple(self._mask_each(optimizer, variables))
+            # Set by initializers: an assignment would be lost in a trace.
+            self._step = _variable(f"{self.name}_step", (), "int", keras.initializers.Constant(-1))
+            none = PruningState(self.schedule).settled_numbers()
+            initial = keras.initializers.Constant(-1)
+            self._settled = _variable(f"{self.name}_settled", (len(none),), "int32", initial)
+
+    def _mask_each(
+        self, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+    ) -> Iterator[MaskedWeight]:
+        slots = slots_of(optimizer, variables)
+        averages = keras_private.averages_of(optimizer)
         position = {id(variable): i for i, variable in enumerate(variables)}
-        masked = []
         bound = self._bind(variables)
         warn_of_untrained([t.path for t, variable in bound if id(variable) not in position])
         for target, variable in bound:
             index = position.get(id(variable))
             if index is None:
                 continue
-            mask = self.add_variable(
-                variable.shape,
-                "ones",
-                "bool",
-                layout=getattr(variable, "_layout", None),
-                name=f"{variable.path.replace('/', '_')}_mask",
-            )
             average = averages[index] if averages else None
-            mine = () if average is None else (average,)
-            masked.append(MaskedWeight(target, variable, mask, mine, tuple(slots[index])))
-        self.masked = tuple(masked)
-        self._masks = {self._var_key(m.variable): m.mask for m in masked}
-        self._apart = entries_are_apart(self.inner_optimizer, [m.variable for m in masked])
-        self.built = True
+            yield MaskedWeight(
+                target,
+                variable,
+                _mask_for(variable, f"{self.name}_{variable.path.replace('/', '_')}_mask"),
+                () if average is None else (average,),
+                tuple(slots[index]),
+            )
 
-    def _bind(self, variables: list[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
+    def _bind(self, variables: Sequence[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
         """Each target with its variable: the plan's own, or by position after loading."""
         plan = self.plan
         if plan.variables:
@@ -150,52 +200,340 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
                 )
         return bound
 
-    # ---------------------------------------------------------------- the training step
+    # ---------------------------------------------------------------- state
 
-    def apply(
-        self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None
-    ) -> None:
-        """Make one step of the user's optimizer that leaves the pruned weights at zero."""
-        self.applied = True
+    @property
+    def state(self) -> PruningState:
+        """How far the schedule has come; can be set."""
         if not self.built:
-            with keras.name_scope(self.name, caller=self):
-                self.build(trainable_variables or ())
-        if self.before_first_step is not None:
-            self.before_first_step()
-        self._check_attended()
-        if not self._apart:
-            grads = self._live(grads, trainable_variables or self._trainable_variables)
-        # Where an update is the last that is written to a weight, it may as well zero it.
-        masks = self._masks if self._apart and not self.use_ema else {}
-        with backends.current().masking_updates(self.inner_optimizer, masks) as zeroed:
-            self.inner_optimizer.apply(grads, trainable_variables)
-        self._zero(
-            lambda m: () if self._var_key(m.variable) in zeroed else (m.variable, *m.averages)
-        )
+            return PruningState(self.schedule)
+        step, numbers = map(keras.ops.convert_to_numpy, (self._step, self._settled))
+        return PruningState.from_numbers(self.schedule, int(step), numbers.tolist())
 
-    def _live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
-        """The gradients, with zeros where weights are pruned."""
-        mask_gradient = backends.current().mask_gradient
-        masks = [self._masks.get(self._var_key(variable)) for variable in variables]
-        return [
-            gradient if gradient is None or mask is None else mask_gradient(gradient, mask)
-            for gradient, mask in zip(grads, masks, strict=True)
-        ]
+    @state.setter
+    def state(self, state: PruningState) -> None:
+        self._step.assign(state.step)
+        self._settled.assign(np.array(state.settled_numbers(), np.int32))
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the state can be read now, and not only be traced."""
+        return backends.current().is_readable(self._step.value)
+
+    def peek(self) -> list[int] | None:
+        """The state's `settled_numbers`, if they can be had without waiting for a step."""
+        return backends.current().peek(self._settled)
+
+    @property
+    def iterations(self) -> int:
+        """The optimizer's own count of its steps."""
+        return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
+
+    @property
+    def accumulation(self) -> int:
+        """How many batches make one step."""
+        return self.optimizer.gradient_accumulation_steps or 1
+
+    def begin_anew(self, state: PruningState) -> None:
+        """Set a state, and every mask to all True."""
+        self.state = state
+        for masked in self.masked:
+            masked.mask.assign(np.ones(masked.variable.shape, bool))
+
+    def count(self) -> None:
+        """Count one update of the weights, unless it was only a part of one."""
+        one = keras.ops.cast(self._step >= 0, self._step.dtype)
+        if self.accumulation > 1:
+            calls = keras_private.calls_of(self.optimizer).value
+            one = one * keras.ops.cast(calls % self.accumulation == 0, self._step.dtype)
+        self._step.assign(self._step + one)
+
+    # ---------------------------------------------------------------- zeros
 
     def zero_pruned(self) -> None:
         """Set every pruned weight and its average to 0.0."""
-        self._zero(lambda masked: (masked.variable, *masked.averages))
+        self.zero(lambda masked: (masked.variable, *masked.averages))
 
     def zero_companions(self) -> None:
-        """Set to 0.0 what the optimizer keeps for pruned weights: averages, and slots that matter.
+        """Set to 0.0 what the optimizer keeps for pruned weights: averages, slots that matter."""
+        apart = entries_are_apart(self.optimizer, [m.variable for m in self.masked])
+        self.zero(lambda masked: masked.averages + (() if apart else masked.slots))
 
-        Slots matter where they could have a part in the update of other weights.
-        """
-        self._zero(lambda masked: masked.averages + (() if self._apart else masked.slots))
-
-    def _zero(self, which: Callable[[MaskedWeight], tuple[keras.Variable, ...]]) -> None:
+    def zero(self, which: Callable[[MaskedWeight], tuple[keras.Variable, ...]]) -> None:
+        """Set the variables that belong to a mask to 0.0 where it is False."""
         pairs = [(variable, masked.mask) for masked in self.masked for variable in which(masked)]
         backends.current().zero_pruned([v for v, _ in pairs], [m for _, m in pairs])
+
+    def release(self) -> None:
+        """Take the masks off the optimizer; without any it is of the user's own class again."""
+        detach(self.outer, self)
+
+
+def _variable(name: str, shape: tuple[int, ...], dtype: str, initial: Any) -> keras.Variable:
+    return keras.Variable(
+        initial,
+        shape=shape,
+        dtype=dtype,
+        trainable=False,
+        aggregation="only_first_replica",
+        name=name,
+    )
+
+
+def _mask_for(variable: keras.Variable, name: str) -> keras.Variable:
+    """A mask, all True, where the variable is."""
+    return keras.Variable(
+        "ones",
+        shape=variable.shape,
+        dtype="bool",
+        trainable=False,
+        layout=getattr(variable, "_layout", None),
+        name=name,
+    )
+
+
+def warn_of_untrained(paths: Sequence[str]) -> None:
+    """Name the targets that stay as they are, because the optimizer does not train them."""
+    if paths:
+        warnings.warn(
+            f"The optimizer trains only a part of the weights to prune; {list(paths)} stay as they "
+            "are, and are not counted in the sparsity. Give it all of the model's trainable "
+            "weights, or leave these out with `filters` or `overrides`.",
+            stacklevel=4,
+        )
+
+
+# -------------------------------------------------------------------- the class
+
+
+class Prunings(keras_private.Saveable):
+    """The prunings that an optimizer carries, one for each schedule; saved beside its variables.
+
+    Args:
+        optimizer: that carries them.
+        loading: the custom objects and the safe mode to make them of a file with.
+    """
+
+    name = "pruning"
+
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, loading: Mapping[str, Any] | None = None
+    ) -> None:
+        self.all: list[KerasPruning] = []
+        self._masks: dict[Any, keras.Variable] = {}
+        self._optimizer: Callable[[], Any] = weakref.ref(optimizer)
+        self._loading = dict(loading or {})
+        self._unread: dict[str, np.ndarray] = {}
+
+    def __dir__(self) -> list[str]:
+        """Nothing: Keras looks here for more to save."""
+        return []
+
+    def _obj_type(self) -> str:
+        return "Optimizer"
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Those of all prunings."""
+        return [variable for pruning in self.all for variable in pruning.variables]
+
+    def build(self) -> None:
+        """Make the masks, when the optimizer has its variables."""
+        optimizer = self._optimizer()
+        for pruning in self.all:
+            if not pruning.built:
+                pruning.build(optimizer)
+        masked = [masked for pruning in self.all for masked in pruning.masked]
+        self._masks = {keras_private.key_of(optimizer, m.variable): m.mask for m in masked}
+        backends.current().track(optimizer, self.variables)
+        if self._unread:
+            self._read(self._unread)
+            self._unread = {}
+
+    @property
+    def entries_are_apart(self) -> bool:
+        """Whether the gradients of pruned weights need no mask: see the function of this name."""
+        masked = [masked for pruning in self.all for masked in pruning.masked]
+        return entries_are_apart(self._optimizer(), [each.variable for each in masked])
+
+    # ---------------------------------------------------------------- in a step
+
+    def before_step(self) -> None:
+        """Prune in a trace what could not be pruned before; refuse a step that nobody attends."""
+        for pruning in self.all:
+            pruning.applied = True
+            if pruning.before_first_step is not None:
+                pruning.before_first_step()
+            if pruning.unattended == "refuse":
+                raise RuntimeError(UNATTENDED)
+            if pruning.unattended == "warn":
+                pruning.unattended = None
+                warnings.warn(UNFINISHED, stacklevel=3)
+
+    def live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
+        """The gradients, with zeros where weights are pruned."""
+        key_of, optimizer = keras_private.key_of, self._optimizer()
+        masks = [self._masks.get(key_of(optimizer, variable)) for variable in variables]
+        return [
+            gradient
+            if gradient is None or mask is None
+            else backends.current().mask_gradient(gradient, mask)
+            for gradient, mask in zip(grads, masks, strict=True)
+        ]
+
+    @contextlib.contextmanager
+    def zeroing(self) -> Iterator[None]:
+        """A context for the user's own step, after which pruned weights are zero."""
+        optimizer = self._optimizer()
+        # Where an update is the last that is written to a weight, it may as well zero it.
+        fused = self._masks if self.entries_are_apart and not optimizer.use_ema else {}
+        with backends.current().masking_updates(optimizer, fused) as zeroed:
+            yield
+
+        def left(masked: MaskedWeight) -> tuple[keras.Variable, ...]:
+            is_zero = keras_private.key_of(optimizer, masked.variable) in zeroed
+            return () if is_zero else (masked.variable, *masked.averages)
+
+        for pruning in self.all:
+            pruning.zero(left)
+
+    def after_training(self) -> None:
+        """Zero what the optimizer's averages have written; warn of steps nobody attended."""
+        for pruning in self.all:
+            pruning.zero_pruned()
+            state = pruning.state
+            if not pruning.applied or state.has_ended:
+                continue
+            if pruning.unattended == "refuse":
+                raise RuntimeError(UNATTENDED)
+            if state.step > pruning.attended_to:
+                pruning.attended_to = state.step
+                pruning.unattended = None
+                warnings.warn(UNFINISHED, stacklevel=3)
+
+    # ---------------------------------------------------------------- saving and loading
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save masks, state and what is needed to make the prunings again."""
+        built = [pruning for pruning in self.all if pruning.built]
+        if not built:
+            return
+        store["prunings"] = as_bytes([_config(pruning) for pruning in built])
+        for i, pruning in enumerate(built):
+            for name, array in save_pruning(pruning).items():
+                store[f"{i}.{name}"] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` saved; the prunings are made if there are none.
+
+        Raises:
+            ValueError: if the file has no pruning state, or that of another plan.
+        """
+        arrays = {name: np.asarray(store[name]) for name in store.keys()}  # noqa: SIM118 - Keras'
+        optimizer = self._optimizer()
+        if not self.all and not arrays:
+            detach(optimizer)  # a plain file
+        elif optimizer.built:
+            self._read(arrays)
+        else:
+            self._unread = arrays
+
+    def _read(self, arrays: Mapping[str, np.ndarray]) -> None:
+        if not self.all and not self._make(from_bytes(arrays["prunings"])):
+            return
+        for i, pruning in enumerate(self.all):
+            prefix = f"{i}."
+            mine = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            load_pruning(pruning, mine)
+            if pruning.unattended is not None:
+                pruning.unattended = _unattended(pruning.state)
+                pruning.attended_to = pruning.state.step
+
+    def _make(self, configs: Sequence[Mapping[str, Any]]) -> bool:
+        """Make the prunings that a file names; whether there are any that can be made."""
+        problems = [config["problem"] for config in configs if "problem" in config]
+        if problems:
+            warnings.warn(
+                f"The pruning that this model carries cannot be loaded: {problems[0]} Only its "
+                "weights and its optimizer are there. To go on where it stopped, pass the same "
+                "callback to `fit` and load the file's weights when the training begins, as "
+                "keras.callbacks.BackupAndRestore does.",
+                stacklevel=2,
+            )
+            detach(self._optimizer())
+            return False
+        self.all = [_from_config(config, self._loading) for config in configs]
+        for pruning in self.all:
+            pruning.optimizer = pruning.outer = self._optimizer()
+        self.build()
+        return True
+
+
+def _unattended(state: PruningState) -> Unattended:
+    if state.has_ended:
+        return None
+    return "warn" if state.updated_at >= 0 else "refuse"
+
+
+def _config(pruning: KerasPruning) -> dict[str, Any]:
+    """What makes a pruning again; or why it cannot be."""
+    plan = pruning.plan
+    parts = {
+        "schedule": pruning.schedule,
+        "targets": list(plan.targets),
+        "groups": list(plan.groups),
+        "allocation": plan.allocation,
+        "criterion": plan.criterion,
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a lambda Keras speaks when it is loaded
+            made = keras.saving.serialize_keras_object(parts)
+        as_bytes(made)
+    except (TypeError, ValueError, OSError) as error:
+        return {"problem": f"it holds objects that cannot be saved ({one_line(error)})."}
+    return {"name": pruning.name, "parts": made}
+
+
+def _from_config(config: Mapping[str, Any], loading: Mapping[str, Any]) -> KerasPruning:
+    parts = keras.saving.deserialize_keras_object(config["parts"], **loading)
+    targets, groups = tuple(parts["targets"]), tuple(parts["groups"])
+    plan = Plan(targets, (), (), parts["allocation"], parts["criterion"], groups)
+    return KerasPruning(parts["schedule"], lambda: plan, config["name"])
+
+
+class _Pruned:
+    """What `pruned_class_of` adds to the class of the user's optimizer."""
+
+    pruning: Prunings
+    users_class: type
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The user's optimizer's own variables, then those of its prunings."""
+        own = super().variables  # type: ignore[misc]
+        prunings = vars(self).get("pruning")
+        return own if prunings is None else [*own, *prunings.variables]
+
+    def build(self, variables: Any) -> None:
+        super().build(variables)  # type: ignore[misc]
+        if variables:
+            self.pruning.build()
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """Make one step of the user's optimizer that leaves the pruned weights at zero."""
+        if not self.built and trainable_variables:  # type: ignore[attr-defined]
+            with keras.name_scope(self.name, caller=self):  # type: ignore[attr-defined]
+                self.build(list(trainable_variables))
+        if not len(grads):
+            return
+        self.pruning.before_step()
+        if not self.pruning.entries_are_apart:
+            grads = self.pruning.live(grads, trainable_variables or keras_private.trained_by(self))
+        with self.pruning.zeroing():
+            super().apply(grads, trainable_variables)  # type: ignore[misc]
+        for pruning in self.pruning.all:
+            pruning.count()
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Let the user's optimizer write its averages into the model, sparse.
@@ -203,166 +541,257 @@ class PrunedOptimizer(keras.optimizers.Optimizer):
         Keras calls this after a step that failed, too. JAX has given the weights away by then, and
         to look for them here would hide what failed.
         """
-        if not all(map(backends.current().has_value, var_list)):
-            return
-        self.inner_optimizer.finalize_variable_values(var_list)
-        self.zero_pruned()
-        if self.applied:  # else what failed before the first step would be hidden
-            self._check_attended()  # a compiled step does not do it again
-
-    def _check_attended(self) -> None:
-        """Refuse to train on, dense and in silence, when nobody updates the masks."""
-        if self.attended or self._reached.has_ended(self.schedule):
-            return
-        if self._reached.updated_at < 0:
-            raise RuntimeError(UNATTENDED)
-        self.attended = True
-        warnings.warn(
-            "This model carries an unfinished pruning schedule that nobody advances: its zeros "
-            "stay, but no more are made. To go on, pass the callback it was trained with to "
-            "`fit`, or call `kp.Pruner(model).update()` in every step; to end it, call "
-            "`kp.Pruner(model).release()`.",
-            stacklevel=2,
-        )
-
-    # What Keras' trainers and callbacks ask an optimizer for, answered by the user's own.
-
-    @property
-    def iterations(self) -> keras.Variable:
-        """Updates of the weights in the lifetime of the user's optimizer."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The user's optimizer's; can be set."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def _model_variables_moving_average(self) -> list[keras.Variable]:
-        return self.inner_optimizer._model_variables_moving_average
-
-    def apply_gradients(self, grads_and_vars: Any) -> keras.Variable:
-        """As `apply`, for (gradient, variable) pairs; returns the count of updates."""
-        super().apply_gradients(grads_and_vars)
-        return self.iterations
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """As the user's optimizer does it.
-
-        Raises:
-            ValueError: if the optimizer has its variables already, as it has after `wrap`.
-        """
-        if self.inner_optimizer.built:
-            raise ValueError(
-                "`exclude_from_weight_decay` must be called before the optimizer is wrapped, which "
-                "makes its variables. Received: var_list="
-                f"{shown(var_list)}, var_names={var_names!r}. First "
-                "`optimizer.exclude_from_weight_decay(...)`, then `pruner.wrap(optimizer)`."
-            )
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
-    def scale_loss(self, loss: Any) -> Any:
-        """As the user's optimizer scales it."""
-        return self.inner_optimizer.scale_loss(loss)
-
-    # What is saved.
-
-    @property
-    def progress(self) -> Progress:
-        """How far the schedule has come."""
-        return Progress(*map(int, keras.ops.convert_to_numpy(self._progress)))
-
-    @progress.setter
-    def progress(self, progress: Progress) -> None:
-        self._progress.assign(np.array(progress, np.int32))
-        self._reached = progress
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the schedule has begun to count."""
-        return self.built and self.progress.origin >= 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether the masks have come to the end of the schedule."""
-        return self.built and self.progress.has_ended(self.schedule)
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether the progress can be looked at now."""
-        return backends.current().is_readable(self._progress.value)
-
-    def peek(self) -> Progress | None:
-        """The progress, if it can be had without waiting for a step."""
-        found = backends.current().peek(self._progress)
-        return None if found is None else Progress(*found)
-
-    @property
-    def completed_updates(self) -> int:
-        """Updates of the weights in the lifetime of the user's optimizer."""
-        return int(keras.ops.convert_to_numpy(self.iterations))
+        if all(map(backends.current().has_value, var_list)):
+            super().finalize_variable_values(var_list)  # type: ignore[misc]
+            self.pruning.after_training()
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the masks, one bit a weight; the user's optimizer saves its own variables."""
-        if not self.built:
-            return
-        save_state(self, store)
-        # Keras' optimizers tell a state of theirs by the number of its entries alone.
-        if len(store.keys()) == len(self.own_optimizer.variables):
-            store["filler"] = np.zeros(1, np.uint8)
+        with _of_users_class(self):
+            self.save_own_variables(store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Load what `save_own_variables` saved.
-
-        Raises:
-            ValueError: if the file has no pruning state, or that of another plan.
-        """
-        self.progress = load_state(self, store)
-        self.loads += 1
-
-    def get_config(self) -> dict[str, Any]:
-        """The user's optimizer, the schedule as given, and the plan."""
-        plan = self.plan
-        return {
-            "name": self.name,
-            "inner_optimizer": self.inner_optimizer,
-            "schedule": self.schedule,
-            "targets": list(plan.targets),
-            "allocation": plan.allocation,
-            "criterion": plan.criterion,
-            "groups": list(plan.groups),
-        }
+        with _of_users_class(self):
+            self.load_own_variables(store)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "PrunedOptimizer":
-        """Make the optimizer again; its targets find their variables by position."""
-        config = dict(config)
-        inner = keras.optimizers.deserialize(config.pop("inner_optimizer"), custom_objects)
-        parts = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
-        allocation, criterion = map(_function, (parts["allocation"], parts["criterion"]))
-        groups = tuple(parts["groups"])
-        plan = Plan(tuple(parts["targets"]), (), (), allocation, criterion, groups)
-        return cls(inner, parts["schedule"], lambda: plan, parts["name"])
+    def from_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer of a file, which will hold the prunings beside its variables."""
+        optimizer = super().from_config(*args, **kwargs)  # type: ignore[misc]
+        vars(optimizer)["pruning"] = Prunings(optimizer, keras_private.loading_scope())
+        return optimizer
 
 
-def _function(function: Any) -> Any:
-    """A function, or the one of this package that an `.h5` file names."""
-    if not isinstance(function, str):
-        return function
-    return keras.saving.get_registered_object(f"{PACKAGE}>{function.split('>')[-1]}")
+class _PrunedInside:
+    """What is added to a `LossScaleOptimizer`, which saves the variables of the one within too."""
+
+    users_class: type
+    inner_optimizer: Any
+
+    def save_own_variables(self, store: Any) -> None:
+        with _of_users_class(self.inner_optimizer):
+            super().save_own_variables(store)  # type: ignore[misc]
+
+    def load_own_variables(self, store: Any) -> None:
+        with _of_users_class(self.inner_optimizer):
+            super().load_own_variables(store)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _of_users_class(optimizer: Any) -> Iterator[None]:
+    """A context in which the optimizer is of its own class, as its own code expects."""
+    pruned = type(optimizer)
+    if not isinstance(optimizer, _Pruned):
+        yield
+        return
+    object.__setattr__(optimizer, "__class__", pruned.users_class)
+    try:
+        yield
+    finally:
+        object.__setattr__(optimizer, "__class__", pruned)
+
+
+_pruned_classes: dict[type, type] = {}
+
+
+def pruned_class_of(users: type) -> type:
+    """The subclass of an optimizer's class whose steps leave pruned weights at zero."""
+    if users in _pruned_classes:
+        return _pruned_classes[users]
+    names = {
+        "users_class": users,
+        "__module__": users.__module__,
+        "__qualname__": users.__qualname__,
+        "__doc__": users.__doc__,
+    }
+    is_outer = issubclass(users, keras.optimizers.LossScaleOptimizer)
+    added = _PrunedInside if is_outer else _Pruned
+    pruned = type(users)(users.__name__, (added, users), names)
+    keras_private.save_as(pruned, users)
+    _pruned_classes[users] = pruned
+    return pruned
+
+
+def _name_those_of_keras_in_files() -> None:
+    """Have files name Keras' optimizers by the modules that define them while they prune.
+
+    Plain Keras finds its own class there, and loads the optimizer with its state. With this
+    package imported the same name stands for the pruned class.
+    """
+    for public in vars(keras.optimizers).values():
+        if isinstance(public, type) and issubclass(public, keras.optimizers.Optimizer):
+            empty: Any = public.__new__(public)  # type: ignore[call-overload]
+            pruned = pruned_class_of(type(empty))  # on PyTorch a subclass of its own
+            keras_private.name_in_files(pruned, public.__module__, public.__name__)
+
+
+_name_those_of_keras_in_files()
+
+
+def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether files made while it prunes are resumed from: not those of a user's own class."""
+    return type(optimizer).__module__.startswith("keras.")
+
+
+# -------------------------------------------------------------------- on an optimizer
+
+
+def attach(
+    optimizer: Any, pruning: KerasPruning, variables: Sequence[keras.Variable] | None = None
+) -> None:
+    """Let an optimizer prune: give it the pruned class of its own, and the pruning.
+
+    Args:
+        optimizer: the user's, or a `LossScaleOptimizer` around it, which saves it.
+        pruning: with masks, if it was on the optimizer before.
+        variables: of the model, to build the optimizer for, if there are any.
+    """
+    inner = within(optimizer)
+    for each in {id(each): each for each in (optimizer, inner)}.values():
+        if not isinstance(each, (_Pruned, _PrunedInside)):
+            object.__setattr__(each, "__class__", pruned_class_of(type(each)))
+    if "pruning" not in vars(inner):
+        vars(inner)["pruning"] = Prunings(inner)
+    inner.pruning.all.append(pruning)
+    pruning.optimizer, pruning.outer = inner, optimizer
+    if inner.built:
+        inner.pruning.build()
+    if variables and not optimizer.built:
+        optimizer.build(variables)
+
+
+def detach(optimizer: Any, pruning: KerasPruning | None = None) -> None:
+    """Take a pruning off an optimizer, or all of them; without any it is as it was."""
+    inner = within(optimizer)
+    inner.pruning.all = [each for each in inner.pruning.all if pruning and each is not pruning]
+    if inner.pruning.all:
+        inner.pruning.build()
+        return
+    backends.current().track(inner, [])
+    del vars(inner)["pruning"]
+    for each in {id(each): each for each in (optimizer, inner)}.values():
+        object.__setattr__(each, "__class__", type(each).users_class)
+
+
+def within(optimizer: Any) -> Any:
+    """The optimizer within a `LossScaleOptimizer`; another one itself."""
+    is_outer = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return optimizer.inner_optimizer if is_outer else optimizer
+
+
+def keep_zeros(
+    optimizer: keras.optimizers.Optimizer, plan: Plan, variables: Sequence[keras.Variable]
+) -> None:
+    """Let an optimizer for `variables` keep at zero what is zero now in the targets of a plan."""
+    schedule = ConstantSparsity(0.0, end_step=0)
+    pruning = KerasPruning(schedule, lambda: plan)
+    attach(optimizer, pruning, variables)
+    for masked in pruning.masked:
+        masked.mask.assign(backends.current().to_numpy(masked.variable) != 0)
+    pruning.state = PruningState.begin(schedule, schedule).updated()
+    pruning.unattended = None
+
+
+def prunings_on(optimizer: Any) -> list[KerasPruning]:
+    """The prunings that an optimizer carries, or the one within a `LossScaleOptimizer`."""
+    inner = within(optimizer)
+    return list(inner.pruning.all) if isinstance(inner, _Pruned) else []
+
+
+def prunings_of(model: keras.Model) -> list[KerasPruning]:
+    """The prunings that the optimizer carries with which a model is compiled."""
+    return prunings_on(getattr(model, "optimizer", None))
+
+
+def find(model: keras.Model) -> KerasPruning | None:
+    """The first of `prunings_of(model)`."""
+    return next(iter(prunings_of(model)), None)
+
+
+_compiled_with: "weakref.WeakKeyDictionary[keras.Model, weakref.ref[KerasPruning]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def compile_anew(model: keras.Model, pruning: KerasPruning, step: Any = None) -> None:
+    """Have a model's step compiled anew, unless it has one with these very masks.
+
+    Args:
+        model: the model, whose optimizer carries the pruning.
+        pruning: the last one that was put on it.
+        step: the model's `train_function` with these masks, if it is known.
+    """
+    before = _compiled_with.get(model)
+    is_known = before is not None and before() is pruning
+    if before is not None and not is_known:
+        backends.current().forget_step(model)
+    model.train_function = step if is_known else None
+    _compiled_with[model] = weakref.ref(pruning)
+
+
+# -------------------------------------------------------------------- slots
+
+ENTRY_BY_ENTRY = (
+    keras.optimizers.SGD,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+    keras.optimizers.Adamax,
+    keras.optimizers.Nadam,
+    keras.optimizers.RMSprop,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adadelta,
+    keras.optimizers.Lion,
+)
+"""Their update of an entry depends on nothing but the entry, its gradient and its slots."""
+
+
+def entries_are_apart(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> bool:
+    """Whether no entry of a weight has a part in another entry's update.
+
+    The gradient of a pruned weight then needs no mask: whatever it does, it does to that weight
+    alone, which is zeroed after the step. Not so for an update that mixes entries (Muon) or
+    scales by a norm (Lamb, clipping), for a constraint, and for classes that are not known.
+    """
+    is_keras = type(optimizer).__module__.startswith("keras.")  # on torch, subclasses of these
+    by_entry = is_keras and isinstance(optimizer, ENTRY_BY_ENTRY)
+    by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
+    constrained = any(variable.constraint is not None for variable in variables)
+    return by_entry and not by_norm and not constrained
+
+
+def slots_of(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> list[list[keras.Variable]]:
+    """The optimizer's variables that belong to each of `variables`, entry by entry.
+
+    Keras names a slot after its variable: `{path with underscores}_{slot}`. The longest name
+    that fits is meant, and of variables with the same name each has the next slot in turn.
+    """
+    stems: dict[str, list[int]] = {}
+    for i, variable in enumerate(variables):
+        stems.setdefault(variable.path.replace("/", "_") + "_", []).append(i)
+    by_length = sorted(stems, key=len, reverse=True)
+    slots: list[list[keras.Variable]] = [[] for _ in variables]
+    turns: dict[str, int] = {}
+    for slot in optimizer.variables:
+        stem = next((stem for stem in by_length if slot.name.startswith(stem)), None)
+        if stem is None:
+            continue
+        turn = turns[slot.name] = turns.get(slot.name, -1) + 1
+        owner = stems[stem][turn % len(stems[stem])]
+        if tuple(slot.shape) == tuple(variables[owner].shape):
+            slots[owner].append(slot)
+    return slots
 
 
 def check_wrappable(optimizer: Any, *, used: bool) -> None:
     """Raise unless a pruner, which may have been used already, can wrap `optimizer`."""
-    if isinstance(optimizer, PrunedOptimizer):
+    if prunings_on(optimizer):
         raise ValueError(
             "`optimizer` is wrapped for pruning already, and once is enough. Received: "
-            f"optimizer={optimizer.name!r} around {optimizer.inner_optimizer.name!r}. "
-            "Pass the inner one, or use the wrapped one as it is."
+            f"optimizer={optimizer.name!r}. Go on with the pruner that wrapped it, or call its "
+            "`release()` first."
         )
     if used:
         raise ValueError(
@@ -377,39 +806,3 @@ def check_wrappable(optimizer: Any, *, used: bool) -> None:
             f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
             "From a name Keras makes one: `keras.optimizers.get('adam')`."
         )
-
-
-# -------------------------------------------------------------------- in a model
-
-
-def find(model: keras.Model) -> PrunedOptimizer | None:
-    """The wrapped optimizer that a model is compiled with, if it is."""
-    optimizer = getattr(model, "optimizer", None)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer if isinstance(optimizer, PrunedOptimizer) else None
-
-
-def wrappers(model: keras.Model) -> list[PrunedOptimizer]:
-    """The wrapped optimizers around the user's own, outermost first; one for each schedule."""
-    found, optimizer = [], find(model)
-    while isinstance(optimizer, PrunedOptimizer):
-        found.append(optimizer)
-        optimizer = optimizer.inner_optimizer
-    return found
-
-
-def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    """Make `optimizer` the one that the model trains and is saved with.
-
-    A `LossScaleOptimizer` stays outside. The compile configuration names what the model trains
-    with, or a saved file would lose its state; the compiled step is dropped, for it holds the old
-    one.
-    """
-    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
-        model.optimizer.inner_optimizer = optimizer
-    else:
-        model.optimizer = optimizer
-    model._compile_config.config["optimizer"] = model.optimizer
-    model.train_function = None
-    backends.current().forget_step(model)

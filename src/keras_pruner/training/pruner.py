@@ -2,30 +2,37 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.criteria import magnitude
-from keras_pruner.masks import choose, count_entries
-from keras_pruner.patterns import Pattern, Unstructured
+from keras_pruner.criteria import magnitude, needs_inputs
+from keras_pruner.masks import MaskedWeight, choose, count_entries
+from keras_pruner.patterns import FixedPattern, Pattern, Unstructured, settle_sparsity
 from keras_pruner.plan import Criterion, Plan
 from keras_pruner.rules import Filters, Override, Rules
-from keras_pruner.schedules import Schedule
-from keras_pruner.training import agreement, reach
-from keras_pruner.training.given import (
-    check_values,
-    refuse_other_plan,
-    rules_of_training,
-    schedule_for,
+from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+from keras_pruner.training.checkpoint import PruningState
+from keras_pruner.training.optimizer import (
+    KerasPruning,
+    Pruning,
+    attach,
+    check_wrappable,
+    compile_anew,
+    find,
+    is_of_keras,
+    within,
 )
-from keras_pruner.training.optimizer import PrunedOptimizer, check_wrappable, find, install
-from keras_pruner.training.progress import Ended, Progress, Reached
 from keras_pruner.validation import check_integer
+
+PATIENCE = 100
+"""Calls of `update` without a step between them, after which it says so."""
 
 
 class Pruner:
@@ -77,7 +84,7 @@ class Pruner:
         rules = rules_of_training(pattern, allocation, criterion, filters, overrides)
         if present is not None and present.built:
             if rules != Rules() and not present.plan.same_as(rules.plan(model)):
-                refuse_other_plan(model.name, rules)
+                _refuse_other_plan(model.name, rules)
             self._set_up(model, present.schedule, lambda: present.plan, updates)
             self.adopt(present)
             return
@@ -87,23 +94,29 @@ class Pruner:
         plan = rules.plan(model)
         plan.check_final(schedule.resolve(updates, 0.0).sparsity_at_end)
         self._set_up(model, schedule, lambda: plan, updates)
-        self.check_reach()
+        self.check_length()
 
     @classmethod
-    def for_fit(
-        cls, model: keras.Model, schedule: Schedule, rules: Rules, ended: Ended | None
-    ) -> "Pruner":
+    def for_fit(cls, model: keras.Model, schedule: Schedule, rules: Rules) -> "Pruner":
         """A pruner for a compiled model that may not have its weights yet.
 
         Args:
             model: the model.
             schedule: when to prune; `fit` settles what it leaves open.
             rules: how to find the plan.
-            ended: where the same schedule ended in an earlier `fit`.
         """
         self = cls.__new__(cls)
         self._set_up(model, schedule, functools.cache(lambda: rules.plan(model)), None)
-        self._ended, self._own_loop = ended, False
+        self._own_loop = False
+        return self
+
+    @classmethod
+    def on(cls, model: keras.Model, pruning: Pruning) -> "Pruner":
+        """A pruner that goes on with a pruning that the model's optimizer carries."""
+        self = cls.__new__(cls)
+        self._set_up(model, pruning.schedule, lambda: pruning.plan, None)
+        self._own_loop = False
+        self.adopt(pruning)
         return self
 
     def _set_up(
@@ -118,20 +131,13 @@ class Pruner:
         self.updates_per_call = 1
         self._own_loop = True  # which may set the state back
         self._given = schedule
+        self._given_steps: dict[str, int] = {}
         self._find_plan = find_plan
-        self._ended: Ended | None = None
-        self._settled: dict[str, int] = {}
-        self._wrapped: Any = None
-        self._outer: Any = None
-        self._resolved: Schedule | None = None
-        self._seen = -1  # the last step that was read from the optimizer
-        self._ahead = 0  # updates there may have been since
-        self._idle = 0.0  # calls since the optimizer last counted a step
-        self._scanned = -1  # no update is due up to this step
-        self._at: float | None = None  # the sparsity the masks were last updated to
-        self._loads = 0  # of the optimizer's state, that all of this is of
-        self._known: Progress | None = None  # as it was last read, or written here
-        self._noted: Reached | None = None  # of what no variable says: released, or stateless
+        self._pruning: Pruning | None = None
+        self._optimizer: Any = None  # as it was given to `wrap`
+        self._released = False
+        self._known = _Known()
+        self._stateless: tuple[PruningState, float] | None = None  # values no variable holds
 
     # ------------------------------------------------------------------ use
 
@@ -141,96 +147,82 @@ class Pruner:
         return self._find_plan()
 
     @property
-    def wrapped(self) -> Any:
-        """The wrapped optimizer, which holds the masks."""
-        if self._wrapped is None:
+    def pruning(self) -> Pruning:
+        """The masks and the count on the optimizer."""
+        if self._pruning is None or self._released:
             raise RuntimeError(
                 "This pruner has no optimizer to apply its masks. Wrap one first: "
                 "`optimizer = pruner.wrap(keras.optimizers.Adam())`."
             )
-        return self._wrapped
+        return self._pruning
 
     @property
     def schedule(self) -> Schedule:
         """The schedule; once training has begun, with everything settled."""
-        return self._resolved or self._given
+        return self._given if self._known.state is None else self._known.state.schedule
+
+    @property
+    def state(self) -> PruningState:
+        """How far the schedule has come."""
+        if self._stateless is not None:
+            return self._stateless[0]
+        return PruningState(self._given) if self._pruning is None else self._pruning.state
 
     @property
     def step(self) -> int:
         """Updates of the weights completed since the schedule began."""
-        if (noted := self._of_no_variable()) is not None:
-            return noted.step
-        origin = self.wrapped.progress.origin
-        return 0 if origin < 0 else self.wrapped.completed_updates - origin
+        return max(0, self.state.step)
 
     @property
     def finished(self) -> bool:
         """Whether the schedule has reached its end."""
-        if (noted := self._of_no_variable()) is not None:
-            return noted.finished
-        return self._wrapped is not None and self._wrapped.finished
+        return self.state.has_ended
 
     @property
     def sparsity(self) -> float:
         """The fraction of zeros that the masks hold at present, over all targets."""
-        if (noted := self._of_no_variable()) is not None:
-            return noted.sparsity
-        return (
-            1 - sum(count_entries(np.asarray, m.mask) for m in self.wrapped.masked) / self._entries
-        )
-
-    def _of_no_variable(self) -> Reached | None:
-        """What was noted where the optimizer's variables do not say it, or not any more."""
-        if self._noted is None or self._wrapped is None:
-            return self._noted
-        return None if self._wrapped.progress == self._known else self._noted
+        if self._stateless is not None:
+            return self._stateless[1]
+        return sparsity_of_masks(self.pruning if self._pruning is None else self._pruning)
 
     def wrap(self, optimizer: Any) -> Any:
-        """Wrap the optimizer that trains the model.
+        """Let the optimizer that trains the model zero the pruned weights in each of its steps.
+
+        It stays the same object: everything that is read from it or written to it is its own.
 
         Args:
-            optimizer: a Keras optimizer, or one of `torch.optim`, which is returned itself.
+            optimizer: a Keras optimizer, or one of `torch.optim`.
 
         Returns:
-            The optimizer to train with.
+            The optimizer itself.
 
         Raises:
             ValueError: if it is wrapped already, or this pruner has wrapped another.
         """
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer.inner_optimizer = self.wrap(optimizer.inner_optimizer)
-            self._outer = optimizer
-            return optimizer
-        check_wrappable(optimizer, used=self._wrapped is not None)
-        self._noted = None
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            from keras_pruner.training.torch_optimizer import TorchOptimizerMasks
+        inner = within(optimizer)
+        check_wrappable(inner, used=self._pruning is not None and not self._released)
+        if isinstance(inner, keras.optimizers.Optimizer):
+            self.attach(optimizer, KerasPruning(self._given, self._find_plan))
+        else:
+            from keras_pruner.training.torch_optimizer import TorchPruning
 
-            self._wrapped = TorchOptimizerMasks(optimizer, self._given, self.plan)
-            return optimizer
-        with backends.current().variable_scope(self.model):
-            wrapped = PrunedOptimizer(optimizer, self._given, self._find_plan)
-            if self.model.built:
-                wrapped.build(self.model.trainable_variables)
-            else:
-                wrapped.before_first_step = self.update_before_first_step
-        self._wrapped = self._outer = wrapped
-        return wrapped
+            self._take_up(TorchPruning(inner, self._given, self.plan), optimizer)
+        return optimizer
 
     def check_agreement(self) -> int:
         """Check that the weights and masks of the targets are the same wherever they are copied.
 
         They are by construction, as long as the weights are: every replica and process finds the
-        same masks by itself. Of the copies only digests are compared. Where there are several
-        processes, all of them have to call it.
+        same masks by itself. Only digests are compared. Where there are several processes, all of
+        them have to call it.
 
         Returns:
-            How many copies of a weight there are at most, over all devices and processes.
+            The largest number of copies of a weight, over all devices and processes.
 
         Raises:
             RuntimeError: if some differ, naming the weights.
         """
-        return agreement.check(self.model, self.wrapped.masked)
+        return _check_agreement(self.model, self.pruning.masked)
 
     def update(self) -> bool:
         """Update the masks if the schedule says so; call it first thing in every step.
@@ -246,18 +238,23 @@ class Pruner:
             RuntimeError: if a step is being traced, or steps are made that do not prune.
         """
         if backends.current().is_tracing():
-            reach.refuse_to_be_traced()
+            _refuse_to_be_traced()
         return self.update_before_first_step()
 
     def update_before_first_step(self) -> bool:
         """`update`, which may also be called where the optimizer makes its variables in a trace."""
-        wrapped, self._noted = self.wrapped, None
-        wrapped.attended = True
-        if not wrapped.built or not self._may_be_due():
+        pruning, self._stateless = self.pruning, None
+        pruning.unattended = None
+        if not pruning.built:
             return False
-        backends.current().sync(self.model)
-        with backends.current().eagerly():
-            return self._update_if_due(wrapped)
+        try:
+            if not self._may_be_due():
+                return False
+            backends.current().sync(self.model)
+            with backends.current().eagerly():
+                return self._update_if_due(pruning)
+        finally:
+            pruning.attended_to = self._known.until + self.updates_per_call
 
     def stateless_update(
         self, trainable_variables: Sequence[Any], optimizer_variables: Sequence[Any]
@@ -269,22 +266,23 @@ class Pruner:
             optimizer_variables: values of the wrapped optimizer's `variables`.
 
         Returns:
-            Both, with the masks, the weights and the optimizer's slots brought up to date. What
-            the pruner says of itself is of then; between masks, `step` counts calls.
+            Both, with the masks, the weights and the optimizer's slots brought up to date.
+            `sparsity`, `step` and `finished` describe the state at the last call; between mask
+            updates, `step` advances by one per call.
         """
-        mine = self.model.trainable_variables, (self._outer or self.wrapped).variables
-        check_values(trainable_variables, optimizer_variables, mine)
+        self.pruning.peek()
+        mine = self.model.trainable_variables, self._optimizer.variables
+        _check_values(trainable_variables, optimizer_variables, mine)
         variables = [*mine[0], *mine[1]]
         values = [*trainable_variables, *optimizer_variables]
         if not all(map(backends.current().is_readable, values)):
-            reach.refuse_traced_values()
-        before = self._noted
+            _refuse_traced_values()
+        before = self._stateless
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
             changed = self.update()
-            if before is None or not self._ahead:  # it has looked at the state
-                self._noted = Reached(self.finished, self.step, self.sparsity)
-            else:
-                self._noted = before._replace(step=self._seen + self._ahead)
+            if before is None or not self._known.ahead:  # it has looked at the state
+                before = self.state, self.sparsity
+        self._stateless = dataclasses.replace(before[0], step=self._known.until), before[1]
         if not changed:
             return trainable_variables, optimizer_variables
         values = [scope.get_current_value(variable) for variable in variables]
@@ -294,134 +292,366 @@ class Pruner:
         """End the pruning, finished or not; the zeros stay, and nothing holds them any more.
 
         Returns:
-            The user's own optimizer, which the model is compiled with again if it was.
+            The optimizer, which is as it was before `wrap`.
         """
-        wrapped, outer = self.wrapped, self._outer
-        self._noted = Reached(self.finished, self.step, self.sparsity)
-        self._wrapped = self._outer = None
-        if not isinstance(wrapped, PrunedOptimizer):
-            wrapped.release()
-        elif find(self.model) is wrapped:
-            install(self.model, wrapped.inner_optimizer)
-        elif isinstance(outer, keras.optimizers.LossScaleOptimizer):
-            outer.inner_optimizer = wrapped.inner_optimizer
-        scales = isinstance(outer, keras.optimizers.LossScaleOptimizer)
-        return outer if scales else wrapped.inner_optimizer
+        pruning = self.pruning
+        if self._stateless is None:
+            backends.current().sync(self.model)
+        pruning.release()
+        self._released = True
+        if self._trains_model():
+            self.model.train_function = None
+        return self._optimizer
 
     # ------------------------------------------------------------------ for `fit`
 
-    def can_adopt(self, wrapped: PrunedOptimizer) -> bool:
-        """Whether `wrapped` carries this very pruning, begun before."""
-        return wrapped.built and wrapped.schedule == self._given and wrapped.plan.same_as(self.plan)
+    def attach(
+        self, optimizer: keras.optimizers.Optimizer, pruning: KerasPruning, step: Any = None
+    ) -> None:
+        """Put a pruning on an optimizer, and work with it.
 
-    def adopt(self, wrapped: PrunedOptimizer) -> None:
-        """Go on with the pruning that `wrapped` carries."""
-        self._wrapped, self._outer = wrapped, self.model.optimizer
-        wrapped.attended = True
+        Args:
+            optimizer: the user's, or a `LossScaleOptimizer` around it.
+            pruning: with its masks, if it was on the optimizer before.
+            step: the model's compiled step with these masks, if there is one.
+        """
+        with backends.current().variable_scope(self.model):
+            attach(optimizer, pruning, self.model.trainable_variables if self.model.built else None)
+        if not pruning.built:
+            pruning.before_first_step = self.update_before_first_step
+        self._take_up(pruning, optimizer)
+        if self._trains_model():
+            compile_anew(self.model, pruning, step)
+
+    def can_adopt(self, pruning: Pruning) -> bool:
+        """Whether `pruning` is this very pruning, begun before."""
+        same = pruning.schedule == self._given
+        return pruning.built and same and pruning.plan.same_as(self.plan)
+
+    def adopt(self, pruning: Pruning) -> None:
+        """Go on with a pruning that the model's optimizer carries."""
+        self._take_up(pruning, self.model.optimizer)
+        pruning.unattended = None
+
+    def _take_up(self, pruning: Pruning, optimizer: Any) -> None:
+        self._pruning, self._optimizer, self._released = pruning, optimizer, False
+        self._known, self._stateless = _Known(pruning.loads), None
+
+    def _trains_model(self) -> bool:
+        return getattr(self.model, "optimizer", None) is self._optimizer
 
     def settle(self, **steps: int) -> None:
         """Fix fields of the schedule for when it begins."""
-        self._settled = steps
+        self._given_steps = steps
 
-    def check_reach(self) -> None:
+    def check_length(self) -> bool:
         """Say before the training if it is too short for the schedule.
 
+        Returns:
+            Whether it is.
+
         Raises:
-            ValueError: if nothing would be pruned at all, or the schedule's end hangs on the
+            ValueError: if nothing would be pruned at all, or the schedule's end depends on the
                 length of a training of unknown length.
         """
-        wrapped = self._wrapped
-        if wrapped is not None and wrapped.built and wrapped.progress.origin >= 0:
-            schedule, now = wrapped.progress.restore(self._given), self.step
-        else:
-            schedule, now = self._schedule_to_begin(0.0), 0
-        reach.check_length(schedule, self._given, now, self.updates)
+        state = self.state
+        if not state.has_begun:
+            state = PruningState(self._schedule_to_begin(0.0), 0)
+        return _check_length(state, self._given, self.updates)
 
     # ------------------------------------------------------------------ deciding
 
     def _may_be_due(self) -> bool:
         """Whether an update may be due by now, from the number of calls alone."""
-        wrapped = self.wrapped
-        set_back = self._own_loop and wrapped.peek() not in (None, self._known)
-        if wrapped.loads != self._loads or set_back:
-            self._forget()
-        if self._resolved is None:
-            return wrapped.is_readable
-        self._ahead += self.updates_per_call
-        until = self._seen + self._ahead
-        due = any(map(self._is_due, range(self._scanned + 1, until + 1)))
-        self._scanned = until
-        return due or (self._own_loop and self._ahead >= reach.PATIENCE)
+        pruning, known = self.pruning, self._known
+        if known.loads != pruning.loads or (self._own_loop and self._is_set_back(pruning)):
+            known = self._known = _Known(pruning.loads)
+        if known.state is None:
+            return pruning.is_readable
+        known.ahead += self.updates_per_call
+        due = any(map(known.is_due, range(known.scanned + 1, known.until + 1)))
+        known.scanned = known.until
+        return due or (self._own_loop and known.ahead >= PATIENCE)
 
-    def _forget(self) -> None:
-        """Look anew: the optimizer's state is another one, loaded or set from without."""
-        self._loads, self._resolved, self._at = self.wrapped.loads, None, None
-        self._seen, self._scanned, self._ahead = -1, -1, 0
+    def _is_set_back(self, pruning: Pruning) -> bool:
+        """Whether something else has set the state, as far as can be seen without waiting."""
+        state, found = self._known.state, pruning.peek()
+        return state is not None and found is not None and found != state.settled_numbers()
 
-    def _is_due(self, step: int) -> bool:
-        """At the last update, and at one that asks for another sparsity than the one before."""
-        schedule = self.schedule
-        changes = step == schedule.end_step or schedule.sparsity_at(step) != self._at
-        return schedule.updates_at(step) and changes
+    def _update_if_due(self, pruning: Pruning) -> bool:
+        state, known = pruning.state, self._known
+        if known.state is not None and known.state.settled_numbers() != state.settled_numbers():
+            known = self._known = _Known(pruning.loads)
+        if not state.has_begun:
+            state = self._begin(pruning)
+        iterations = pruning.iterations
+        if known.state is None:
+            if state.updated_at >= 0:
+                known.sparsity = state.schedule.sparsity_at(state.updated_at)
+                pruning.zero_pruned()  # weights loaded beside the masks may be dense
+        elif not pruning.applied and iterations > known.iterations:
+            _refuse_steps_that_do_not_prune()
+        known.read(state, iterations)
+        patience = PATIENCE * pruning.accumulation
+        if known.idle >= patience and not state.has_ended:
+            known.idle = -math.inf  # once is enough
+            _warn_of_no_steps(patience)
+        if not any(map(known.is_due, range(state.updated_at + 1, state.step + 1))):
+            return False
+        known.sparsity = state.schedule.sparsity_at(state.step)
+        self._prune(pruning, known.sparsity)
+        pruning.state = known.state = state.updated()
+        return True
 
-    def _update_if_due(self, wrapped: Any) -> bool:
-        progress = wrapped.progress
-        if progress != self._known:
-            self._forget()
-        if progress.origin < 0:
-            progress = self._begin(wrapped)
-        if self._resolved is None:
-            self._resolved = progress.restore(self._given)
-            if progress.updated_at >= 0:
-                self._at = self._resolved.sparsity_at(progress.updated_at)
-                wrapped.zero_pruned()  # weights loaded beside the masks may be dense
-        step = wrapped.completed_updates - progress.origin
-        if 0 <= self._seen < step and not wrapped.applied:
-            reach.refuse_steps_that_do_not_prune()
-        self._idle = 0 if step > self._seen else self._idle + self._ahead
-        patience = reach.PATIENCE * (wrapped.gradient_accumulation_steps or 1)
-        if self._idle >= patience and not progress.has_ended(self._given):
-            self._idle = -math.inf  # once is enough
-            reach.warn_of_no_steps(patience)
-        due = any(map(self._is_due, range(progress.updated_at + 1, step + 1)))
-        self._seen = self._scanned = step
-        self._ahead = 0
-        if due:
-            self._prune(wrapped, self._resolved.sparsity_at(step))
-            wrapped.progress = progress = progress._replace(updated_at=step)
-        self._known = progress
-        return due
-
-    def _begin(self, wrapped: Any) -> Progress:
-        nonzero = sum(count_entries(np.asarray, m.variable) for m in wrapped.masked)
-        sparsity = 1 - nonzero / self._entries if wrapped.masked else 0.0
-        completed = wrapped.completed_updates
-        if self._ended is not None:
-            reach.check_goes_on(self.model.name, self._ended.sparsity, sparsity)
-            ended = self._ended.progress
-            progress = ended._replace(origin=completed - ended.origin)
-        else:
-            schedule = self._schedule_to_begin(round(sparsity, 9))
-            wrapped.plan.check_final(schedule.sparsity_at_end)
-            reach.check_begin(schedule, self._given, self.model.name, sparsity)
-            progress = Progress().begun(completed, schedule)
-        wrapped.progress = progress
-        return progress
-
-    @property
-    def _entries(self) -> int:
-        """How many weights the targets have."""
-        return sum(math.prod(m.target.shape) for m in self.wrapped.masked)
+    def _begin(self, pruning: Pruning) -> PruningState:
+        sparsity = sparsity_of_weights(pruning)
+        schedule = self._schedule_to_begin(round(sparsity, 9))
+        pruning.plan.check_final(schedule.sparsity_at_end)
+        _check_begin(schedule, self._given, self.model.name, sparsity)
+        if isinstance(pruning, KerasPruning) and not is_of_keras(pruning.optimizer):
+            _check_class(pruning, sparsity)
+        pruning.state = PruningState.begin(self._given, schedule)
+        return pruning.state
 
     def _schedule_to_begin(self, sparsity: float) -> Schedule:
         given = self._given
-        if self._settled:
-            given = dataclasses.replace(given, **self._settled)  # type: ignore[type-var]
+        if self._given_steps:
+            given = dataclasses.replace(given, **self._given_steps)  # type: ignore[type-var]
         return given.resolve(self.updates, sparsity)
 
-    def _prune(self, wrapped: Any, sparsity: float) -> None:
-        choices = choose(wrapped.masked, wrapped.plan, sparsity, self.schedule.sparsity_at_end)
-        for weight, choice in zip(wrapped.masked, choices, strict=True):
-            weight.apply(choice)
-        wrapped.zero_companions()
-        self._at = sparsity
+    def _prune(self, pruning: Pruning, sparsity: float) -> None:
+        choices = choose(pruning.masked, pruning.plan, sparsity, self.schedule.sparsity_at_end)
+        for masked, choice in zip(pruning.masked, choices, strict=True):
+            masked.apply(choice)
+        pruning.zero_companions()
+
+
+@dataclasses.dataclass
+class _Known:
+    """What was last read of a pruning, and what may have happened since.
+
+    The count lies on the device: to look at it in each step would wait for the step before.
+
+    Attributes:
+        loads: how often the state was loaded by then.
+        state: as it was last read or written; None: look at once.
+        iterations: of the optimizer, likewise.
+        sparsity: that the masks were last updated to.
+        ahead: steps that may have been made since.
+        scanned: no update is due up to this step.
+        idle: calls since a step was last counted.
+    """
+
+    loads: int = 0
+    state: PruningState | None = None
+    iterations: int = -1
+    sparsity: float | None = None
+    ahead: int = 0
+    scanned: int = -1
+    idle: float = 0.0
+
+    @property
+    def until(self) -> int:
+        """The step that may have come by now."""
+        return -1 if self.state is None else self.state.step + self.ahead
+
+    def read(self, state: PruningState, iterations: int) -> None:
+        """Note what was read."""
+        moved = self.state is None or state.step > self.state.step
+        self.idle = 0 if moved else self.idle + self.ahead
+        self.state, self.iterations = state, iterations
+        self.scanned, self.ahead = state.step, 0
+
+    def is_due(self, step: int) -> bool:
+        """At the last update, and at one that asks for another sparsity than the one before."""
+        assert self.state is not None
+        schedule = self.state.schedule
+        changes = step == schedule.end_step or schedule.sparsity_at(step) != self.sparsity
+        return schedule.updates_at(step) and changes
+
+
+# -------------------------------------------------------------------- what is given
+
+
+def rules_of_training(
+    pattern: Pattern, allocation: Any, criterion: Any, filters: Any, overrides: Any
+) -> Rules:
+    """The rules that the user gave for a training, where a criterion sees the weights alone."""
+    if needs_inputs(criterion):
+        name = getattr(criterion, "__name__", criterion)
+        raise ValueError(
+            "`criterion` must be a function of the weights alone in training, and this one needs "
+            f"their inputs, too. Received: criterion={name}. Prune at once with "
+            "`kp.prune(model, sparsity, calibration=samples, criterion=...)`, and train on with "
+            "kp.KeepZeros()."
+        )
+    return Rules(pattern, allocation, criterion, filters, overrides)
+
+
+def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
+    """The schedule meant by what the user gave, and by a pattern that fixes the sparsity."""
+    fixed = pattern.sparsity if isinstance(pattern, FixedPattern) else None
+    if schedule is None:
+        if fixed is None:
+            raise ValueError(
+                "`schedule` is missing: give the fraction of zeros to end with, or a schedule. "
+                "Received: schedule=None. For 80% zeros pass 0.8."
+            )
+        return ConstantSparsity(fixed)
+    schedule = as_schedule(schedule)
+    settle_sparsity("schedule", schedule.sparsity_at_end, pattern)
+    return schedule
+
+
+def _refuse_other_plan(name: str, rules: Rules) -> None:
+    raise ValueError(
+        f"`schedule` is missing, and {name!r} is being pruned by another plan than that of these "
+        f"arguments. Received: {rules!r}. Leave them out to go on with the pruning that the model "
+        "carries, or give a schedule to begin anew."
+    )
+
+
+def _check_values(trainable: Sized, optimizers: Sized, variables: tuple[Sized, Sized]) -> None:
+    """Raise unless there is a value for each trainable variable, and each of the optimizer's."""
+    given, expected = (len(trainable), len(optimizers)), tuple(map(len, variables))
+    if given != expected:
+        raise ValueError(
+            "`stateless_update` takes the values of `model.trainable_variables` and of the wrapped "
+            "optimizer's `variables`, the masks among them. Received: {} and {} values, for {} and "
+            "{} variables. Pass [v.value for v in optimizer.variables] of "
+            "`optimizer = pruner.wrap(...)`.".format(*given, *expected)
+        )
+
+
+# -------------------------------------------------------------------- what is reached
+
+
+def sparsity_of_masks(pruning: Pruning) -> float:
+    """The fraction of zeros that the masks hold, over all targets."""
+    kept = sum(count_entries(np.asarray, masked.mask) for masked in pruning.masked)
+    return 1 - kept / _entries(pruning) if pruning.masked else 0.0
+
+
+def sparsity_of_weights(pruning: Pruning) -> float:
+    """The fraction of zeros of the targets' weights."""
+    nonzero = sum(count_entries(np.asarray, masked.variable) for masked in pruning.masked)
+    return 1 - nonzero / _entries(pruning) if pruning.masked else 0.0
+
+
+def _entries(pruning: Pruning) -> int:
+    return sum(math.prod(masked.target.shape) for masked in pruning.masked)
+
+
+def _check_length(state: PruningState, given: Schedule, updates: int | None) -> bool:
+    """Say before a training of so many updates if it is too short for its schedule."""
+    schedule = state.schedule
+    if updates is None or schedule.end_step is None:
+        return False
+    last = state.step + updates
+    if last < schedule.begin_step:
+        raise ValueError(
+            f"Nothing would be pruned: the schedule begins at step {schedule.begin_step}, and "
+            f"this training ends at step {last}. Received: schedule={given!r}. Begin earlier, or "
+            "train for longer."
+        )
+    if last < schedule.end_step:
+        warnings.warn(
+            f"The training is too short for the schedule: it ends at step {last}, at a sparsity "
+            f"of {schedule.sparsity_at(last):.4g}, and the schedule needs {schedule.end_step} "
+            f"steps to reach {schedule.sparsity_at_end:.4g}. Train for longer, end the schedule "
+            "earlier, or call `fit` again with the same callback.",
+            stacklevel=4,
+        )
+    return last < schedule.end_step
+
+
+def _check_begin(schedule: Schedule, given: Schedule, name: str, sparsity: float) -> None:
+    """Say it if a schedule begins below the sparsity that the model of this name has."""
+    if 0 < schedule.sparsity_at(schedule.begin_step) < sparsity - 0.01:
+        warnings.warn(
+            f"{name!r} has a sparsity of {sparsity:.4g} already, and the schedule begins below "
+            f"it: zeros will come to life again. Received: schedule={given!r}. To train on with "
+            "all zeros kept, use kp.KeepZeros().",
+            stacklevel=4,
+        )
+
+
+def _check_class(pruning: KerasPruning, sparsity: float) -> None:
+    """Say it if the model may come from a file that could not hold the pruning."""
+    if pruning.schedule.sparsity_at_end != 0 and sparsity > 0.01 and pruning.iterations:
+        name = type(pruning.optimizer).__name__
+        warnings.warn(
+            f"The schedule begins at step 0 on a model with a sparsity of {sparsity:.4g} that "
+            f"{name} has trained for {pruning.iterations} steps. A `.keras` file cannot resume a "
+            f"pruning under an optimizer class of your own, such as {name}: if this model was "
+            "saved in the middle of one, load the file's weights when the training begins "
+            "(`model.load_weights(path)` in `on_train_begin` of a callback) to go on exactly.",
+            stacklevel=4,
+        )
+
+
+def _refuse_steps_that_do_not_prune() -> None:
+    raise RuntimeError(
+        "The optimizer makes steps that do not prune: the step was compiled before the optimizer "
+        "was wrapped. Wrap it first, then `model.compile(pruner.wrap(optimizer), ...)`, or trace "
+        "your own step."
+    )
+
+
+def _refuse_to_be_traced() -> None:
+    raise RuntimeError(
+        "`update` chooses which weights to prune by looking at them, and here a step is being "
+        "traced. Call it outside of the compiled step, before it."
+    )
+
+
+def _refuse_traced_values() -> None:
+    raise ValueError(
+        "`stateless_update` chooses which weights to prune by looking at them, and these are "
+        "being traced. Call it outside of the jitted step, before it."
+    )
+
+
+def _warn_of_no_steps(calls: int) -> None:
+    warnings.warn(
+        f"`update` was called more than {calls} times, and the wrapped optimizer has counted "
+        "no step, so that nothing is pruned. In a stateless loop on JAX call `stateless_update`; "
+        "if the model is trained by another optimizer, wrap that one.",
+        stacklevel=4,
+    )
+
+
+# -------------------------------------------------------------------- replicas and processes
+
+_DIGEST_SIZE = 16
+
+
+def _check_agreement(model: keras.Model, masked: Sequence[MaskedWeight]) -> int:
+    """Compare digests of all copies of the targets' weights and masks."""
+    ops = backends.current()
+    ops.sync(model)
+    variables = [(m.target.path, v) for m in masked for v in (m.variable, m.mask)]
+    owners, rows = {}, []
+    for i, (path, variable) in enumerate(variables):
+        for part, copy in ops.copies(variable):
+            key = _digest(np.frombuffer(f"{i} {part}".encode(), np.uint8))
+            owners[key] = path
+            rows.append(np.frombuffer(key + _digest(copy), np.uint8))
+    copies: dict[bytes, list[bytes]] = {}
+    for row in ops.gather_copies(model, np.stack(rows)):
+        copies.setdefault(row[:_DIGEST_SIZE].tobytes(), []).append(row[_DIGEST_SIZE:].tobytes())
+    wrong = {
+        owners.get(key, "a part elsewhere") for key, all_ in copies.items() if len({*all_}) > 1
+    }
+    if wrong:
+        raise RuntimeError(
+            f"Weights or masks are not the same wherever they are copied, in {sorted(wrong)}. "
+            "Something has set them in one place only: begin every process with the same weights, "
+            "and apply the same gradients in all of them."
+        )
+    return max(map(len, copies.values()))
+
+
+def _digest(array: np.ndarray) -> bytes:
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(content.data, digest_size=_DIGEST_SIZE).digest()

@@ -1,5 +1,6 @@
-"""Masks for an optimizer of `torch.optim`: the same part as `PrunedOptimizer`, played by hooks."""
+"""Masks for an optimizer of `torch.optim`, put on by hooks."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,8 @@ from keras_pruner.backends import torch as torch_backend
 from keras_pruner.masks import MaskedWeight
 from keras_pruner.plan import Plan
 from keras_pruner.schedules import Schedule
-from keras_pruner.training.optimizer import UNATTENDED, warn_of_untrained
-from keras_pruner.training.progress import Progress
-from keras_pruner.training.state import load_state, save_state
+from keras_pruner.training.checkpoint import PruningState, load_pruning, save_pruning
+from keras_pruner.training.optimizer import UNATTENDED, Unattended, warn_of_untrained
 
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
@@ -27,15 +27,14 @@ ENTRY_BY_ENTRY = (
     torch.optim.RMSprop,
     torch.optim.Adagrad,
 )
-"""As `keras_pruner.training.slots.ENTRY_BY_ENTRY`: gradients of pruned weights need no mask."""
+"""As `keras_pruner.training.optimizer.ENTRY_BY_ENTRY`: their gradients need no mask."""
 
 
-class TorchOptimizerMasks:
-    """Leaves every pruned weight at exactly 0.0 after each step of a `torch.optim` optimizer.
+class TorchPruning:
+    """A `Pruning` on an optimizer of `torch.optim`, which stays what it is.
 
-    The optimizer stays what it is. Hooks zero the pruned weights after its step, and hide their
-    gradients from it if they could have a part in the update of others; its `state_dict` carries
-    the masks and the count, in bits.
+    Hooks zero the pruned weights after its step, and hide their gradients from it if they could
+    have a part in the update of others; its `state_dict` carries masks and count.
 
     Args:
         optimizer: the user's optimizer.
@@ -45,26 +44,28 @@ class TorchOptimizerMasks:
 
     built = True
     is_readable = True
-    gradient_accumulation_steps = None  # the loop's own matter
+    accumulation = 1  # the loop's own matter
+    before_first_step = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, plan: Plan) -> None:
         hooks = optimizer._optimizer_step_post_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), TorchOptimizerMasks) for hook in hooks):
+        if any(isinstance(getattr(hook, "__self__", None), TorchPruning) for hook in hooks):
             raise ValueError(
                 "`optimizer` is wrapped for pruning already, and once is enough. Received: "
                 f"{type(optimizer).__name__} with the hooks of another `kp.Pruner`. Go on with "
                 "that pruner, or call its `release()` first."
             )
-        self.inner_optimizer = optimizer
+        self.optimizer = optimizer
         self.schedule = schedule
         self.plan = plan
-        self.progress = Progress()
-        self.attended = False
+        self.state = PruningState(schedule)
+        self.unattended: Unattended = "refuse"
+        self.attended_to = -1
         self.loads = 0
         self.applied = True  # hooks cannot be passed by
-        self.completed_updates = 0
+        self.iterations = 0
         self.masked = tuple(
-            MaskedWeight(target, variable, _all_true(variable), (), ())
+            MaskedWeight(target, variable, _all_true(variable))
             for target, variable in zip(plan.targets, plan.variables, strict=True)
             if any(variable.value is p for group in optimizer.param_groups for p in group["params"])
         )
@@ -86,14 +87,9 @@ class TorchOptimizerMasks:
             optimizer.register_load_state_dict_pre_hook(self._load),
         ]
 
-    def peek(self) -> Progress:
-        """The progress."""
-        return self.progress
-
-    @property
-    def finished(self) -> bool:
-        """Whether the masks have come to the end of the schedule."""
-        return self.progress.has_ended(self.schedule)
+    def peek(self) -> list[int]:
+        """The state's numbers."""
+        return self.state.settled_numbers()
 
     def zero_pruned(self) -> None:
         """Set every pruned weight to 0.0."""
@@ -101,10 +97,10 @@ class TorchOptimizerMasks:
             torch_backend.zero([masked.variable.value], masked.mask.value)
 
     def zero_companions(self) -> None:
-        """As `PrunedOptimizer.zero_companions`; an optimizer of PyTorch keeps no averages."""
+        """Set to 0.0 the slots that matter; an optimizer of PyTorch keeps no averages."""
         for masked in () if self._apart else self.masked:
             weight = masked.variable.value
-            slots = [s for s in self.inner_optimizer.state[weight].values() if _like(s, weight)]
+            slots = [s for s in self.optimizer.state[weight].values() if _like(s, weight)]
             torch_backend.zero(slots, masked.mask.value)
 
     def release(self) -> None:
@@ -113,7 +109,7 @@ class TorchOptimizerMasks:
             hook.remove()
 
     def _before_step(self, *_: Any) -> None:
-        if not self.attended:
+        if self.unattended == "refuse":
             raise RuntimeError(UNATTENDED)
         for masked in () if self._apart else self.masked:
             gradient = masked.variable.value.grad
@@ -121,21 +117,17 @@ class TorchOptimizerMasks:
                 torch_backend.zero([gradient], masked.mask.value)
 
     def _after_step(self, *_: Any) -> None:
-        self.completed_updates += 1
+        self.iterations += 1
+        if self.state.has_begun:
+            self.state = dataclasses.replace(self.state, step=self.state.step + 1)
         self.zero_pruned()
 
     def _save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
-        arrays: dict[str, np.ndarray] = {}
-        save_state(self, arrays)
-        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        return {**state, KEY: {**tensors, "completed_updates": self.completed_updates}}
+        arrays = save_pruning(self)
+        return {**state, KEY: {key: torch.from_numpy(array) for key, array in arrays.items()}}
 
     def _load(self, _: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-        mine = dict(state.get(KEY, {}))
-        completed = mine.pop("completed_updates", 0)
-        self.progress = load_state(self, {k: v.cpu().numpy() for k, v in mine.items()})
-        self.completed_updates = completed
-        self.loads += 1
+        load_pruning(self, {k: v.cpu().numpy() for k, v in state.get(KEY, {}).items()})
         return {key: value for key, value in state.items() if key != KEY}
 
 

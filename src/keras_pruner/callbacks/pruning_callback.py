@@ -1,0 +1,463 @@
+"""What `GradualPruning` and `KeepZeros` share: pruning from the beginning of `fit` to its end."""
+
+import abc
+import dataclasses
+import functools
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner.backends import keras_private
+from keras_pruner.masks import MaskedWeight, count_entries
+from keras_pruner.plan import Plan
+from keras_pruner.rules import Rules
+from keras_pruner.schedules import Schedule
+from keras_pruner.training.checkpoint import PruningState
+from keras_pruner.training.optimizer import KerasPruning, Pruning, find, prunings_of
+from keras_pruner.training.pruner import Pruner, sparsity_of_weights
+
+Logs = dict[str, Any] | None
+
+_trained_by: "weakref.WeakKeyDictionary[keras.Model, threading.Thread]" = (
+    weakref.WeakKeyDictionary()
+)
+"""The thread in which `fit` prunes a model."""
+
+
+class PruningCallback(keras.callbacks.Callback, abc.ABC):
+    """Prunes with the model's optimizer from the beginning of `fit` to the end of the schedule.
+
+    The optimizer gets its masks in `set_model`, before any callback's `on_train_begin`, so that a
+    checkpoint restored there finds the variables it was saved from. `evaluate` and `predict`
+    call `set_model` too; the first hook that shows there is no training undoes it.
+
+    A copy, and what comes out of a pickle, has the settings alone and begins anew.
+
+    Args:
+        schedule: when to prune, and how much.
+        rules: what to prune, and how.
+    """
+
+    _goes_on = True  # takes up masks that an earlier training with it has left
+
+    def __init__(self, schedule: Schedule, rules: Rules) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.rules = rules
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._model = None
+        self._pruner: Pruner | None = None
+        self._undo: Callable[[], None] = _nothing
+        self._fit = _Fit()
+        self._kept: _Kept | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_anew()
+
+    def __getstate__(self) -> dict[str, Any]:
+        work = ("_model", "_pruner", "_undo", "_fit", "_kept")
+        return {name: value for name, value in vars(self).items() if name not in work}
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner at work, with its plan, step and sparsity."""
+        if self._pruner is None:
+            raise RuntimeError(
+                "There is no pruner before the training: pass this callback to `fit` first."
+            )
+        return self._pruner
+
+    @property
+    def plan(self) -> Plan:
+        """What is pruned, and why everything else is not; prints as a table."""
+        return self.pruner.plan
+
+    # ---------------------------------------------------------------- on the optimizer
+
+    def set_model(self, model: keras.Model) -> None:
+        """Take up the pruning that the model's optimizer carries, or put one on it."""
+        super().set_model(model)
+        self._fit = _Fit(beside=keras_private.callbacks_beside(self))
+        self._undo = _nothing
+        if model.optimizer is None:
+            return  # not compiled: `fit` refuses it, and the others need none
+        _enter(model)
+        pruner = Pruner.for_fit(model, self.schedule, self.rules)
+        present = find(model)
+        if present is not None and self._goes_on and pruner.can_adopt(present):
+            pruner.adopt(present)
+        else:
+            self._put_on(model, pruner, present)
+        self._pruner = pruner
+
+    def _put_on(self, model: keras.Model, pruner: Pruner, present: KerasPruning | None) -> None:
+        """Put this callback's pruning on the model's optimizer, in place of what is there."""
+        if present is not None and present.state.has_begun and not pruner.can_adopt(present):
+            warnings.warn(
+                f"{model.name!r} was being pruned by another plan, which ends here; its "
+                "zeros count as the smallest weights of the new one.",
+                stacklevel=3,
+            )
+        step, before = model.train_function, prunings_of(model)
+        for each in before:
+            each.release()
+        kept = self._kept_for(model, pruner)
+        serves = kept is not None and kept.serves(model)
+        pruning = kept.pruning if kept and serves else self._new_pruning(pruner)
+        pruner.attach(model.optimizer, pruning, kept.step if kept and serves else None)
+        if kept is not None:
+            self._fit.sparsity_before = kept.sparsity
+            # The masks are found anew at once, for the weights may be others by now.
+            pruning.begin_anew(dataclasses.replace(kept.state, updated_at=-1))
+
+        def undo() -> None:
+            pruner.release()
+            for each in before:
+                Pruner.on(model, each).attach(model.optimizer, each)
+            model.train_function = step
+
+        self._undo = undo
+
+    def _new_pruning(self, pruner: Pruner) -> KerasPruning:
+        return KerasPruning(self.schedule, lambda: pruner.plan)
+
+    def _kept_for(self, model: keras.Model, pruner: Pruner) -> "_Kept | None":
+        """What was kept of an ended pruning of this model, if it is of the same plan."""
+        kept = self._kept  # layers may have been unfrozen
+        is_same = kept is not None and kept.model() is model and pruner.can_adopt(kept.pruning)
+        return kept if is_same else None
+
+    # ---------------------------------------------------------------- hooks of `fit`
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Note that this is a training."""
+        self._fit.is_training = True
+        if find(self.model) is not self.pruner.pruning:
+            raise ValueError(
+                "Two callbacks prune the same model in one `fit`. Pass one: `GradualPruning` "
+                "keeps zeros by itself."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Before the first epoch, see whether the schedule fits into the training."""
+        fit, pruner = self._fit, self.pruner
+        if fit.has_epochs:
+            fit.note_bests(pruner.finished)
+            return
+        fit.has_epochs = True
+        params = self.params or {}
+        batches, epochs = params.get("steps"), params.get("epochs")
+        pruner.updates_per_call = self.model.steps_per_execution
+        try:
+            per_epoch = None if batches is None else batches / pruner.pruning.accumulation
+            self._settle(per_epoch, None if epochs is None else epochs - epoch)
+            fit.is_short = pruner.check_length()
+        except ValueError:
+            self._undo()  # the model can be trained as before
+            raise
+        if fit.sparsity_before is not None:
+            _check_goes_on(self.model.name, fit.sparsity_before, pruner.pruning)
+
+    def _settle(self, updates_per_epoch: float | None, epochs: int | None) -> None:
+        """Tell the pruner how long the training is."""
+        if updates_per_epoch is not None and epochs is not None:
+            self.pruner.updates = int(updates_per_epoch * epochs)
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Update the masks if due."""
+        if self._fit.batches == 1:
+            self._check_optimizer()
+        self._fit.batches += 1
+        self.pruner.update()
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        """Validate with the masks that are due; undo everything if this is no training."""
+        if self._fit.is_training:
+            self.pruner.update()
+        else:
+            self._undo()
+
+    def on_predict_begin(self, logs: Logs = None) -> None:
+        """Undo everything if this is no training."""
+        if not self._fit.is_training:
+            self._undo()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Update the masks if due, and log the sparsity."""
+        self._check_optimizer()
+        if not self._fit.density_seen:
+            self._warn_of_another_optimizer()  # an update would zero what is not zero
+        if not self._is_broken():
+            self.pruner.update()
+        if logs is not None:
+            logs["sparsity"] = self.pruner.sparsity
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Say what was reached; take the masks off the optimizer if the schedule has ended."""
+        pruner, fit, model = self.pruner, self._fit, self.model
+        fit.is_training = False
+        if not fit.has_epochs and not fit.batches:  # there was nothing left to train
+            if not pruner.state.has_begun:
+                self._undo()
+            elif pruner.finished:
+                self._release()
+            return
+        is_broken = self._is_broken()
+        if not is_broken:
+            pruner.update()
+        masked = pruner.pruning.masked
+        if not _warn_if_denser(masked):
+            check = functools.partial(self._check_at_last, fit, masked, pruner.finished)
+            _when_all_have_ended(model, check)
+        finished, state = pruner.finished, pruner.state
+        if (self.params or {}).get("verbose") or is_broken:
+            end = "" if finished else f" at step {pruner.step} of {state.schedule.end_step}"
+            print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
+        if not (finished or is_broken or fit.is_short):
+            _warn_of_unfinished(pruner, stopped=model.stop_training)
+        pruner.pruning.attended_to = state.step  # in a `fit` without this callback
+        if finished:
+            self._release()
+
+    def _release(self) -> None:
+        """Take the masks off, and keep what serves the next `fit` with this callback."""
+        pruner, model = self.pruner, self.model
+        state = pruner.state if self._goes_on else PruningState(self.schedule)
+        settings = keras_private.compile_settings(model)
+        pruning, step, sparsity = pruner.pruning, model.train_function, pruner.sparsity
+        before = sparsity if self._goes_on else None
+        self._kept = _Kept(weakref.ref(model), pruning, state, before, settings, step)
+        pruner.release()
+
+    # ---------------------------------------------------------------- what goes wrong
+
+    def _is_broken(self) -> bool:
+        """Whether the training was stopped with weights that are not finite.
+
+        `TerminateOnNaN` has said so by then, and no mask can be found.
+        """
+        if not self.model.stop_training:
+            return False
+        return any(count_entries(_not_finite, m.variable) for m in self.pruner.pruning.masked)
+
+    def _check_optimizer(self) -> None:
+        """Raise if the steps of the model do not prune."""
+        if self.pruner.pruning.applied or _skips_steps(self.model):
+            return
+        self._undo()
+        raise RuntimeError(
+            f"Nothing prunes {self.model.name!r}: its `train_step` does not train with the "
+            "optimizer that the model is compiled with. Wrap the one that it trains with: "
+            "`pruner = kp.Pruner(network, schedule); optimizer = pruner.wrap(optimizer)`, and "
+            "call `pruner.update()` before every step."
+        )
+
+    def _warn_of_another_optimizer(self) -> None:
+        name = self.model.name  # on JAX this brings the variables up to date
+        pruner = self.pruner
+        self._fit.density_seen = pruner.sparsity > 0  # once, for it looks at all weights
+        denser = _denser(pruner.pruning.masked) if self._fit.density_seen else []
+        if denser:
+            warnings.warn(
+                f"Pruned weights in {denser} are not zero at the end of the epoch: something "
+                f"changes them beside the optimizer that {name!r} is compiled with, most often a "
+                "second one in its `train_step`, and they do not end sparse. Leave their layers "
+                "out with `filters`, or prune in a loop of your own with a "
+                "kp.Pruner(network, schedule) for each optimizer.",
+                stacklevel=2,
+            )
+
+    @staticmethod
+    def _check_at_last(fit: "_Fit", masked: Sequence[MaskedWeight], finished: bool) -> None:
+        """Look at what the callbacks behind this one have made of the model and its files."""
+        _warn_if_denser(masked)
+        if finished:
+            fit.warn_of_dense_files()
+
+
+@dataclasses.dataclass
+class _Kept:
+    """What a callback keeps of an ended pruning, for the next `fit` of the same model.
+
+    Attributes:
+        model: the model, weakly.
+        pruning: with its masks and its variables.
+        state: to go on from.
+        sparsity: of the masks; None for zeros that are looked for anew.
+        settings: the model's compile settings.
+        step: its compiled step, which serves again with the same masks.
+    """
+
+    model: "weakref.ref[keras.Model]"
+    pruning: Any
+    state: PruningState
+    sparsity: float | None
+    settings: Any
+    step: Any
+
+    def serves(self, model: keras.Model) -> bool:
+        """Whether the model is compiled as it was, so that its step may serve again."""
+        return self.settings is keras_private.compile_settings(model)
+
+
+@dataclasses.dataclass
+class _Fit:
+    """What a callback has seen of one `fit`.
+
+    Attributes:
+        beside: the callbacks of the same `fit`.
+        is_training: whether it is a training, and no `evaluate` or `predict`.
+        has_epochs: whether an epoch has begun.
+        is_short: whether the training was said to be too short before it began.
+        batches: how many have begun.
+        density_seen: whether pruned weights were looked at.
+        sparsity_before: that an earlier `fit` with the same callback reached.
+        bests: of each callback that saves the best epoch, that best before the final sparsity.
+    """
+
+    beside: Sequence[keras.callbacks.Callback] = ()
+    is_training: bool = False
+    has_epochs: bool = False
+    is_short: bool = False
+    batches: int = 0
+    density_seen: bool = False
+    sparsity_before: float | None = None
+    bests: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def note_bests(self, finished: bool) -> None:
+        """Note which epoch is the best so far of each callback that saves one."""
+        if not finished:
+            self.bests = {each: _best_of(each) for each in self.beside if _saves_best(each)}
+
+    def warn_of_dense_files(self) -> None:
+        """Say which files hold an epoch from before the final sparsity."""
+        for callback, best in self.bests.items():
+            if best is not None and _best_of(callback) == best:
+                where = getattr(callback, "filepath", None)
+                warnings.warn(
+                    f"{type(callback).__name__}{f'({where!r})' if where else ''} has saved an "
+                    "epoch from before the final sparsity: the file is denser than the model. "
+                    "Wrap that one: kp.WhenSparse(keras.callbacks.ModelCheckpoint(path, "
+                    "save_best_only=True)).",
+                    stacklevel=2,
+                )
+
+
+def _saves_best(callback: keras.callbacks.Callback) -> bool:
+    """Whether it saves the best epoch: Keras' does, or the one that KerasTuner adds."""
+    return getattr(callback, "save_best_only", False) or hasattr(callback, "best_value")
+
+
+def _best_of(callback: Any) -> Any:
+    return getattr(callback, "best", getattr(callback, "best_value", None))
+
+
+def _nothing() -> None:
+    """Undo nothing."""
+
+
+def _not_finite(weights: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(weights)
+
+
+_entering = threading.Lock()
+
+
+def _enter(model: keras.Model) -> None:
+    """Raise if another thread is pruning the model; else it is this one that does."""
+    with _entering:
+        thread = _trained_by.get(model)
+        mine = thread is None or thread is threading.current_thread()
+        if thread is not None and not mine and keras_private.is_in_fit(model, thread):
+            raise RuntimeError(
+                f"{model.name!r} is being pruned by `fit` in another thread, {thread.name!r}. "
+                "Train one model in one thread: give each thread a copy of its own, "
+                "keras.models.clone_model(model) with the weights of `model.get_weights()`."
+            )
+        _trained_by[model] = threading.current_thread()
+
+
+def _skips_steps(model: keras.Model) -> bool:
+    """Whether dynamic loss scaling may have skipped every step so far.
+
+    Judged by the scale having changed from its initial value.
+    """
+    optimizer = model.optimizer
+    if not (isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and optimizer.built):
+        return False
+    return float(keras.ops.convert_to_numpy(optimizer.dynamic_scale)) != optimizer.initial_scale
+
+
+def _check_goes_on(name: str, reached: float, pruning: Pruning) -> None:
+    """Say it if a pruning goes on from its end on a model that has lost the zeros of it."""
+    sparsity = sparsity_of_weights(pruning)
+    if sparsity < reached / 2:
+        warnings.warn(
+            f"The schedule of this callback has ended, at a sparsity of {reached:.4g}, and "
+            f"{name!r} now has {sparsity:.4g}: it is pruned at once. If it begins anew, as in the "
+            "next fold of a cross-validation, make a new callback: kp.GradualPruning(...).",
+            stacklevel=3,
+        )
+
+
+def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
+    """Say at which step a training has ended before its schedule."""
+    how, advice = "ended", "Should the data have run out, `steps_per_epoch` must be smaller."
+    if stopped:
+        how = "was stopped"
+        advice = (
+            "Stop only when the model is sparse: kp.WhenSparse(keras.callbacks.EarlyStopping())."
+        )
+    warnings.warn(
+        f"The training {how} at step {pruner.step}, at a sparsity of {pruner.sparsity:.4g}, before "
+        f"the end of the schedule at step {pruner.state.schedule.end_step}. Call `fit` again with "
+        "the same callback to go on, or `kp.Pruner(model).release()` to leave it at that. "
+        f"{advice}",
+        stacklevel=3,
+    )
+
+
+def _denser(masked: Sequence[MaskedWeight]) -> list[str]:
+    """The weights that are not zero where their masks say so."""
+    return [
+        each.target.path
+        for each in masked
+        if count_entries(lambda weight, mask: (weight != 0) & ~mask, each.variable, each.mask)
+    ]
+
+
+def _warn_if_denser(masked: Sequence[MaskedWeight]) -> bool:
+    denser = _denser(masked)
+    if denser:
+        warnings.warn(
+            f"Weights that were pruned are not zero any more in {denser}: something set them "
+            "after the last step, most often a callback that restores the best epoch from "
+            "before the zeros. Wrap that one: "
+            "kp.WhenSparse(keras.callbacks.EarlyStopping(restore_best_weights=True)).",
+            stacklevel=2,
+        )
+    return bool(denser)
+
+
+def _when_all_have_ended(model: keras.Model, check: Callable[[], Any]) -> None:
+    """Call `check` when the callbacks behind this one have ended, too.
+
+    The last of all is the `History` that `fit` adds by itself.
+    """
+    history = getattr(model, "history", None)
+    if isinstance(history, keras.callbacks.History):
+
+        def on_train_end(logs: Logs = None) -> None:
+            del history.on_train_end
+            history.on_train_end(logs)
+            check()
+
+        history.on_train_end = on_train_end
