@@ -132,7 +132,7 @@ def test_when_sparse_waits_for_the_last_of_several_schedules(now_is_first):
     pruning.on_train_batch_begin()
     callback = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
     callback.set_model(model)
-    assert {wrapped.finished for wrapped in prunings_of(model)} == {True, False}
+    assert {pruning.state.has_ended for pruning in prunings_of(model)} == {True, False}
     assert not callback.is_sparse
 
 

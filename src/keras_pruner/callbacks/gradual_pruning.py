@@ -45,6 +45,7 @@ class GradualPruning(PruningCallback):
         ValueError: for arguments that are wrong or do not go together.
 
     Example:
+        >>> import keras, numpy as np
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
         >>> model.compile("adam", loss="mse")
         >>> x, y = np.ones((32, 4)), np.ones((32, 8))

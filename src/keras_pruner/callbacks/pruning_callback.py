@@ -17,8 +17,8 @@ from keras_pruner.masks import MaskedWeight, count_entries
 from keras_pruner.plan import Plan
 from keras_pruner.rules import Rules
 from keras_pruner.schedules import Schedule
-from keras_pruner.training.checkpoint import PruningState
-from keras_pruner.training.optimizer import KerasPruning, Pruning, find, prunings_of
+from keras_pruner.training.checkpoint import Pruning, PruningState
+from keras_pruner.training.optimizer import KerasPruning, find, prunings_of
 from keras_pruner.training.pruner import Pruner, sparsity_of_weights
 
 Logs = dict[str, Any] | None

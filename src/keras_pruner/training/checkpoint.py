@@ -1,21 +1,19 @@
-"""What a checkpoint holds of a pruning: its masks, how far it has come, and its settings."""
+"""A pruning, and what a checkpoint holds of it: masks, how far it has come, and settings."""
 
 import dataclasses
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.masks import MaskedWeight
+from keras_pruner.plan import Plan
 from keras_pruner.schedules import Schedule
 from keras_pruner.validation import shown
-
-if TYPE_CHECKING:
-    from keras_pruner.training.optimizer import Pruning
 
 _BILLION = 10**9
 
@@ -85,10 +83,78 @@ class PruningState:
         return cls(schedule, int(step), updated_at)
 
 
+Unattended = Literal["refuse", "warn"] | None
+"""What a step does when no pruner calls `update`. None: it goes on, for one does, or need not."""
+
+
+class Pruning(Protocol):
+    """One schedule on one optimizer, with its masks; what a `Pruner` works with.
+
+    `KerasPruning` is on an optimizer of Keras, `TorchPruning` on one of `torch.optim`.
+
+    Attributes:
+        schedule: as it was given.
+        masked: the targets that the optimizer trains, with their masks.
+        applied: whether the optimizer has made a step that prunes in this process, or a trace.
+        loads: how often its state was loaded.
+        unattended: what a step does if no pruner has called `update`.
+        attended_to: the last step that a pruner knows of.
+    """
+
+    schedule: Schedule
+    masked: tuple[MaskedWeight, ...]
+    applied: bool
+    loads: int
+    unattended: Unattended
+    attended_to: int
+
+    @property
+    def plan(self) -> Plan:
+        """What is pruned."""
+
+    @property
+    def built(self) -> bool:
+        """Whether there are masks."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the state can be read now, and not only be traced."""
+
+    @property
+    def state(self) -> PruningState:
+        """How far the schedule has come; can be set."""
+
+    @state.setter
+    def state(self, state: PruningState) -> None: ...
+
+    def peek(self) -> list[int] | None:
+        """The state's `settled_numbers`, if they can be had without waiting for a step."""
+
+    @property
+    def iterations(self) -> int:
+        """The optimizer's own count of its steps."""
+
+    @property
+    def accumulation(self) -> int:
+        """How many batches make one step."""
+
+    def zero_pruned(self) -> None:
+        """Set every pruned weight and its average to 0.0."""
+
+    def zero_companions(self) -> None:
+        """Set to 0.0 what the optimizer keeps for pruned weights: averages, slots that matter.
+
+        Slots matter where they could have a part in the update of other weights.
+        """
+
+    def release(self) -> None:
+        """Take the masks off the optimizer."""
+
+
 # -------------------------------------------------------------------- as arrays
 
 
-def save_pruning(pruning: "Pruning") -> dict[str, np.ndarray]:
+def save_pruning(pruning: Pruning) -> dict[str, np.ndarray]:
     """Give masks (one bit a weight), state and settings as arrays."""
     state = pruning.state
     arrays = {
@@ -100,7 +166,7 @@ def save_pruning(pruning: "Pruning") -> dict[str, np.ndarray]:
     return arrays
 
 
-def load_pruning(pruning: "Pruning", arrays: Mapping[str, np.ndarray]) -> None:
+def load_pruning(pruning: Pruning, arrays: Mapping[str, np.ndarray]) -> None:
     """Assign what `save_pruning` gave.
 
     The length of the schedule may be another, for it goes on with the length that it began with.
@@ -167,7 +233,7 @@ def _check_settings(then: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _settings(pruning: "Pruning", state: PruningState) -> dict[str, Any]:
+def _settings(pruning: Pruning, state: PruningState) -> dict[str, Any]:
     """The settings that determine the masks, by name, to detect a checkpoint of another run.
 
     The weights' own names are left out, for they may change between runs.

@@ -10,7 +10,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +22,7 @@ from keras_pruner.plan import Plan, Target
 from keras_pruner.schedules import ConstantSparsity, Schedule
 from keras_pruner.training.checkpoint import (
     PruningState,
+    Unattended,
     as_bytes,
     from_bytes,
     load_pruning,
@@ -41,72 +42,6 @@ UNFINISHED = (
     "`fit`, or call `kp.Pruner(model).update()` in every step; to end it, call "
     "`kp.Pruner(model).release()`."
 )
-Unattended = Literal["refuse", "warn"] | None
-"""What a step does when no pruner calls `update`. None: it goes on, for one does, or need not."""
-
-
-class Pruning(Protocol):
-    """One schedule on one optimizer, with its masks; what a `Pruner` works with.
-
-    `KerasPruning` is on an optimizer of Keras, `TorchPruning` on one of `torch.optim`.
-
-    Attributes:
-        schedule: as it was given.
-        masked: the targets that the optimizer trains, with their masks.
-        applied: whether the optimizer has made a step that prunes in this process, or a trace.
-        loads: how often its state was loaded.
-        unattended: what a step does if no pruner has called `update`.
-        attended_to: the last step that a pruner knows of.
-    """
-
-    schedule: Schedule
-    masked: tuple[MaskedWeight, ...]
-    applied: bool
-    loads: int
-    unattended: Unattended
-    attended_to: int
-
-    @property
-    def plan(self) -> Plan:
-        """What is pruned."""
-
-    @property
-    def built(self) -> bool:
-        """Whether there are masks."""
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether the state can be read now, and not only be traced."""
-
-    @property
-    def state(self) -> PruningState:
-        """How far the schedule has come; can be set."""
-
-    @state.setter
-    def state(self, state: PruningState) -> None: ...
-
-    def peek(self) -> list[int] | None:
-        """The state's `settled_numbers`, if they can be had without waiting for a step."""
-
-    @property
-    def iterations(self) -> int:
-        """The optimizer's own count of its steps."""
-
-    @property
-    def accumulation(self) -> int:
-        """How many batches make one step."""
-
-    def zero_pruned(self) -> None:
-        """Set every pruned weight and its average to 0.0."""
-
-    def zero_companions(self) -> None:
-        """Set to 0.0 what the optimizer keeps for pruned weights: averages, slots that matter.
-
-        Slots matter where they could have a part in the update of other weights.
-        """
-
-    def release(self) -> None:
-        """Take the masks off the optimizer."""
 
 
 class KerasPruning:

@@ -18,10 +18,9 @@ from keras_pruner.patterns import FixedPattern, Pattern, Unstructured, settle_sp
 from keras_pruner.plan import Criterion, Plan
 from keras_pruner.rules import Filters, Override, Rules
 from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
-from keras_pruner.training.checkpoint import PruningState
+from keras_pruner.training.checkpoint import Pruning, PruningState
 from keras_pruner.training.optimizer import (
     KerasPruning,
-    Pruning,
     attach,
     check_wrappable,
     compile_anew,

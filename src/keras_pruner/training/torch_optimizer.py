@@ -12,8 +12,13 @@ from keras_pruner.backends import torch as torch_backend
 from keras_pruner.masks import MaskedWeight
 from keras_pruner.plan import Plan
 from keras_pruner.schedules import Schedule
-from keras_pruner.training.checkpoint import PruningState, load_pruning, save_pruning
-from keras_pruner.training.optimizer import UNATTENDED, Unattended, warn_of_untrained
+from keras_pruner.training.checkpoint import (
+    PruningState,
+    Unattended,
+    load_pruning,
+    save_pruning,
+)
+from keras_pruner.training.optimizer import UNATTENDED, warn_of_untrained
 
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
