@@ -52,10 +52,10 @@ def put(mark: Mark, layer: keras.layers.Layer) -> None:
     The last mark counts, except that marking a model leaves the marks on single layers.
     """
     present = vars(layer).get(_MARK)
-    if present == mark or (present is not None and mark.by_model and not present.by_model):
+    if present is not None and mark.by_model and not present.by_model:
         return
     setattr(layer, _MARK, mark)
-    if "call" in vars(layer):
+    if present == mark or "call" in vars(layer):
         return
     call = layer.call
 
@@ -108,6 +108,11 @@ def marks_of(model: keras.layers.Layer) -> dict[int, Mark]:
         if _MARK in vars(marked)
         for layer in marked._flatten_layers()
     }
+
+
+def layers_with(mark: Mark, model: keras.layers.Layer) -> frozenset[int]:
+    """The ids of the layers that carry a mark themselves."""
+    return frozenset(id(each) for each in model._flatten_layers() if vars(each).get(_MARK) == mark)
 
 
 def unserved(model: keras.layers.Layer, plans: Iterable[Plan]) -> list[str]:

@@ -7,7 +7,7 @@ import keras
 
 from keras_pruner.model_weights import check_model
 from keras_pruner.patterns import NM
-from keras_pruner.tfmot import callbacks, marks, wrapping
+from keras_pruner.tfmot import marks, prunings, update_pruning_step
 from keras_pruner.tfmot.keras2_files import Wrapper
 from keras_pruner.tfmot.patterns import pattern_of
 from keras_pruner.tfmot.policies import PruningPolicy
@@ -85,8 +85,8 @@ def prune_low_magnitude(
             marks.lift(leaf)
     if is_model:
         _check_plan(to_prune)
-        callbacks.hook(to_prune)
-        wrapping.attach(to_prune)
+        update_pruning_step.hook(to_prune)
+        prunings.attach(to_prune)
     return to_prune
 
 
@@ -144,12 +144,12 @@ def strip_pruning(model: keras.Model) -> keras.Model:
             "Expected model to be a `keras.Model` instance but got: an object of type "
             f"{type(model).__name__}."
         )
-    if model in callbacks.training:
+    if model in update_pruning_step.training:
         weights, model = model.get_weights(), keras.models.clone_model(model)
         model.set_weights(weights)
     marks.remove(model)
-    callbacks.unhook(model)
-    wrapping.detach(model)
+    update_pruning_step.unhook(model)
+    prunings.detach(model)
     return model
 
 

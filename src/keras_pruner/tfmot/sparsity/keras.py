@@ -3,11 +3,11 @@
 from typing import Any
 
 from keras_pruner.callbacks.pruning_summaries import PruningSummaries
-from keras_pruner.tfmot.callbacks import UpdatePruningStep
 from keras_pruner.tfmot.not_covered import why_not
 from keras_pruner.tfmot.policies import PrunableLayer, PruneForLatencyOnXNNPack, PruningPolicy
 from keras_pruner.tfmot.prune_low_magnitude import prune_low_magnitude, prune_scope, strip_pruning
 from keras_pruner.tfmot.schedules import ConstantSparsity, PolynomialDecay, PruningSchedule
+from keras_pruner.tfmot.update_pruning_step import UpdatePruningStep
 
 __all__ = [
     "ConstantSparsity",

@@ -1,4 +1,4 @@
-"""TFMOT's callback that makes pruning go on, and the hooks that see that it is there."""
+"""TFMOT's callback that updates the masks, and the hooks that add it where it is missing."""
 
 import functools
 import inspect
@@ -9,20 +9,29 @@ from typing import Any
 import keras
 
 from keras_pruner import backends
-from keras_pruner.tfmot.wrapping import attach, go_on, pruners_for
+from keras_pruner.tfmot.marks import marks_of
+from keras_pruner.tfmot.prunings import attach, go_on, pruners_for
 from keras_pruner.training.optimizer import prunings_of
 from keras_pruner.training.pruner import Pruner
 
 Logs = dict[str, Any] | None
 training: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
-"""Models that `fit` is training at present."""
+"""Models that `fit` is training now."""
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
-    """Updates the zeros of a model that `prune_low_magnitude` was given.
+    """Updates the masks of a model that `prune_low_magnitude` was applied to.
 
-    In a loop of one's own: `set_model`, `on_train_begin`, then `on_train_batch_begin` first
-    thing in every step and `on_epoch_end` at the end.
+    In a loop of your own call `set_model` and `on_train_begin`, then `on_train_batch_begin` at
+    the beginning of every step, and `on_epoch_end` after every epoch. `model.optimizer` may be
+    set at any time before the first step.
+
+    Raises:
+        ValueError: at the beginning of a training, if the model has nothing to prune.
+
+    Example:
+        >>> import keras_pruner.tfmot as tfmot
+        >>> callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
     """
 
     def __init__(self) -> None:
@@ -31,27 +40,21 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._checked = False
 
     def set_model(self, model: keras.Model) -> None:
-        """Take up the pruning where it stands."""
+        """Continue the pruning of the model from its current step."""
         super().set_model(model)
         self._checked = False
         self._pruners = pruners_for(model)
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """See whether there is something to do."""
+        """Check that there is something to prune."""
         del logs
+        self._find_pruners()
         if self._in_fit:
             training.add(self.model)
             hook(self.model)
-        if not self._pruners:
-            warnings.warn(
-                f"UpdatePruningStep finds nothing to prune in {self.model.name!r}. Give the model "
-                "or its layers to prune_low_magnitude; in a loop of your own, also set "
-                "`model.optimizer` before `set_model`.",
-                stacklevel=2,
-            )
 
     def on_epoch_begin(self, epoch: int = 0, logs: Logs = None) -> None:
-        """Before the first epoch, see whether the schedules fit into the training."""
+        """Check, before the first epoch, that the schedules fit into the training."""
         del logs
         if self._checked or not self._in_fit or not self.params.get("steps"):
             return
@@ -62,32 +65,55 @@ class UpdatePruningStep(keras.callbacks.Callback):
             _check_reach(pruner, batches)
 
     def on_train_batch_begin(self, batch: int = 0, logs: Logs = None) -> None:
-        """Update the zeros if due."""
+        """Update the masks if the schedule says so."""
         del batch, logs
+        if not self._pruners:
+            self._find_pruners(optimizer_is_needed=True)
         for pruner in self._pruners:
             pruner.update()
         self._zero()
 
+    def _find_pruners(self, *, optimizer_is_needed: bool = False) -> None:
+        """Look again for what `set_model` did not find, because the optimizer was set later."""
+        self._pruners = self._pruners or pruners_for(self.model)
+        if self._pruners:
+            return
+        if getattr(self.model, "optimizer", None) is None and marks_of(self.model):
+            if optimizer_is_needed:
+                raise ValueError(
+                    f"UpdatePruningStep needs the optimizer of {self.model.name!r}. Set "
+                    "`model.optimizer` before the first step."
+                )
+            return
+        raise ValueError(
+            f"UpdatePruningStep finds nothing to prune in {self.model.name!r}, which would be "
+            "trained dense. Apply `prune_low_magnitude` to it before `compile`: also to a clone of "
+            "a pruned model, and to one that was loaded and then compiled again. (A loaded model "
+            "that is not compiled again goes on by itself.) To train without pruning leave out "
+            "the callback."
+        )
+
     def on_epoch_end(self, batch: int = 0, logs: Logs = None) -> None:
-        """Nothing in `fit`, where the weights are sparse after every step."""
+        """Set pruned weights to zero; in `fit` they are so after every step."""
         del batch, logs
         self._zero()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Let `strip_pruning` have the model."""
+        """Note that the training has ended."""
         del logs
         training.discard(self.model)
 
     @property
     def _in_fit(self) -> bool:
-        """`fit` tells its callbacks how long it is, and wants a compiled model.
+        """Whether `fit` calls this: it sets `epochs`, and the model is compiled.
 
-        A loop of the user's own may do the one (`CallbackList(..., epochs=)`), hardly both.
+        A loop of the user's own may set `epochs` (`CallbackList(..., epochs=)`), but hardly
+        compiles the model as well.
         """
         return "epochs" in (self.params or {}) and self.model.compiled
 
     def _zero(self) -> None:
-        """Zero the weights of a loop whose optimizer does not do it itself."""
+        """Set pruned weights to zero in a loop whose optimizer may not do it."""
         if not self._in_fit:
             with backends.current().eagerly():
                 for pruner in self._pruners:
@@ -95,7 +121,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
 
 def _check_reach(pruner: Pruner, batches: int) -> None:
-    """Say before the training, in TFMOT's steps, what it is too short for."""
+    """Warn before the training if it is too short for the schedule; steps are TFMOT's."""
     schedule: Any = pruner.schedule
     last = batches // pruner.pruning.accumulation + pruner.step
     if last <= schedule.begin_step:
@@ -112,7 +138,7 @@ def _check_reach(pruner: Pruner, batches: int) -> None:
 
 
 def hook(model: keras.Model) -> None:
-    """Let this instance's `compile` wrap the optimizer, and its `fit` not forget the callback."""
+    """Let `compile` of this model attach the prunings, and `fit` add a missing callback."""
     if "compile" in vars(model):
         return
     compile_, fit = model.compile, model.fit
@@ -139,7 +165,7 @@ def hook(model: keras.Model) -> None:
 
 
 def unhook(model: keras.Model) -> None:
-    """Undo `hook`, also in the models within."""
+    """Undo `hook`, in nested models too."""
     for layer in model._flatten_layers():
         vars(layer).pop("compile", None)
         vars(layer).pop("fit", None)
