@@ -321,6 +321,22 @@ def test_the_xnnpack_policy_prunes_only_1x1_convolutions(data):
         S.prune_low_magnitude(headless, pruning_policy=S.PruneForLatencyOnXNNPack())
 
 
+@pytest.mark.parametrize("nested", ["body", "all but the head"])
+def test_the_xnnpack_policy_looks_into_nested_models(nested):
+    stem = [keras.layers.ZeroPadding2D(1), keras.layers.Conv2D(4, 3, strides=2)]
+    body = [keras.layers.Conv2D(8, 1, name="pointwise"), keras.layers.ReLU()]
+    pool = keras.layers.GlobalAveragePooling2D()
+    if nested == "body":
+        layers = [*stem, keras.Sequential(body), pool]
+    else:
+        layers = [keras.Sequential([*stem, *body, pool])]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *layers, keras.layers.Dense(3)])
+    S.prune_low_magnitude(model, HALF, pruning_policy=S.PruneForLatencyOnXNNPack())
+    compile_(model).fit(np.ones((8, 16, 16, 3), np.float32), np.zeros(8, int), verbose=0)
+    zeros = {v.path.split("/")[-2]: sparsity([v]) for v in kernels_of(model)}
+    assert [name for name, share in zeros.items() if share > 0] == ["pointwise"]
+
+
 def test_nothing_leaks_out_of_the_package(data):
     """The classes of Keras are as they were."""
     S.prune_low_magnitude(mlp(), HALF)
