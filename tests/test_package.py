@@ -198,18 +198,13 @@ def test_a_public_name_is_documented(name):
 WITHOUT_EXAMPLE = {
     "kp.KeepZeros",
     "kp.callbacks.AtomicBackup",
-    "kp.find_sparsity",
     "kp.quantization.Merge",
     "kp.quantization.ZerosKept",
     "kp.quantization.check_zeros",
     "kp.quantization.merge_lora",
     "kp.quantization.zero_masks",
     "kp.reports.Comparison",
-    "kp.reports.PruneReport",
-    "kp.reports.Sensitivity",
-    "kp.reports.SparsityCurve",
     "kp.save_compressed",
-    "kp.sensitivity",
 }
 
 

@@ -10,6 +10,7 @@ from keras import layers
 import keras_pruner as kp
 from keras_pruner.criteria import magnitude, wanda
 from keras_pruner.oneshot import Calibration, least_squares, prune, reconstruct
+from keras_pruner.oneshot.report import PrunedWeight
 
 
 def network(seed=0):
@@ -429,6 +430,8 @@ class Sparse:
 BAD = {
     "at least 16 samples": samples(8, (8,)),
     "must be finite": np.where(np.arange(64)[:, None] == 5, np.nan, samples(64, (8,))),
+    "values up to 1e.20, whose squares overflow": samples(64, (8,)) * 0 + 1e20 * np.eye(64, 8),
+    "must be arrays, not lists of numbers": [[1.0] * 8 for _ in range(64)],
     "all the same": np.ones((64, 8), "float32"),
     r"shape of the model's input, \(None, 8\)": samples(64, (9,)),
     "must hold the 1 inputs": [samples(64, (8,)), samples(64, (8,))],
@@ -653,3 +656,95 @@ def test_a_recurrent_layer_in_a_loop_keeps_its_mask_alone():
     report = kp.prune(model, 0.5, calibration=samples(64, (5, 6, 4)))
     notes = {w.path.split("/")[-1]: w.note for w in report.weights}
     assert "mask alone" in notes["recurrent_kernel"]
+
+
+@pytest.mark.parametrize("criterion", [None, magnitude, wanda])
+def test_numbers_that_become_too_large_within_the_model_name_the_layer(criterion):
+    inputs = keras.Input((8,))
+    large = layers.Rescaling(1e20, name="large")(layers.Dense(8)(inputs))
+    model = keras.Model(inputs, layers.Dense(3, name="last")(large))
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"lead to inputs of 'last' up to .* overflow float32"):
+        kp.prune(model, 0.5, calibration=samples(64, (8,)), criterion=criterion)
+    assert unchanged(model, before)
+
+
+# ---------------------------------------------------------------------- what the report says
+
+
+def report_of(error, **options):
+    """A report by hand."""
+    rows = [("a/kernel", 0.02), ("b/kernel", 0.7), ("c/embeddings", None)]
+    sizes = {"c/embeddings": (40, 10)}
+    fields = {
+        "sparsity": 0.5,
+        "weights": tuple(
+            PrunedWeight(path, sizes.get(path, (10, 10)), 0.5, after, after, "")
+            for path, after in rows
+        ),
+        "skipped": (),
+        "relative_error": error,
+        "candidates": (),
+        "distillation": None,
+        "seconds": 1.0,
+        "model": None,
+    }
+    return kp.reports.PruneReport(**fields | options)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (None, None),
+        (0.0, None),
+        (0.29, None),
+        (0.3, "A relative error of 0.3 is large: 30%"),
+        (0.99, "A relative error of 0.99 is large"),
+        (1.0, "WARNING: the model is most likely useless"),
+        (1.37, "WARNING: the model is most likely useless"),
+        (float("inf"), "WARNING: the model is most likely useless"),
+    ],
+)
+def test_a_large_error_is_said_with_what_helps(error, says):
+    text = str(report_of(error))
+    assert ("is large" in text or "WARNING" in text) == (says is not None)
+    if says:
+        assert says in text
+        assert "a lower sparsity, more samples, Calibration(..., distillation_epochs=15)" in text
+        assert "{'b/kernel': None}" in text  # the worst layer
+
+
+def test_a_useless_model_is_told_from_a_useful_one():
+    """Of noise nothing can be kept at 95 %; of what is there to be kept at 30 %, nearly all."""
+    useless = kp.prune(network(), 0.97, calibration=samples(), allocation="uniform")
+    useful = kp.prune(network(), 0.2, calibration=samples())
+    assert "is large" in str(useless) or "WARNING" in str(useless)
+    assert "is large" not in str(useful)
+
+
+def test_zeros_in_embeddings_are_said_with_the_override():
+    text = str(report_of(0.1))
+    assert "67% of the zeros are in embeddings" in text
+    assert r"overrides={'c/embeddings': None}" in text
+    x = np.random.default_rng(0).integers(0, 50, (64, 6))
+    parts = [layers.Embedding(50, 16, name="table"), layers.Flatten(), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), *parts])
+    assert "overrides={'table/embeddings': None}" in str(kp.prune(model, 0.5, calibration=x))
+    again = kp.prune(model, 0.5, calibration=x, overrides={"table/embeddings": None})
+    assert "embeddings. These" not in str(again)
+
+
+def test_the_last_line_says_how_to_train_on():
+    for report in (kp.prune(network(), 0.5), kp.prune(network(), 0.5, calibration=samples())):
+        assert "callbacks=[kp.KeepZeros()]" in str(report).splitlines()[-1]
+    assert "KeepZeros" not in str(kp.prune(network(), 0.0))
+
+
+def test_lines_of_progress_where_there_is_no_terminal(monkeypatch, capsys):
+    from keras_pruner.reporting import console
+
+    monkeypatch.setattr(console, "_SECONDS", 0.01)
+    kp.prune(network(), 0.5, calibration=samples())
+    assert "pruning" in capsys.readouterr().err
+    kp.prune(network(), 0.5, calibration=Calibration(samples(), progress=False))
+    assert capsys.readouterr().err == ""

@@ -44,7 +44,7 @@ def test_bisection_comes_to_where_the_metric_falls():
 
 def test_the_bound_may_be_met_everywhere_or_nowhere():
     options = {"calibration": masks_alone(), "tolerance": 0.2}
-    everywhere = kp.find_sparsity(network(), metric=lambda _: 1.0, **options)
+    everywhere = kp.find_sparsity(network(), metric=lambda m: float(zeros(m) < 1), **options)
     assert (everywhere.sparsity, len(everywhere.points)) == (0.98, 1)
     nowhere = kp.find_sparsity(network(), metric=lambda m: -zeros(m), **options)
     assert nowhere.sparsity == 0
@@ -73,7 +73,7 @@ def test_the_model_is_as_it_was_after_an_error():
 
 def test_the_curve_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    curve = kp.reports.SparsityCurve(0.5, 0.1, 0.9, ((0.5, 0.85), (0.8, 0.2)))
+    curve = kp.reports.SparsityCurve(0.5, 0.1, 0.9, ((0.5, 0.85), (0.8, 0.2)), "accuracy")
     curve.plot(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
@@ -153,8 +153,144 @@ def test_as_many_samples_as_are_asked_for(monkeypatch):
     seen = []
     monkeypatch.setattr(search, "prune", lambda _, __, calibration: seen.append(calibration.data))
     calibration = Calibration(samples(2048), samples=2000)
-    kp.find_sparsity(network(), calibration, metric=lambda _: 1.0)
+    kp.find_sparsity(network(), calibration, metric=lambda m: 1.0 - zeros(m))
     assert [len(each) for each in seen] == [2000]
+
+
+# ---------------------------------------------------------------------- what a metric may be
+
+
+def accuracy_like(model):
+    """From 0.97 for the dense model down to 0.1 for zeros."""
+    return 0.97 - 0.87 * zeros(model) ** 4
+
+
+@pytest.mark.parametrize("max_drop", [5, 1.0, 0.87])
+def test_a_bound_that_a_model_of_zeros_meets_is_refused(max_drop):
+    with pytest.raises(ValueError, match=r"`max_drop` must be less than 0.87.*max_drop=.*0.01"):
+        kp.find_sparsity(network(), samples(), metric=accuracy_like, max_drop=max_drop)
+
+
+def test_per_cent_are_a_range_like_any_other():
+    curve = kp.find_sparsity(
+        network(), masks_alone(), metric=lambda m: 100 * accuracy_like(m), max_drop=5, tolerance=0.1
+    )
+    assert 0.3 < curve.sparsity < 0.6
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [lambda m: 0.3 + 2 * zeros(m), lambda _: 1.0],
+    ids=["a loss", "a constant"],
+)
+def test_a_metric_that_is_no_better_for_the_model_than_for_zeros_is_refused(metric):
+    model = network()
+    with pytest.raises(ValueError, match=r"higher for a better model.*negate it"):
+        kp.find_sparsity(model, samples(), metric=metric)
+    assert zeros(model) == 0
+
+
+def test_a_metric_without_a_number_for_zeros_has_an_unknown_range():
+    def correlation(model):
+        return 1 - zeros(model) if zeros(model) < 1 else np.nan
+
+    curve = kp.find_sparsity(network(), masks_alone(), metric=correlation, max_drop=0.3)
+    assert 0.28 < curve.sparsity < 0.32
+
+
+def test_only_weights_that_the_options_prune_are_set_to_zero_for_the_range():
+    seen = []
+
+    def metric(model):
+        seen.append([bool(np.any(layer.get_weights()[0])) for layer in model.layers])
+        return accuracy_like(model)
+
+    options = {"filters": "first", "tolerance": 0.5}
+    kp.find_sparsity(network(), masks_alone(), metric=metric, **options)
+    assert seen[:2] == [[True, True], [False, True]]
+
+
+def test_without_a_metric_it_is_measured_on_samples_that_are_not_calibrated_on(monkeypatch):
+    seen, original = [], search.prune
+
+    def recorded(*arguments, calibration, **options):
+        seen.append(calibration.data)
+        return original(*arguments, calibration=calibration, **options)
+
+    monkeypatch.setattr(search, "prune", recorded)
+    x = samples(128)
+    curve = kp.find_sparsity(network(), x, max_drop=0.2, tolerance=0.5)
+    held = np.arange(128) % 4 == 2
+    np.testing.assert_array_equal(seen[0], x[~held])
+    assert curve.samples == 32
+    assert curve.metric == "agreement of the largest output with the dense model's"
+    text = str(curve)
+    assert "within a drop of 0.2 in agreement of the largest output" in text
+    assert "Measured on 32 samples that were not calibrated on: the drop is uncertain by ±" in text
+
+
+def test_too_few_samples_to_calibrate_and_to_measure():
+    with pytest.raises(ValueError, match="at least 32 samples without a metric"):
+        kp.find_sparsity(network(), samples(20))
+
+
+def test_a_few_samples_leave_the_answer_uncertain():
+    few, many = (
+        kp.reports.SparsityCurve(0.5, 0.01, 1.0, ((0.5, 0.995),), "agreement", count)
+        for count in (64, 100_000)
+    )
+    assert few.uncertainty > 0.01 > 1e-3 > many.uncertainty
+    assert "pass more samples" in str(few)
+    assert "pass more samples" not in str(many)
+    given = kp.reports.SparsityCurve(0.5, 0.01, 1.0, ((0.5, 0.995),), "the given metric")
+    assert given.uncertainty is None
+    assert "neither the metric nor the calibration has used" in str(given)
+
+
+def test_outputs_that_are_not_clear_are_noticed():
+    """A ridge over 60 neighbouring classes, as of pitches; and logits of three classes."""
+    places = np.linspace(0, 1, 60)
+
+    class Ridge(layers.Layer):
+        def call(self, x):
+            distance = keras.ops.subtract(keras.ops.sigmoid(x), places)
+            return keras.ops.exp(-50 * keras.ops.square(distance))
+
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(1), Ridge()])
+    curve = kp.find_sparsity(model, samples(), max_drop=0.5, tolerance=0.5)
+    assert curve.unclear > 0.5
+    assert "neighbouring classes" in str(curve)
+    clear = kp.find_sparsity(network(), samples(), max_drop=0.5, tolerance=0.5)
+    assert clear.unclear < 0.1
+    assert "neighbouring classes" not in str(clear)
+
+
+def test_a_metric_is_called_by_its_name():
+    curve = kp.find_sparsity(network(), masks_alone(), metric=accuracy_like, tolerance=0.5)
+    assert curve.metric == "accuracy_like"
+    assert kp.sensitivity(network(), metric=lambda m: 1.0).metric == "the given metric"
+    assert "drop in agreement of the largest output" in str(kp.sensitivity(network(), samples()))
+
+
+def test_progress_is_shown_step_by_step(monkeypatch):
+    heard = []
+
+    class Progress:
+        def __init__(self, title, total, *, shown):
+            heard.append((total, shown))
+
+        def __enter__(self):
+            return heard.append
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(search, "show_progress", Progress)
+    kp.find_sparsity(network(), masks_alone(), metric=accuracy_like, tolerance=0.1)
+    (total, shown), *steps = heard
+    assert shown
+    assert len(steps) == total
+    assert steps[0] == "sparsity 0.98"
 
 
 @pytest.mark.parametrize(

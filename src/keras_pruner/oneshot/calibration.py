@@ -13,6 +13,8 @@ from keras_pruner.validation import check_integer, shown
 
 LEAST = 16
 """The fewest samples that say anything; 512 real ones are a good number."""
+LARGEST = 1e15
+"""Numbers from here on are refused, as sums of their squares would overflow float32."""
 _ELEMENTS = 2**22  # input numbers in one batch, at most
 _BATCH = 128
 _LEAST_BATCH = 32
@@ -120,12 +122,12 @@ class Samples:
         size = self.batch_size(self.most)
         return [self.take(slice(i, i + size)).inputs for i in range(0, len(self), size)]
 
-    def split(self) -> tuple["Samples", "Samples"]:
-        """Those to fit on, and each eighth one, which is held out.
+    def split(self, every: int = _EVERY) -> tuple["Samples", "Samples"]:
+        """Those to fit on, and each eighth one (or `every`-th one), which is held out.
 
         Both come in batches of one size where that is possible, as JAX compiles for each size.
         """
-        held = np.arange(len(self)) % _EVERY == _EVERY // 2
+        held = np.arange(len(self)) % every == every // 2
         most = min(_BATCH, max(_LEAST_BATCH, int(held.sum())))
         whole = dataclasses.replace(self, most=most)
         return whole.take(~held), whole.take(held)
@@ -271,12 +273,29 @@ def _check(samples: Samples, model: keras.Model) -> None:
                 "`calibration` must be finite. Received: NaN or infinite values in "
                 f"{bad} of {len(leaf)} samples. Leave those out, or clean them."
             )
+        if np.issubdtype(leaf.dtype, np.floating):
+            check_magnitude(leaf, "values")
     if all((leaf == leaf[:1]).all() for leaf in leaves):
         raise ValueError(
             "`calibration` must be real samples. Received: "
             f"{len(samples)} samples that are all the same. Pass inputs like those in use."
         )
     _check_shapes(samples, model)
+
+
+def check_magnitude(array: np.ndarray, what: str) -> None:
+    """Raise for numbers whose squares overflow float32 when they are summed.
+
+    Raises:
+        ValueError: naming `what` is so large.
+    """
+    largest = max(abs(float(array.max(initial=0))), abs(float(array.min(initial=0))))
+    if not largest < LARGEST:
+        raise ValueError(
+            "`calibration` must be inputs in the range that the model was trained on. "
+            f"Received: {what} up to {largest:.3g}, whose squares overflow float32. Scale the "
+            "samples as for training, or leave out those that are wrong."
+        )
 
 
 def _check_shapes(samples: Samples, model: keras.Model) -> None:

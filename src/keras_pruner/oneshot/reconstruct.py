@@ -20,7 +20,7 @@ from keras_pruner import backends
 from keras_pruner.criteria import LayerInputs
 from keras_pruner.oneshot import batch_norm as norms
 from keras_pruner.oneshot.arrays import like, namespace, to_numpy
-from keras_pruner.oneshot.calibration import Calibration, Samples
+from keras_pruner.oneshot.calibration import Calibration, Samples, check_magnitude
 from keras_pruner.oneshot.least_squares import Fit, System, mean_gap, rescale
 from keras_pruner.oneshot.linear_layers import Choose, Linear
 from keras_pruner.oneshot.listen import Call, Enough, Values, listening, run
@@ -73,7 +73,9 @@ class Recorder:
 
     def rows(self, linear: Linear) -> _Pair:
         """The present inputs of a layer, as rows (groups, n, inputs)."""
-        return self._pair(self._record([linear], lambda _, rows: rows)[linear])
+        rows = self._pair(self._record([linear], lambda _, rows: rows)[linear])
+        check_magnitude(to_numpy(rows.fit), f"samples that lead to inputs of {linear.layer.name!r}")
+        return rows
 
     def inputs(self, linear: Linear) -> LayerInputs:
         """The present inputs of a layer, for criteria."""

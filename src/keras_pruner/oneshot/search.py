@@ -1,4 +1,4 @@
-"""How far a model can be pruned: the sparsity a bound allows, and what each weight bears."""
+"""How far a model can be pruned: the sparsity a bound allows, and the effect of each weight."""
 
 import dataclasses
 import numbers
@@ -11,17 +11,24 @@ import numpy as np
 
 from keras_pruner.allocations import PerWeight
 from keras_pruner.model_weights import check_model
-from keras_pruner.oneshot.calibration import Calibration, Samples
+from keras_pruner.oneshot.calibration import LEAST, Calibration, Samples
 from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.outputs import outputs_of, relative_error
 from keras_pruner.oneshot.prune import mask_alone, prune
-from keras_pruner.patterns import FixedPattern, fixed_conflict
+from keras_pruner.patterns import FixedPattern, Unstructured, fixed_conflict
+from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.rules import Rules
 from keras_pruner.validation import check_sparsity, shown
 
 Metric = Callable[[keras.Model], float]
+
+_MEASURED = 4
+"""Without a metric, each fourth sample is not calibrated on, but measured on."""
+_NEARLY = 0.05
+"""Two outputs are nearly equal if they differ by less of the largest one's height."""
+_MANY_UNCLEAR = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +40,41 @@ class SparsityCurve(Report):
         max_drop: the bound.
         dense: the metric of the dense model.
         points: (sparsity, metric) of everything that was tried, by rising sparsity.
+        metric: its name.
+        samples: the number of samples that the metric was measured on, where that is known.
+        unclear: the fraction of samples whose two largest dense outputs are nearly equal, where
+            the metric is the agreement of the largest one; None for other metrics.
+
+    Example:
+        >>> curve = SparsityCurve(0.5, 0.02, 1.0, ((0.5, 0.99), (0.8, 0.9)), "agreement", 100)
+        >>> print(curve.headline())
+        largest sparsity within a drop of 0.02 in agreement: 0.5
+        >>> round(curve.uncertainty, 3)
+        0.01
     """
 
     sparsity: float
     max_drop: float
     dense: float
     points: tuple[tuple[float, float], ...]
+    metric: str
+    samples: int | None = None
+    unclear: float | None = None
+
+    @property
+    def uncertainty(self) -> float | None:
+        """The standard error of the drop at the sparsity found, for fractions of samples."""
+        if self.samples is None:
+            return None
+        drop = self.dense - dict(self.points).get(self.sparsity, self.dense)
+        # Laplace's rule: that none of n samples differs does not make the drop certain.
+        rate = (drop * self.samples + 1) / (self.samples + 2)
+        return float(np.sqrt(max(rate * (1 - rate), 0.0) / self.samples))
 
     def headline(self) -> str:
         """The sparsity that was found."""
-        return f"largest sparsity within a drop of {self.max_drop:g}: {self.sparsity:.4g}"
+        bound = f"within a drop of {self.max_drop:g} in {self.metric}"
+        return f"largest sparsity {bound}: {self.sparsity:.4g}"
 
     def tables(self) -> list[Table]:
         """The metric at each sparsity that was tried."""
@@ -51,6 +83,28 @@ class SparsityCurve(Report):
             for s, m in self.points
         ]
         return [Table("", [">sparsity", ">metric", ">drop", ""], rows)]
+
+    def notes(self) -> list[str]:
+        """How certain the answer is, and whether the metric suits the outputs."""
+        notes = []
+        if self.uncertainty is None:
+            notes.append(
+                "The answer is as certain as the metric: check it on samples that neither the "
+                "metric nor the calibration has used."
+            )
+        else:
+            more = "; pass more samples" if self.uncertainty > self.max_drop / 2 else ""
+            notes.append(
+                f"Measured on {self.samples} samples that were not calibrated on: the drop is "
+                f"uncertain by ±{self.uncertainty:.2g} (one standard error){more}."
+            )
+        if self.unclear is not None and self.unclear > _MANY_UNCLEAR:
+            notes.append(
+                f"For {self.unclear:.0%} of the samples the two largest outputs are nearly equal, "
+                "as with neighbouring classes, so that their order says little. Pass a metric of "
+                "your own: `metric=lambda model: ...`, higher is better."
+            )
+        return notes
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the curve into an image file; needs `pip install keras-pruner[report]`."""
@@ -75,17 +129,24 @@ class Sensitivity(Report):
 
     Attributes:
         dense: the metric of the dense model.
-        sparsities: that were tried.
+        sparsities: the sparsities tried.
         drops: by the weight's path, the drop at each sparsity.
+        metric: its name.
+
+    Example:
+        >>> found = Sensitivity(0.9, (0.5, 0.8), {"dense/kernel": (0.01, 0.2)}, "accuracy")
+        >>> print(found.headline())
+        drop in accuracy from 0.9, most sensitive first
     """
 
     dense: float
     sparsities: tuple[float, ...]
     drops: dict[str, tuple[float, ...]]
+    metric: str
 
     def headline(self) -> str:
         """The metric of the dense model."""
-        return f"drop from {self.dense:.4g}, most sensitive first"
+        return f"drop in {self.metric} from {self.dense:.4g}, most sensitive first"
 
     def tables(self) -> list[Table]:
         """The drop of each weight at each sparsity."""
@@ -106,22 +167,33 @@ def find_sparsity(
 ) -> SparsityCurve:
     """The largest sparsity at which a metric stays within a bound; the model is not changed.
 
-    By bisection, with the model pruned and refitted at each step: the metric is taken to fall
+    By bisection: the model is pruned and refitted at each step, and the metric is taken to fall
     as the sparsity rises.
 
     Args:
         model: any built Keras model.
         calibration: samples, or a `Calibration` of them, as for `prune`.
-        max_drop: by how much the metric may fall below the dense model's.
-        metric: model -> number, higher is better, such as accuracy on labelled data. None: the
-            fraction of calibration samples whose largest output is the dense model's; for
-            single outputs, 1 - the squared difference relative to their variance.
-        tolerance: how exactly to find the sparsity.
+        max_drop: by how much the metric may fall below the dense model's; less than it falls if
+            all prunable weights are zero.
+        metric: model -> number, higher is better, such as accuracy on labelled data that are not
+            in `calibration`. None: the fraction of samples whose largest output is the dense
+            model's, or for single outputs 1 - their relative error; measured on each fourth
+            sample, which is then not calibrated on.
+        tolerance: the precision of the sparsity.
         highest: the largest sparsity to try, in [0, 1).
         options: of `prune`, such as `pattern`, `allocation` or `filters`.
 
     Raises:
-        ValueError: for arguments that are wrong or do not go together.
+        ValueError: for arguments that are wrong or contradict each other: also for a bound that a
+            model of zeros meets, and for a metric that is no higher for the model than for zeros,
+            such as a loss.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> x = np.random.default_rng(0).normal(size=(256, 8))
+        >>> curve = find_sparsity(model, x, max_drop=0.1)
+        >>> 0 <= curve.sparsity < 1
+        True
     """
     check_sparsity("highest", highest)
     if not 0 < tolerance < 1:
@@ -136,30 +208,70 @@ def find_sparsity(
     check_model(model)
     calibration = Calibration.of(calibration)
     samples = calibration.read(model)
+    chosen, samples = _chosen(metric, model, samples)
+    is_shown = calibration.progress
     calibration = dataclasses.replace(calibration, data=samples.inputs, progress=False)
-    metric = _alone(metric or _agreement(model, samples))
-    dense, weights = metric(model), Values.of(model.variables)
-    points: dict[float, float] = {}
+    weights, points = Values.of(model.variables), dict[float, float]()
+    dense = chosen.measure(model)
+    _check_range(chosen, dense, max_drop, model, weights, options)
+    steps = 1 + int(np.ceil(np.log2(max(highest / tolerance, 1))))
+    with show_progress(f"finding the sparsity of {model.name}", steps, shown=is_shown) as announce:
 
-    def holds(sparsity: float) -> bool:
-        try:
-            prune(model, sparsity, calibration=calibration, **options)
-            points[sparsity] = metric(model)
-        finally:
-            weights.restore()
-        return dense - points[sparsity] <= max_drop
+        def holds(sparsity: float) -> bool:
+            announce(f"sparsity {sparsity:.4g}")
+            try:
+                prune(model, sparsity, calibration=calibration, **options)
+                points[sparsity] = chosen.measure(model)
+            finally:
+                weights.restore()
+            return dense - points[sparsity] <= max_drop
 
-    low, high = 0.0, highest
-    if holds(highest):
-        low = highest
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return SparsityCurve(low, max_drop, dense, tuple(sorted(points.items())))
+        low, high = 0.0, highest
+        if holds(highest):
+            low = highest
+        while high - low > tolerance:
+            middle = (low + high) / 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+    tried = tuple(sorted(points.items()))
+    return SparsityCurve(low, max_drop, dense, tried, chosen.name, chosen.samples, chosen.unclear)
+
+
+def _check_range(
+    chosen: "_Metric",
+    dense: float,
+    max_drop: float,
+    model: keras.Model,
+    weights: Values,
+    options: Mapping[str, Any],
+) -> None:
+    """Raise for a metric or a bound that a model without its prunable weights fulfils as well."""
+    rules = {name: options.get(name) for name in ("filters", "overrides")}
+    plan = Rules(options.get("pattern", Unstructured()), **rules).plan(model, frozen=True)
+    try:
+        for variable in plan.variables:
+            variable.assign(np.zeros(variable.shape))
+        worst = chosen.measure(model)
+    except ValueError:  # no number for a model of zeros, as a correlation has none
+        return
+    finally:
+        weights.restore()
+    if worst >= dense:
+        raise ValueError(
+            f"`metric` must be higher for a better model. Received: {chosen.name}, which is "
+            f"{dense:.4g} for this model and {worst:.4g} with all its prunable weights at zero. "
+            "If it is a loss, negate it: `metric=lambda model: -loss(model)`."
+        )
+    if max_drop >= dense - worst:
+        raise ValueError(
+            f"`max_drop` must be less than {dense - worst:.4g}, by which {chosen.name} falls if "
+            f"all prunable weights are zero (from {dense:.4g} to {worst:.4g}). "
+            f"Received: max_drop={max_drop!r}. For one percentage point of a metric from 0 to 1 "
+            "pass max_drop=0.01."
+        )
 
 
 def _check_options(options: Mapping[str, Any], highest: float) -> None:
-    """Refuse those with which there is nothing to look for."""
+    """Raise for options of `prune` that leave nothing to find."""
     if options.get("copy"):
         raise ValueError(
             "`copy` has nothing to do: the model is left as it was. Received: copy=True. "
@@ -167,7 +279,7 @@ def _check_options(options: Mapping[str, Any], highest: float) -> None:
         )
     if "sparsity" in options:
         raise ValueError(
-            "`sparsity` is what is looked for. Received: "
+            "`sparsity` is what `find_sparsity` finds. Received: "
             f"sparsity={shown(options['sparsity'])}. For the largest to try pass `highest`."
         )
     pattern, allocation = options.get("pattern"), options.get("allocation")
@@ -176,7 +288,7 @@ def _check_options(options: Mapping[str, Any], highest: float) -> None:
         raise fixed_conflict(pattern, "highest", highest, fix)
     if isinstance(allocation, Mapping | PerWeight):
         raise ValueError(
-            "`allocation` leaves no sparsity to look for where a mapping gives each weight its "
+            "`allocation` leaves no sparsity to find where a mapping gives each weight its "
             f"own. Received: allocation={shown(allocation)}. Leave it out, or pass the name of "
             'one, such as "erk".'
         )
@@ -192,19 +304,26 @@ def sensitivity(
 ) -> Sensitivity:
     """How much a metric drops with one weight pruned at a time; the model is not changed.
 
-    Masks alone, by magnitude: what a layer bears before anything makes up for it. The drops
-    suggest `overrides` for `prune` and `GradualPruning`.
+    With masks by magnitude alone, without a refit. The drops suggest `overrides` for `prune` and
+    `GradualPruning`.
 
     Args:
         model: any built Keras model.
-        calibration: inputs for the metric that is used if none is given.
+        calibration: inputs, or a `Calibration` of them, for the metric used if none is given.
         metric: as in `find_sparsity`.
-        sparsities: to try, each in [0, 1); at least one.
+        sparsities: the sparsities to try, each in [0, 1); at least one.
         filters: layers to look at: a regex or a list of them, or a function layer -> bool.
 
     Raises:
         ValueError: if neither calibration nor a metric is given, or both are, or there are no
             sparsities.
+
+    Example:
+        >>> parts = [keras.layers.Dense(8, name="one"), keras.layers.Dense(4, name="two")]
+        >>> model = keras.Sequential([keras.Input((8,)), *parts])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8))
+        >>> list(sensitivity(model, x, sparsities=(0.5,)).drops)
+        ['one/kernel', 'two/kernel']
     """
     if not isinstance(sparsities, Collection):
         raise ValueError(
@@ -224,9 +343,10 @@ def sensitivity(
         )
     plan = Rules(allocation="uniform", filters=filters).plan(model, frozen=True)
     if metric is None:
-        metric = _agreement(model, Calibration.of(calibration).read(model))
-    metric = _alone(metric)
-    dense, weights = metric(model), Values.of(plan.variables)
+        chosen = _agreement(model, Calibration.of(calibration).read(model))
+    else:
+        chosen = _given(metric)
+    dense, weights = chosen.measure(model), Values.of(plan.variables)
     drops = {}
     for target, variable in zip(plan.targets, plan.variables, strict=True):
         alone = dataclasses.replace(plan, targets=(target,), variables=(variable,))
@@ -234,30 +354,60 @@ def sensitivity(
         for sparsity in sparsities:
             try:
                 mask_alone(alone, float(sparsity))
-                found.append(dense - metric(model))
+                found.append(dense - chosen.measure(model))
             finally:
                 weights.restore()
         drops[target.path] = tuple(found)
-    return Sensitivity(dense, tuple(sparsities), drops)
+    return Sensitivity(dense, tuple(sparsities), drops, chosen.name)
 
 
-def _alone(metric: Metric) -> Metric:
-    """The metric, from the same states each time, which it gives back; checked."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Metric:
+    """A metric, and what is known of it.
+
+    Attributes:
+        function: model -> number.
+        name: as reports show it.
+        samples: the number of samples of which it is a fraction, where that is known.
+        unclear: the fraction of samples whose largest dense output is not clear.
+    """
+
+    function: Metric
+    name: str
+    samples: int | None = None
+    unclear: float | None = None
+
+    def measure(self, model: keras.Model) -> float:
+        """The metric, from the same states each time, which are restored."""
+        with undisturbed(model):
+            return _number(self.function(model))
+
+
+def _chosen(metric: Metric | None, model: keras.Model, samples: Samples) -> tuple[_Metric, Samples]:
+    """The metric, and the samples to calibrate on."""
+    if metric is not None:
+        return _given(metric), samples
+    fit, held = samples.split(_MEASURED)
+    if len(fit) < LEAST:
+        raise ValueError(
+            f"`calibration` must hold at least {2 * LEAST} samples without a metric, as each "
+            f"fourth is measured on. Received: {len(samples)}. Pass more, or a metric."
+        )
+    return _agreement(model, held), fit
+
+
+def _given(metric: Metric) -> _Metric:
     if not callable(metric):
         raise ValueError(
             "`metric` must be a function model -> number, higher is better. Received: "
             f"metric={metric!r}. For accuracy: lambda model: model.evaluate(x, y, verbose=0)[1]."
         )
-
-    def measure(model: keras.Model) -> float:
-        with undisturbed(model):
-            return _number(metric(model))
-
-    return measure
+    name = getattr(metric, "__name__", "")
+    return _Metric(metric, name if name.isidentifier() else "the given metric")
 
 
 def _number(found: Any) -> float:
-    """What a metric has given, checked."""
+    """The number that a metric gave; raises if it is none."""
     try:
         number = float(keras.ops.convert_to_numpy(found) if keras.ops.is_tensor(found) else found)
     except (TypeError, ValueError):
@@ -270,18 +420,34 @@ def _number(found: Any) -> float:
     return number
 
 
-def _agreement(model: keras.Model, samples: Samples) -> Metric:
-    """How far a model agrees with what this one computes now, from 0 to 1."""
+def _agreement(model: keras.Model, samples: Samples) -> _Metric:
+    """The agreement of a model's outputs with the present ones, from 0 to 1."""
     dense = outputs_of(model, samples)
 
-    def metric(model: keras.Model) -> float:
+    def agreement(model: keras.Model) -> float:
         pairs = zip(outputs_of(model, samples), dense, strict=True)
         return float(np.mean([_agrees(a, b) for a, b in pairs]))
 
-    return metric
+    classes = [output for output in dense if _has_classes(output)]
+    if len(classes) < len(dense):
+        return _Metric(agreement, "agreement of the outputs with the dense model's")
+    unclear = float(np.mean([_unclear(output) for output in classes]))
+    name = "agreement of the largest output with the dense model's"
+    return _Metric(agreement, name, len(samples), unclear)
+
+
+def _has_classes(output: np.ndarray) -> bool:
+    return output.ndim > 1 and output.shape[-1] > 1
 
 
 def _agrees(a: np.ndarray, b: np.ndarray) -> float:
-    if b.ndim > 1 and b.shape[-1] > 1:
+    if _has_classes(b):
         return float(np.mean(a.argmax(-1) == b.argmax(-1)))
     return 1 - min(1.0, relative_error([a], [b]))
+
+
+def _unclear(output: np.ndarray) -> float:
+    """The fraction of samples whose two largest outputs are nearly equal."""
+    second, first = np.moveaxis(np.partition(output, (-2, -1), axis=-1)[..., -2:], -1, 0)
+    height = first - np.median(output, axis=-1)
+    return float(np.mean(first - second < _NEARLY * height))
