@@ -114,8 +114,8 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def _epochs(self) -> list[int]:
         """Of the complete backups."""
-        found = self.directory.glob("epoch-*")
-        return [int(path.name.removeprefix("epoch-")) for path in found]
+        numbers = [path.name.removeprefix("epoch-") for path in self.directory.glob("epoch-*")]
+        return [int(number) for number in numbers if number.isdecimal()]
 
     def _seeds(self) -> list[keras.Variable]:
         """The model's variables that Keras does not save with its weights."""

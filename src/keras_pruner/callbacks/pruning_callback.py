@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import math
 import threading
 import warnings
 import weakref
@@ -57,13 +58,14 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._undo: Callable[[], None] = _nothing
         self._fit = _Fit()
         self._kept: _Kept | None = None
+        self._said: set[str] = set()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin_anew()
 
     def __getstate__(self) -> dict[str, Any]:
-        work = ("_model", "_pruner", "_undo", "_fit", "_kept")
+        work = ("_model", "_pruner", "_undo", "_fit", "_kept", "_said")
         return {name: value for name, value in vars(self).items() if name not in work}
 
     @property
@@ -223,9 +225,18 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
         if not (finished or is_broken or fit.is_short):
             _warn_of_unfinished(pruner, stopped=model.stop_training)
+        if self._goes_on and not is_broken:
+            self._say_once(_left_alone(pruner))
+            self._say_once(_unmet(pruner) if finished else "")
         pruner.pruning.attended_to = state.step  # in a `fit` without this callback
         if finished:
             self._release()
+
+    def _say_once(self, note: str) -> None:
+        """Warn of what the plan does not reach, once for each callback."""
+        if note and note not in self._said:
+            self._said.add(note)
+            warnings.warn(note, stacklevel=3)
 
     def _release(self) -> None:
         """Take the masks off, and keep what serves the next `fit` with this callback."""
@@ -406,6 +417,28 @@ def _check_goes_on(name: str, reached: float, pruning: Pruning) -> None:
             "next fold of a cross-validation, make a new callback: kp.GradualPruning(...).",
             stacklevel=3,
         )
+
+
+def _left_alone(pruner: Pruner) -> str:
+    """The share of the prunable weights that was left alone, and the sparsity over all of them."""
+    plan, masked = pruner.plan, pruner.pruning.masked
+    note = plan.left_alone()
+    if not note:
+        return ""
+    kept = sum(count_entries(np.asarray, each.mask) for each in masked)
+    nonzero = sum(count_entries(np.asarray, each) for each in plan.others)
+    entries = [math.prod(each.shape) for each in (*masked, *plan.others)]
+    overall = 1 - (kept + nonzero) / max(1, sum(entries))
+    return f"{note} The sparsity is {pruner.sparsity:.4g} without them and {overall:.4g} with them."
+
+
+def _unmet(pruner: Pruner) -> str:
+    """Where the final sparsity is another than was asked for."""
+    plan, masked = pruner.plan, pruner.pruning.masked
+    final = pruner.state.schedule.sparsity_at_end
+    if final is None or len(masked) != len(plan.targets):
+        return ""
+    return plan.unmet(final, [count_entries(np.asarray, each.mask) for each in masked])
 
 
 def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:

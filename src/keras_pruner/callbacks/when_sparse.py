@@ -1,6 +1,7 @@
 """`WhenSparse`: callbacks that must not see the epochs before the zeros."""
 
 import functools
+import warnings
 from typing import Any
 
 import keras
@@ -23,9 +24,8 @@ class WhenSparse(keras.callbacks.Callback):
     Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
     would else choose one from before the zeros, when the model was denser and better.
 
-    While `fit` goes on a model is saved with its masks, so that training can be taken up again:
-    a file that `ModelCheckpoint` writes there needs this package to be loaded, or
-    `load_model(path, compile=False)`. `kp.Pruner(model).release()` and `model.save` make it plain.
+    If the final sparsity is never reached, the callback is never called, and a warning at the end
+    of training says so.
 
     Args:
         callback: any Keras callback. Its `on_train_begin` and `on_train_end` always run.
@@ -79,7 +79,14 @@ class WhenSparse(keras.callbacks.Callback):
         self.callback.on_train_begin(logs)
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Pass on."""
+        """Pass on; warn if the callback was not called in this training."""
+        if self._epoch is not None and not self._wake():
+            warnings.warn(
+                f"{type(self.callback).__name__} was never called, because the schedule did not "
+                "reach its final sparsity in this training. Train for longer, or end the schedule "
+                "earlier.",
+                stacklevel=2,
+            )
         self.callback.on_train_end(logs)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:

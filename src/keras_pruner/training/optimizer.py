@@ -305,6 +305,20 @@ class Prunings(keras_private.Saveable):
                 pruning.unattended = None
                 warnings.warn(UNFINISHED, stacklevel=3)
 
+    def check_known(self, variables: Sequence[keras.Variable]) -> None:
+        """Raise for variables that the optimizer was not built for."""
+        key_of, optimizer = keras_private.key_of, self._optimizer()
+        known = {key_of(optimizer, variable) for variable in keras_private.trained_by(optimizer)}
+        unknown = [v for v in variables if key_of(optimizer, v) not in known]
+        if unknown:
+            paths = [getattr(variable, "path", variable.name) for variable in unknown]
+            raise ValueError(
+                "The optimizer was built for the weights of one model, when it was wrapped, and "
+                f"trains others as well. Received: {paths}. Build it for all of them before: "
+                "`optimizer.build([*encoder.trainable_variables, *projector.trainable_variables])`"
+                ", then `pruner.wrap(optimizer)`; or make one model of both, and the pruner for it."
+            )
+
     def live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
         """The gradients, with zeros where weights are pruned."""
         key_of, optimizer = keras_private.key_of, self._optimizer()
@@ -462,6 +476,8 @@ class _Pruned:
                 self.build(list(trainable_variables))
         if not len(grads):
             return
+        if trainable_variables:
+            self.pruning.check_known(trainable_variables)
         self.pruning.before_step()
         if not self.pruning.entries_are_apart:
             grads = self.pruning.live(grads, trainable_variables or keras_private.trained_by(self))
