@@ -163,8 +163,8 @@ class Pruner:
     @property
     def state(self) -> PruningState:
         """How far the schedule has come."""
-        if self._stateless is not None:
-            return self._stateless[0]
+        if (seen := self._only_in_values()) is not None:
+            return seen[0]
         return PruningState(self._given) if self._pruning is None else self._pruning.state
 
     @property
@@ -180,9 +180,16 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """The fraction of zeros that the masks hold at present, over all targets."""
-        if self._stateless is not None:
-            return self._stateless[1]
+        if (seen := self._only_in_values()) is not None:
+            return seen[1]
         return sparsity_of_masks(self.pruning if self._pruning is None else self._pruning)
+
+    def _only_in_values(self) -> tuple[PruningState, float] | None:
+        """State and sparsity at the last `stateless_update`, if no variable holds them."""
+        if self._stateless is None or self._pruning is None:
+            return None
+        is_held = self._pruning.peek() == self._stateless[0].settled_numbers()
+        return None if is_held else self._stateless
 
     def wrap(self, optimizer: Any) -> Any:
         """Let the optimizer that trains the model zero the pruned weights in each of its steps.
