@@ -66,6 +66,14 @@ class Comparison(Report):
         dense: the model before pruning.
         pruned: the model after pruning.
         latency: the time of both as LiteRT files; None if it was not measured.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)], name="dense")
+        >>> report = kp.prune(model, 0.5, copy=True)
+        >>> comparison = kp.compare(model, report.model, progress=False)
+        >>> comparison.same_architecture, comparison.pruned.report.prunable.sparsity
+        (True, 0.5)
     """
 
     dense: Side

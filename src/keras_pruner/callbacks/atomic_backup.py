@@ -17,29 +17,39 @@ _UNFINISHED = "unfinished"
 
 
 class AtomicBackup(keras.callbacks.Callback):
-    """Save a training after each epoch, so that it goes on after a kill at any moment.
+    """Save a training after each epoch, so that it can be resumed after a kill at any moment.
 
     `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after
-    the other: killed between the two, a training repeats an epoch that its weights have behind
-    them. It also leaves out the states of random seeds, as those of `Dropout` (on PyTorch the
-    state of `torch` itself). Here all of it goes into one folder, which gets its name, the number
-    of epochs, when everything in it is on the disk; the one before is removed after that.
+    the other: if it is killed in between, an epoch is trained twice. It also leaves out the
+    states of random seeds, such as those of `Dropout` (on PyTorch the state of `torch` itself).
+    This callback writes everything into one folder, and renames the folder to the number of
+    epochs when it is complete on the disk; only then is the previous backup removed.
 
-    For one process, with any number of devices. Several on JAX have
-    `keras.callbacks.OrbaxCheckpoint`, which saves the parts of each.
+    For one process, with any number of devices. For several processes on JAX use
+    `keras.callbacks.OrbaxCheckpoint`, which saves the shards of each.
 
-    In every `fit` with the same directory the training goes on after the last complete epoch.
-    That is exact if the order of the data depends on nothing but the epoch: give `epoch` to the
-    data. What other callbacks remember (a best loss, a history) is not saved. When the training
-    has come to its end the last backup stays; remove the directory to begin anew.
+    Every `fit` with the same directory continues after the last complete epoch. This is exact if
+    the order of the data depends only on the epoch: pass `epoch` to the data. The state of other
+    callbacks (a best loss, a history) is not saved. The last backup stays when the training ends;
+    remove the directory to start anew.
 
     Args:
-        directory: for the backups of this training alone; made if it is not there.
+        directory: for the backups of this training only; created if it does not exist.
 
     Raises:
         ValueError: when the training begins, if the model is not built, several processes train
             it, or the backup is of another model or another pruning: other weights, another
             final sparsity, pattern, allocation or criterion.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> model.compile("sgd", loss="mse")
+        >>> x, y = np.ones((32, 4)), np.ones((32, 8))
+        >>> backup = AtomicBackup("backups")
+        >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[backup])
+        >>> backup.epoch
+        2
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -48,11 +58,11 @@ class AtomicBackup(keras.callbacks.Callback):
 
     @property
     def epoch(self) -> int:
-        """How many epochs the last complete backup has behind it; 0 if there is none."""
+        """The number of epochs in the last complete backup; 0 if there is none."""
         return max(self._epochs(), default=0)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Go on from the last complete backup, if there is one."""
+        """Restore the last complete backup, if there is one."""
         model = self.model
         if not model.built:
             raise ValueError(
@@ -85,11 +95,11 @@ class AtomicBackup(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Let the next `fit` of the same model begin where it is told to; this one has begun."""
+        """Let the next `fit` of the same model begin at its own first epoch."""
         keras_private.begin_at_epoch(self.model, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, and remove what was saved before."""
+        """Save, then remove the previous backup."""
         model = self.model
         unfinished = self.directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -13,17 +13,26 @@ from keras_pruner.validation import serializable
 
 
 class KeepZeros(PruningCallback):
-    """Keep what is zero at zero while `fit` trains the rest.
+    """Train a pruned model further and keep its zeros.
 
-    For training a pruned model further. A weight that is zero altogether, as fresh ones may be,
-    is not frozen. What pruning leaves alone unless an override admits it, such as a depthwise
-    kernel, is kept sparse only if the same override is given here.
+    A weight that consists of zeros only, as new weights may, is trained normally. A weight that
+    is pruned only because of an override, such as a depthwise kernel, keeps its zeros only if the
+    same override is given here.
 
     Args:
         filters: layers to keep sparse: a regex or a list of them, or a function layer -> bool.
-        overrides: as they were given when the model was pruned: regex of a weight's path -> None
-            (leave alone), or a sparsity or pattern, of which nothing matters but that it admits
-            the weight.
+        overrides: those that the model was pruned with: regex of a weight's path -> None (leave
+            alone), or any sparsity or pattern to include the weight.
+
+    Example:
+        >>> import keras, numpy as np, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> report = kp.prune(model, 0.75)
+        >>> model.compile("sgd", loss="mse")
+        >>> x, y = np.ones((32, 4)), np.ones((32, 8))
+        >>> history = model.fit(x, y, verbose=0, callbacks=[kp.KeepZeros()])
+        >>> kp.summarize(model).prunable.sparsity
+        0.75
     """
 
     _goes_on = False  # more may be zero by now
