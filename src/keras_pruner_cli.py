@@ -1,7 +1,7 @@
-"""The console script `keras-pruner`: sees to it that Keras finds a backend, then hands over.
+"""The console script `keras-pruner`: chooses an installed backend, then runs the command line.
 
-It stands outside of the package, because importing the package imports Keras, and Keras chooses
-its backend when imported: TensorFlow, installed or not, unless told otherwise.
+It is outside the package, because importing the package imports Keras, which then imports its
+backend: TensorFlow, installed or not, unless KERAS_BACKEND names another.
 """
 
 import importlib.util
@@ -15,24 +15,26 @@ BACKENDS = ("tensorflow", "jax", "torch")
 
 def main() -> int:
     """Run the command line; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not raise
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        said = choose_backend()
+        note = choose_backend()
     except ImportError as error:
         print(f"keras-pruner: {error}", file=sys.stderr)
         return 1
-    if said:
-        print(f"keras-pruner: {said}", file=sys.stderr)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
+    if note:
+        print(f"keras-pruner: {note}", file=sys.stderr)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow logs a lot when imported
     from keras_pruner.cli import commands
 
     return commands.main()
 
 
 def choose_backend() -> str:
-    """Set KERAS_BACKEND to an installed backend if Keras would choose one that is not.
+    """Set KERAS_BACKEND to an installed backend if Keras would choose one that is not installed.
 
     Returns:
-        What was chosen and why; empty if Keras' own choice stands.
+        A note on the choice; empty if KERAS_BACKEND was not changed.
 
     Raises:
         ImportError: if no backend is installed, or the one in KERAS_BACKEND is not.
@@ -56,7 +58,7 @@ def choose_backend() -> str:
 
 
 def _configured() -> str:
-    """The backend named in Keras' configuration file, or its default."""
+    """The backend in Keras' configuration file, or else Keras' default."""
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     try:
         config = json.loads((Path(home) / "keras.json").read_text(encoding="utf-8"))

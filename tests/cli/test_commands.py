@@ -472,7 +472,18 @@ def test_without_any_backend_it_says_what_to_install(machine):
         keras_pruner_cli.choose_backend()
 
 
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "keras_pruner_cli", *map(str, arguments)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, env=environment, check=True).stdout
+
+
 def test_the_script_runs_in_a_process_of_its_own(dense):
-    command = [sys.executable, "-m", "keras_pruner_cli", "inspect", str(dense), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["all"]["size"] == 212
+    assert json.loads(run("inspect", dense, "--json"))["all"]["size"] == 212
+
+
+def test_names_that_the_stream_cannot_encode_are_escaped(tmp_path):
+    path = tmp_path / "modèle-模型.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="層")]).save(path)
+    printed = run("inspect", path, PYTHONIOENCODING="cp1252")
+    assert b"\\u5c64/kernel" in printed
