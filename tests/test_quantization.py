@@ -64,7 +64,7 @@ def test_a_lost_zero_is_an_error():
     kernel = kernel_of(model.layers[-1])
     kernel[tuple(np.argwhere(kernel == 0)[0])] = 1e-3
     model.layers[-1].kernel.assign(kernel)
-    with pytest.raises(ValueError, match=r"1 of .* zeros of .* are lost"):
+    with pytest.raises(ValueError, match=r"1 of .* zeros of .* are no longer zero"):
         check_zeros(zeros, model)
     with pytest.raises(ValueError, match="no kernel"):
         check_zeros({"elsewhere/kernel": np.ones((3, 3), bool)}, model)
@@ -90,7 +90,7 @@ def test_every_kernel_is_looked_at():
         zeros = zero_masks(model)
         assert zeros[target.path].all()
         variable.assign(np.ones(variable.shape))
-        with pytest.raises(ValueError, match=f"zeros of '{target.path}' are lost"):
+        with pytest.raises(ValueError, match=f"zeros of '{target.path}' are no longer zero"):
             check_zeros(zeros, model)
 
 
@@ -133,11 +133,11 @@ def test_merging_under_the_zeros_keeps_them_and_adds_the_rest(tmp_path):
     layer = model.layers[3]
     stored = np.array(keras.ops.convert_to_numpy(layer._kernel.value))
     merged = kernel_of(layer)
-    report = merge_lora(model, loss=lambda m: float(np.sum(kernel_of(m.layers[3]) != 0)))
+    report = merge_lora(model)
     np.testing.assert_allclose(kernel_of(layer), np.where(stored == 0, 0, merged), rtol=1e-6)
     assert report.layers == ("embedding", "einsum_dense", "dense")
     assert report.discarded > 0
-    assert report.loss_after < report.loss_before == stored.size
+    assert report.kept_zeros >= np.sum(stored == 0) > 0
     assert not [v.path for v in model.variables if "lora" in v.name]
     assert layer.kernel.trainable
     Rules().plan(model)
@@ -176,5 +176,5 @@ def test_nothing_to_merge_is_an_error():
         merge_lora(pruned_model())
     model = with_lora()
     model.layers[3].quantize("int8")
-    with pytest.raises(ValueError, match="merge LoRA first"):
+    with pytest.raises(ValueError, match="Merge LoRA first"):
         merge_lora(model)

@@ -1,7 +1,7 @@
-"""Pruned and quantized: zeros stay zeros, checked; and LoRA merged under the zeros."""
+"""Pruning together with quantization and LoRA: check zeros, merge LoRA under them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -15,12 +15,16 @@ from keras_pruner.reporting.tables import Table
 
 @dataclasses.dataclass(frozen=True)
 class ZerosKept:
-    """Zeros of one kernel before and after a step.
+    """The zeros of one kernel before and after a change.
 
     Attributes:
-        path: of the kernel, as in a plan.
-        before: number of its zeros.
-        lost: how many of them are no zeros any more.
+        path: the path of the kernel, as in a plan.
+        before: the number of its zeros before.
+        lost: the number of them that are no longer zero.
+
+    Example:
+        >>> ZerosKept("dense/kernel", before=6, lost=0).lost
+        0
     """
 
     path: str
@@ -29,36 +33,62 @@ class ZerosKept:
 
 
 def zero_masks(model: keras.Model) -> dict[str, np.ndarray]:
-    """Where the kernels of a model are zero, by their path in a plan; quantized ones too.
+    """Find the zeros of every kernel, quantized ones included.
 
-    Also those that are not pruned by default; no biases, nothing that quantization adds. int4
-    kernels, two values to a byte, are unpacked first.
+    int4 kernels, which Keras stores two values to a byte, are unpacked first.
+
+    Args:
+        model: any built Keras 3 model.
+
+    Returns:
+        The path of each kernel in a plan -> a boolean mask of its shape, True for zeros. Kernels
+        that are not pruned by default are included; biases and scales are not.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> report = kp.prune(model, 0.5)
+        >>> masks = kp.quantization.zero_masks(model)
+        >>> int(masks["head/kernel"].sum())
+        16
     """
     return {path: kernel == 0 for path, kernel in _kernels(model).items()}
 
 
 def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[ZerosKept, ...]:
-    """Compare the zeros of a model with those that `zero_masks` found before.
+    """Check that all zeros found by `zero_masks` are still zero.
 
     Args:
-        zeros: of the model, or of the one it was made from, at an earlier stage.
-        model: after quantizing, saving and loading, or anything else.
+        zeros: the masks of the model before a change.
+        model: the model after the change: quantized, or saved and loaded, for example.
+
+    Returns:
+        The number of zeros of each kernel.
 
     Raises:
-        ValueError: if a zero is lost, naming the kernel, or a kernel is not there any more.
+        ValueError: if a zero is lost or a kernel is missing; the message names the kernel.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+        >>> report = kp.prune(model, 0.5)
+        >>> masks = kp.quantization.zero_masks(model)
+        >>> model.layers[0].quantize("int8")
+        >>> kp.quantization.check_zeros(masks, model)
+        (ZerosKept(path='head/kernel', before=16, lost=0),)
     """
     now = _kernels(model)
     found = []
     for path, before in zeros.items():
         if path not in now or now[path].size < before.size:
-            raise ValueError(f"`model` has no kernel {path!r} of shape {before.shape} any more.")
+            raise ValueError(f"`model` no longer has a kernel {path!r} of shape {before.shape}.")
         after = now[path].reshape(before.shape)
         found.append(ZerosKept(path, int(before.sum()), int(np.count_nonzero(after[before]))))
     lost = [kept for kept in found if kept.lost]
     if lost:
         raise ValueError(
-            f"{lost[0].lost} of {lost[0].before} zeros of {lost[0].path!r} are lost"
-            + (f", and others in {len(lost) - 1} more kernels." if lost[1:] else ".")
+            f"{lost[0].lost} of {lost[0].before} zeros of {lost[0].path!r} are no longer zero"
+            + (f", and zeros of {len(lost) - 1} more kernels." if lost[1:] else ".")
         )
     return tuple(found)
 
@@ -74,7 +104,7 @@ def _kernels(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def _values(layer: Any, variable: keras.Variable) -> np.ndarray:
-    """The stored values, unpacked and counted from their zero point if they are int4."""
+    """The stored values; int4 values are unpacked and counted from their zero point."""
     if getattr(layer, "quantization_mode", None) != "int4":
         return np.asarray(backends.current().to_numpy(variable))
     name = variable.name
@@ -102,49 +132,51 @@ class Merge(Report):
         kept_zeros: the number of zeros in their kernels, the same before and after.
         discarded: the largest change that was dropped to keep a zero, relative to the largest
             weight of its kernel.
-        loss_before: the loss of the model with LoRA; None without `loss`.
-        loss_after: the loss of the merged model; None without `loss`.
+
+    Example:
+        >>> print(Merge(("dense",), 16, 0.25))
+        LoRA merged into 1 layers: 16 zeros kept, changes up to 0.25 of the largest weight dropped
+          layer
+          ─────
+          dense
     """
 
     layers: tuple[str, ...]
     kept_zeros: int
     discarded: float
-    loss_before: float | None = None
-    loss_after: float | None = None
 
     def headline(self) -> str:
         """The zeros kept and what they cost."""
         text = f"LoRA merged into {len(self.layers)} layers: {self.kept_zeros:,} zeros kept, "
-        text += f"changes up to {self.discarded:.3g} of the largest weight dropped"
-        if self.loss_before is None or self.loss_after is None:
-            return text
-        return f"{text}; loss {self.loss_before:.4g} before, {self.loss_after:.4g} after"
+        return f"{text}changes up to {self.discarded:.3g} of the largest weight dropped"
 
     def tables(self) -> list[Table]:
         """The merged layers."""
         return [Table("", ["layer"], [(path,) for path in self.layers])]
 
 
-def merge_lora(
-    model: keras.Model,
-    *,
-    keep_zeros: bool = True,
-    loss: Callable[[keras.Model], float] | None = None,
-) -> Merge:
-    """Add what LoRA has learned to the kernels, in place, and take LoRA off.
+def merge_lora(model: keras.Model, *, keep_zeros: bool = True) -> Merge:
+    """Add the LoRA update to the kernels, in place, and remove LoRA from the layers.
 
     Args:
-        model: with layers on which `enable_lora` was called.
-        keep_zeros: kernels stay zero where they are zero, so that the model stays sparse; what
-            LoRA would have put there is lost. False: kernels become dense.
-        loss: model -> its loss, evaluated before and after, such as
-            `lambda m: m.evaluate(x, y, verbose=0)`.
+        model: a model with layers on which `enable_lora` was called.
+        keep_zeros: keep zeros of the kernels at zero, so that the model stays sparse; the update
+            of these weights is dropped. False: add the whole update; kernels become dense.
 
     Returns:
-        What was merged and what was lost.
+        The merged layers, and the largest change that was dropped. A model that was compiled is
+        compiled again, with a new optimizer.
 
     Raises:
         ValueError: if no layer has LoRA enabled, or one of them is quantized.
+
+    Example:
+        >>> import keras, keras_pruner as kp
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> report = kp.prune(model, 0.5)
+        >>> model.layers[0].enable_lora(2)
+        >>> kp.quantization.merge_lora(model).kept_zeros
+        16
     """
     check_model(model)
     layers = [x for x in model._flatten_layers() if getattr(x, "lora_enabled", False)]
@@ -153,26 +185,24 @@ def merge_lora(
     for layer in layers:
         if getattr(layer, "quantization_mode", None) is not None:
             raise ValueError(
-                f"{layer.name!r} is quantized ({layer.quantization_mode}); merge LoRA first, "
+                f"{layer.name!r} is quantized ({layer.quantization_mode}). Merge LoRA first, "
                 "then quantize."
             )
-    arguments = _compile_arguments(model)  # raises, if at all, before anything is changed
-    before = None if loss is None else float(loss(model))
+    arguments = _compile_arguments(model)  # raises before anything is changed
     zeros, discarded = 0, 0.0
     for layer in layers:
         kept, lost = _merge(layer, keep_zeros)
         zeros, discarded = zeros + kept, max(discarded, lost)
-    if arguments is not None:  # forgets compiled functions
+    if arguments is not None:  # drops the compiled functions
         model.compile(**arguments)
         if model.optimizer is not None:
             model.optimizer.build(model.trainable_variables)
-    after = None if loss is None else float(loss(model))
     paths = tuple(layer_path(model, layer) for layer in layers)
-    return Merge(paths, zeros, discarded, before, after)
+    return Merge(paths, zeros, discarded)
 
 
 def _merge(layer: Any, keep_zeros: bool) -> tuple[int, float]:
-    """Merge one layer; the zeros of its kernel and the largest change that they kept out."""
+    """Merge one layer; return the zeros of its kernel and the largest change dropped for them."""
     name = "_embeddings" if isinstance(layer, keras.layers.Embedding) else "_kernel"
     variable = getattr(layer, name)
     stored = np.array(keras.ops.convert_to_numpy(variable.value))
@@ -193,7 +223,7 @@ def _merge(layer: Any, keep_zeros: bool) -> tuple[int, float]:
 
 
 def _remove_factors(layer: Any) -> None:
-    """Take the two factors out of what the layer tracks, saves and trains."""
+    """Remove the two factors from the variables that the layer tracks, saves and trains."""
     factors = [v for v in layer.variables if v.name.startswith(("lora_kernel", "lora_embeddings"))]
     layer._tracker.unlock()
     for factor in factors:
@@ -206,9 +236,9 @@ def _remove_factors(layer: Any) -> None:
 
 
 def _compile_arguments(model: keras.Model) -> dict[str, Any] | None:
-    """What a model is compiled with, but a new optimizer; its variables are of other weights.
+    """The arguments of `compile` with a new optimizer, since the trainable weights change.
 
-    Not through `get_compile_config`: that needs registered functions.
+    `get_compile_config` would need every function to be registered.
     """
     if not getattr(model, "compiled", False):
         return None
