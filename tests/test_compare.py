@@ -28,7 +28,8 @@ def test_every_form_is_above_the_entropy_of_the_zeros_and_the_mantissas(sparsity
     model = network(sparsity)
     sizes = stored_sizes(model)
     assert list(sizes) == [
-        "plain .keras", "save_compressed", "save_compressed, float16", "save_sparse",
+        "plain .keras", "save_compressed", "save_compressed, float16", "save_compressed, float8",
+        "save_compressed, shared", "save_sparse",
     ]  # fmt: skip
     # The mask of the kernels at its entropy, and 23 of the 32 bits of each other weight.
     kernels = np.concatenate([np.ravel(layer.get_weights()[0]) for layer in model.layers])

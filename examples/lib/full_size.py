@@ -46,7 +46,7 @@ class Files:
 
 def shipped(model, stem):
     """Write both files of a network."""
-    compressed = kp.save_compressed(model, stem.with_suffix(".keras"))
+    compressed = kp.save_compressed(model, stem.with_suffix(".keras")).size
     litert = stem.with_suffix(".tflite")
     kp.export_litert(model, litert)  # raises unless its outputs are the model's
     return Files(compressed, litert)

@@ -159,9 +159,9 @@ class Side:
         score, zeros = self.recipe.score(model, self.data), kp.summarize(model).prunable.sparsity
         with tempfile.TemporaryDirectory() as folder:
             half = Path(folder, "half.keras")
-            packed = kp.save_compressed(model, Path(folder, "packed.keras"))
-            halved = kp.save_compressed(model, half, weights="float16")
-            plain = kp.save_compressed(model, Path(folder, "plain.keras"), compression=None)
+            packed = kp.save_compressed(model, Path(folder, "packed.keras")).size
+            halved = kp.save_compressed(model, half, weights="float16").size
+            plain = kp.save_compressed(model, Path(folder, "plain.keras"), compression=None).size
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
                 model.load_weights(half)

@@ -17,6 +17,7 @@ from keras_pruner.quantization import Merge
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import SparsityReport
 from keras_pruner.shrink.report import ShrinkReport
+from keras_pruner.storage.keras_file import SavedFile
 
 __all__ = [
     "Advice",
@@ -29,6 +30,7 @@ __all__ = [
     "PruneReport",
     "Report",
     "Rewrite",
+    "SavedFile",
     "Sensitivity",
     "ShrinkReport",
     "SparsityCurve",

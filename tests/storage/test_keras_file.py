@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 
 
@@ -61,7 +62,7 @@ def container_bytes(tmp_path):
     """What the file takes when all weights are zero."""
     empty = sparse_model(sparsity=1.0)
     empty.set_weights([np.zeros(w.shape) for w in empty.weights])
-    size = save_compressed(empty, tmp_path / "empty.keras", compression="deflate")
+    size = save_compressed(empty, tmp_path / "empty.keras", compression="deflate").size
     (tmp_path / "empty.keras").unlink()
     return size
 
@@ -72,7 +73,7 @@ def weights_of(model):
 
 def test_it_opens_with_plain_keras_bit_identical(tmp_path):
     model = sparse_model()
-    size = save_compressed(model, tmp_path / "small.keras")
+    size = save_compressed(model, tmp_path / "small.keras").size
     model.save(tmp_path / "plain.keras")
     assert size == (tmp_path / "small.keras").stat().st_size
     assert size < most_bytes(model, tmp_path)  # exponents are alike, which pays for the rest
@@ -115,10 +116,10 @@ def test_keras_needs_no_keras_pruner_to_open_it(tmp_path):
 @pytest.mark.parametrize("compression", ["lzma", "deflate"])
 def test_float16_rounds_kernels_and_keeps_zeros(tmp_path, compression):
     model = sparse_model()
-    exact = save_compressed(model, tmp_path / "32.keras", compression=compression)
+    exact = save_compressed(model, tmp_path / "32.keras", compression=compression).size
     small = save_compressed(
         model, tmp_path / "16.keras", weights="float16", compression=compression
-    )
+    ).size
     assert small < exact
     assert small < huffman_bytes(model, tmp_path)  # no worse than a code of single bytes
     loaded = keras.saving.load_model(tmp_path / "16.keras")
@@ -131,17 +132,152 @@ def test_float16_rounds_kernels_and_keeps_zeros(tmp_path, compression):
 def test_float16_refuses_what_it_cannot_hold(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
     model.layers[0].kernel.assign(np.full((4, 4), 1e5, "float32"))
-    with pytest.raises(ValueError, match="at most 65504"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot be 'float16' for dense/kernel: .* at most 65504",
+    ):
         save_compressed(model, tmp_path / "small.keras", weights="float16")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stored", ["float8", "shared"])
+@pytest.mark.parametrize("compression", ["lzma", "deflate", None])
+def test_one_byte_a_weight(tmp_path, stored, compression):
+    model = sparse_model()
+    halved = save_compressed(model, tmp_path / "16.keras", weights="float16").size
+    path = tmp_path / "8.keras"
+    found = save_compressed(
+        model, path, weights=stored, compression=compression, samples=np.ones((4, 12, 12, 3))
+    )
+    assert found.size == path.stat().st_size
+    if compression == "lzma":
+        assert found.size < 0.75 * halved
+    loaded = model_file.load(path)
+    rounded = {weight.path: weight for weight in found.rounded}
+    assert set(rounded) == {"conv2d/kernel", "dense/kernel", "dense_1/kernel"} or len(rounded) == 3
+    errors = iter(found.rounded)
+    for mine, its in zip(weights_of(model), weights_of(loaded), strict=True):
+        assert its.dtype == mine.dtype
+        if mine.ndim < 2:
+            np.testing.assert_array_equal(mine, its)
+            continue
+        np.testing.assert_array_equal(mine == 0, its == 0)
+        error = next(errors)
+        assert error.error == pytest.approx(np.linalg.norm(its - mine) / np.linalg.norm(mine), 1e-3)
+        kept = mine != 0
+        largest = (np.abs(its - mine)[kept] / np.abs(mine)[kept]).max()
+        assert error.largest_error == pytest.approx(largest, 1e-3)
+        if error.stored == "float8":
+            assert error.error < 0.04
+        elif mine.size >= 1024:
+            assert len(np.unique(its)) <= 16
+    x = np.ones((4, 12, 12, 3))
+    mine, its = (keras.ops.convert_to_numpy(m(x)) for m in (model, loaded))
+    difference = np.abs(mine - its).max() / np.abs(mine).max()
+    assert found.difference == pytest.approx(difference, rel=0.01)
+    assert 0 < difference < 0.3
+
+
+@pytest.mark.parametrize("stored", ["float8", "shared"])
+def test_keras_without_this_package_reads_one_byte_weights(tmp_path, stored):
+    save_compressed(sparse_model(), tmp_path / "8.keras", weights=stored)
+    weights = weights_of(model_file.load(tmp_path / "8.keras"))
+    np.savez(tmp_path / "expected.npz", *weights)
+    program = (
+        "import sys; sys.modules['keras_pruner'] = None; import keras, numpy as np; "
+        "model = keras.saving.load_model('8.keras'); expected = np.load('expected.npz'); "
+        "assert all(np.array_equal(keras.ops.convert_to_numpy(v.value), expected[f'arr_{i}']) "
+        "for i, v in enumerate(model.weights))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=tmp_path)
+
+
+def test_only_kernels_take_one_byte(tmp_path):
+    x = keras.Input((6, 8))
+    y = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    y = keras.layers.DepthwiseConv1D(3, name="depthwise")(y)
+    model = keras.Model(x, keras.layers.LayerNormalization()(y))
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(rng.normal(size=variable.shape))
+    found = save_compressed(model, tmp_path / "8.keras", weights="float8")
+    stored = {weight.path.split("/", 1)[-1]: weight.stored for weight in found.rounded}
+    assert sorted(stored.values()) == ["float16"] + 4 * ["float8"]
+    assert [path for path, kind in stored.items() if kind == "float16"] == ["depthwise_kernel"] or (
+        "depthwise" in next(w.path for w in found.rounded if w.stored == "float16")
+    )
+    loaded = model_file.load(tmp_path / "8.keras")
+    for mine, its in zip(model.weights, loaded.weights, strict=True):
+        if "bias" in mine.path or len(mine.shape) < 2:
+            same = [keras.ops.convert_to_numpy(v.value) for v in (mine, its)]
+            np.testing.assert_array_equal(*same)
+
+
+@pytest.mark.parametrize("value", [40000.0, np.inf, np.nan])
+def test_float8_refuses_what_it_cannot_hold(tmp_path, value):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    model.layers[0].kernel.assign(np.full((4, 4), value, "float32"))
+    with pytest.raises(ValueError, match=r"cannot be 'float8' for dense/kernel: .* below 32768"):
+        save_compressed(model, tmp_path / "small.keras", weights="float8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def mutations(content, count, seed=0):
+    """Damaged copies: flipped bits, lost and added bytes, zeroed and exchanged stretches."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        damaged = bytearray(content)
+        place, length = int(rng.integers(len(content))), int(rng.integers(1, 64))
+        match rng.integers(5):
+            case 0:
+                damaged[place] ^= 1 << int(rng.integers(8))
+            case 1:
+                del damaged[place : place + length]
+            case 2:
+                damaged[place:place] = rng.bytes(length)
+            case 3:
+                damaged[place : place + length] = bytes(len(damaged[place : place + length]))
+            case _:
+                damaged[place : place + length] = rng.bytes(len(damaged[place : place + length]))
+        yield bytes(damaged)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("stored", "count"),
+    [
+        ("float8", 50),
+        ("shared", 50),
+        pytest.param("float8", 2000, marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_file_is_an_error_or_reads_the_same(tmp_path, stored, count):
+    """The archive's checksums cover the weights; what they do not cover changes no weight."""
+    path = tmp_path / "8.keras"
+    model = keras.Sequential([keras.Input((24,)), keras.layers.Dense(48)])
+    save_compressed(model, path, weights=stored)
+    sound = weights_of(model_file.load(path))
+    refused = 0
+    for damaged in mutations(path.read_bytes(), count):
+        path.write_bytes(damaged)
+        try:
+            loaded = model_file.load(path)
+        except model_file.FileError:
+            refused += 1
+        else:
+            for mine, its in zip(sound, weights_of(loaded), strict=True):
+                np.testing.assert_array_equal(mine, its)
+    assert refused > 0.5 * count
 
 
 def test_the_optimizer_comes_along_only_when_asked(tmp_path):
     model = sparse_model()
     model.compile("adam", loss="mse")
     model.fit(np.ones((4, 12, 12, 3)), np.ones((4, 256)), verbose=0)
-    without = save_compressed(model, tmp_path / "without.keras", compression="deflate")
-    with_it = save_compressed(model, tmp_path / "with.keras", optimizer=True, compression="deflate")
+    without = save_compressed(model, tmp_path / "without.keras", compression="deflate").size
+    with_it = save_compressed(
+        model, tmp_path / "with.keras", optimizer=True, compression="deflate"
+    ).size
     assert without < with_it / 1.5
     loaded = keras.saving.load_model(tmp_path / "with.keras")
     assert int(loaded.optimizer.iterations) == 1
@@ -154,9 +290,9 @@ def test_the_optimizer_comes_along_only_when_asked(tmp_path):
 )
 def test_a_quantized_model_is_stored_quantized(tmp_path):
     model = sparse_model()
-    exact = save_compressed(model, tmp_path / "exact.keras", compression="deflate")
+    exact = save_compressed(model, tmp_path / "exact.keras", compression="deflate").size
     model.quantize("int8", filters=["dense"])
-    size = save_compressed(model, tmp_path / "int8.keras", compression="deflate")
+    size = save_compressed(model, tmp_path / "int8.keras", compression="deflate").size
     assert size < exact / 2
     loaded = keras.saving.load_model(tmp_path / "int8.keras")
     for mine, its in zip(weights_of(model), weights_of(loaded), strict=True):
@@ -173,7 +309,7 @@ def test_lzma_members_know_that_bytes_come_in_fours(tmp_path):
         content = (tmp_path / "small.keras").read_bytes()
     start = info.header_offset + 30 + len(info.filename)
     extra = int.from_bytes(content[info.header_offset + 28 : info.header_offset + 30], "little")
-    assert content[start + extra + 4] == (2 * 5 + 2) * 9 + 2
+    assert content[start + extra + 4] == (2 * 5 + 2) * 9 + 1
 
 
 @pytest.mark.backend_free
@@ -182,7 +318,10 @@ def test_lzma_members_know_that_bytes_come_in_fours(tmp_path):
     [
         ({"path": "model.h5"}, "must end with '.keras'"),
         ({"path": "nowhere/model.keras"}, "The directory of the file must exist"),
-        ({"weights": "int7"}, "`weights` must be one of None, 'float16'. Received: weights='int7'"),
+        (
+            {"weights": "int7"},
+            r"`weights` must be one of None, .*'float8'.* Received: weights='int7'",
+        ),
         ({"compression": "zstd"}, "`compression` must be one of 'lzma', 'deflate'"),
         ({"model": 3}, "must be a Keras model"),
     ],

@@ -57,7 +57,7 @@ _CRITERIA: dict[str, Any] = {
 }
 _WEIGHTS_BY_ENDING = {
     ".tflite": ("float32", "float16", "int8"),
-    ".keras": ("float32", "float16"),
+    ".keras": ("float32", "float16", "float8", "shared"),
     ".safetensors": ("float32",),
 }
 
@@ -248,7 +248,7 @@ BATCH_SIZE = _option(
 WEIGHTS = _option(
     "--weights",
     "type in which kernels are stored; default: float32",
-    choices=_WEIGHTS_BY_ENDING[".tflite"],
+    choices=["float32", "float16", "int8", "float8", "shared"],
     default="float32",
 )
 INPUT_SHAPE = _option(
@@ -437,17 +437,19 @@ def _export(arguments: Arguments) -> None:
         )
         data = done.as_dict()
     else:
-        size = _store(model, output, arguments.weights)
-        done, data = f"{output}: {size:,} bytes", {"path": str(output), "size": size}
+        done, data = _store(model, output, arguments.weights)
     if rewrite:
         data |= rewrite.as_dict()
     _show(arguments, *([rewrite] if rewrite else []), done, data=data)
 
 
-def _store(model: keras.Model, output: Path, weights: str) -> int:
+def _store(model: keras.Model, output: Path, weights: str) -> tuple[object, dict[str, Any]]:
     if output.suffix == ".safetensors":
-        return save_sparse(model, output)
-    return save_compressed(model, output, weights=None if weights == "float32" else weights)
+        size = save_sparse(model, output)
+        return f"{output}: {size:,} bytes", {"path": str(output), "size": size}
+    stored = None if weights == "float32" else weights
+    saved = save_compressed(model, output, weights=stored)
+    return saved, saved.as_dict()
 
 
 def _check_export(arguments: Arguments, output: Path) -> None:

@@ -1,0 +1,138 @@
+"""Kernels rounded to one byte a weight: floats with an exponent bias of their own, shared values.
+
+HDF5 describes floating-point types by their fields, and h5py converts them while it reads: a file
+with such kernels opens in plain Keras.
+"""
+
+import dataclasses
+
+import h5py
+import numpy as np
+
+from keras_pruner.validation import need
+
+_EXPONENTS, _MANTISSA = 15, 3  # exponent fields 0 to 14 (15 means infinity), bits of the mantissa
+_SHARED = 16  # values of a kernel with shared values, zero among them
+_SAMPLE = 1 << 17  # weights that k-means looks at
+_LEAST = 1 << 10  # weights of a kernel that is worth sharing: smaller ones lose more than they save
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """A kernel as one byte a weight.
+
+    Attributes:
+        codes: unsigned bytes: the sign, four bits of exponent, three of mantissa; 0 for zeros.
+        bias: of the exponent, so that the largest weight has the largest exponent.
+    """
+
+    codes: np.ndarray
+    bias: int
+
+    def values(self) -> np.ndarray:
+        """The kernel as readers of the file see it, in float64."""
+        return _table(self.bias)[self.codes]
+
+    def write(self, group: h5py.Group, name: str) -> h5py.Dataset:
+        """Store the kernel as a dataset of a one-byte float type."""
+        kind = h5py.h5t.IEEE_F16LE.copy()
+        kind.set_fields(7, _MANTISSA, 4, 0, _MANTISSA)  # sign, exponent and mantissa: place, bits
+        kind.set_size(1)
+        kind.set_precision(8)
+        kind.set_ebias(self.bias)
+        space = h5py.h5s.create_simple(self.codes.shape)
+        dataset = h5py.h5d.create(group.id, name.encode(), kind, space)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, self.codes, kind)
+        return h5py.Dataset(dataset)
+
+
+def float8(kernel: np.ndarray) -> Bytes:
+    """Round each weight to the nearest float of four exponent bits and three mantissa bits.
+
+    Zeros stay zeros. The relative error is at most 1/16 for weights above 1/8192 of the largest;
+    smaller ones have fewer bits, and the smallest become zero.
+
+    Args:
+        kernel: finite weights of any shape, below 2**15 in size.
+
+    Raises:
+        ValueError: for weights that are not finite or too large.
+
+    Example:
+        >>> float8(np.array([0.0, 0.30, -0.52, 1.0])).values().tolist()
+        [0.0, 0.3125, -0.5, 1.0]
+    """
+    largest = float(np.abs(kernel).max(initial=0))
+    if not largest < 2.0**15:
+        raise ValueError("one-byte floats need finite weights below 32768")
+    exponent = int(np.floor(np.log2(largest))) if largest else 0
+    bias = _EXPONENTS - 1 - exponent
+    positive = _table(bias)[: _EXPONENTS << _MANTISSA]
+    codes = _nearest(positive, np.abs(kernel)).astype(np.uint8)
+    codes[(kernel < 0) & (codes != 0)] |= 0x80
+    return Bytes(codes, bias)
+
+
+def shared_values(kernel: np.ndarray) -> Bytes:
+    """Round each weight to one of 16 values: zero and 15 that k-means chooses.
+
+    Each value is a one-byte float. Zeros stay zeros, and no other weight becomes zero. Kernels of
+    fewer than 1024 weights are left to `float8`.
+
+    Raises:
+        ValueError: for weights that are not finite or too large.
+        ImportError: without SciPy, the extra "shared".
+
+    Example:
+        >>> kernel = np.random.default_rng(0).normal(size=(64, 64))
+        >>> len(np.unique(shared_values(kernel).values()))
+        15
+    """
+    weights = kernel[kernel != 0].astype(np.float64)
+    exact = float8(kernel)
+    if not weights.size or kernel.size < _LEAST:
+        return exact
+    centers = np.unique(float8_like(exact.bias, _centers(weights)))
+    centers = centers[centers != 0]
+    if not centers.size:
+        return exact
+    table = {value: code for code, value in enumerate(_table(exact.bias)) if code & 0x7F}
+    chosen = np.array([table[value] for value in centers], np.uint8)
+    codes = np.zeros(kernel.shape, np.uint8)
+    codes[kernel != 0] = chosen[_nearest(centers, weights)]
+    return Bytes(codes, exact.bias)
+
+
+def float8_like(bias: int, values: np.ndarray) -> np.ndarray:
+    """The one-byte floats with that bias nearest to some values."""
+    positive = _table(bias)[: _EXPONENTS << _MANTISSA]
+    return np.sign(values) * positive[_nearest(positive, np.abs(values))]
+
+
+def _centers(weights: np.ndarray) -> np.ndarray:
+    """The values that k-means chooses, from quantiles on; the weights themselves if few differ."""
+    different = np.unique(weights)
+    if different.size < _SHARED:
+        return different
+    sample = weights[:: max(1, weights.size // _SAMPLE)][:, None]
+    shares = (np.arange(_SHARED - 1) + 0.5) / (_SHARED - 1)
+    start = np.unique(np.quantile(sample, shares))[:, None]
+    kmeans = need("scipy.cluster.vq", "shared").kmeans2
+    return kmeans(sample, start, iter=30, minit="matrix", missing="warn")[0].reshape(-1)
+
+
+def _table(bias: int) -> np.ndarray:
+    """The value of each of the 256 codes; those of infinity and NaN are not used."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> _MANTISSA & 15, codes & 7
+    sizes = np.where(
+        exponent == 0,
+        np.ldexp(mantissa / 8, 1 - bias),
+        np.ldexp(1 + mantissa / 8, exponent - bias),
+    )
+    return np.where(codes & 0x80, -sizes, sizes)
+
+
+def _nearest(grid: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The place of the nearest value of an ascending grid."""
+    return np.searchsorted((grid[1:] + grid[:-1]) / 2, values)
