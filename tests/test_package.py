@@ -194,16 +194,10 @@ def test_a_public_name_is_documented(name):
     assert len(first.split()) > 2, f"{name}: the docstring says too little: {first!r}"
 
 
-# To be emptied; a name that is not in it needs an example.
-WITHOUT_EXAMPLE = {
-}
-
-
 @backend_free
 @pytest.mark.parametrize("name", public())
 def test_a_public_name_has_an_example(name):
-    if name not in WITHOUT_EXAMPLE:
-        assert ">>> " in (inspect.getdoc(public()[name]) or "")
+    assert ">>> " in (inspect.getdoc(public()[name]) or "")
 
 
 def modules_with_examples():
