@@ -141,6 +141,7 @@ TOP = [
 NAMESPACES = [
     "allocations",
     "callbacks",
+    "channels",
     "criteria",
     "litert",
     "oneshot",

@@ -1,14 +1,15 @@
 """Pruning for any Keras 3 model, during training or afterwards, with small files and measurements.
 
 Most programs need only the names at the top. Everything else is in a namespace:
-`kp.callbacks`, `kp.schedules`, `kp.patterns`, `kp.criteria`, `kp.allocations`, `kp.oneshot`,
-`kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`.
+`kp.callbacks`, `kp.schedules`, `kp.patterns`, `kp.criteria`, `kp.allocations`, `kp.channels`,
+`kp.oneshot`, `kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`.
 """
 
 from keras_pruner import _import_keras  # isort: skip  # noqa: F401 - first, for its message
 from keras_pruner import (
     allocations,
     callbacks,
+    channels,
     criteria,
     litert,
     oneshot,
@@ -52,6 +53,7 @@ __all__ = [
     "advise",
     "allocations",
     "callbacks",
+    "channels",
     "compare",
     "criteria",
     "export_litert",

@@ -1,1 +1,5 @@
-"""Which channels, heads and units of a model belong together: what is cut, or zeroed, as one."""
+"""Which channels, heads and units of a model belong together, and what they cost to compute."""
+
+from keras_pruner.channels.macs import macs
+
+__all__ = ["macs"]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from keras_pruner.patterns import (
 from keras_pruner.reporting import tables
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import summarize
+from keras_pruner.shrink.shrink_model import shrink
 from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import save_sparse
@@ -334,6 +336,27 @@ def _prune(arguments: Arguments) -> None:
     _show(arguments, *reports, saved, data=data)
 
 
+def _shrink(arguments: Arguments) -> None:
+    targets = {"macs": arguments.macs, "weights": arguments.keep_weights}
+    targets["speedup"] = arguments.speedup
+    if arguments.calibration is None and (arguments.samples or arguments.distillation_epochs):
+        arguments.misused("--samples and --distillation-epochs need --calibration SAMPLES.npz")
+    model_file.check_output(arguments.output, overwrite=arguments.force)
+    model = model_file.load(arguments.model, trust=arguments.trust)
+    with warnings.catch_warnings():  # the report says it too
+        warnings.filterwarnings("ignore", "Nothing could be removed")
+        report = shrink(
+            model,
+            **targets,
+            calibration=_calibration(arguments, model),
+            multiple=arguments.multiple,
+            overrides=_left_alone(arguments.leave, model),
+        )
+    model_file.save(report.model, arguments.output, overwrite=arguments.force)
+    saved = f"Saved {arguments.output}, without optimizer and loss: compile it to train on."
+    _show(arguments, report, saved, data={"output": str(arguments.output), **report.as_dict()})
+
+
 def _calibration(arguments: Arguments, model: keras.Model) -> Calibration | None:
     """The samples in a file, with the options for them; None without a file."""
     if not arguments.calibration:
@@ -583,6 +606,33 @@ COMMANDS = {
             "--distillation-epochs 15 -o out.keras",
             "prune model.keras --sparsity 0.5 --block 4 1 --allocation erk -o out.keras",
             "prune model.keras --nm 2:4 --filters conv dense --leave head -o out.keras",
+        ],
+    ),
+    "shrink": _Command(
+        _shrink,
+        "Remove channels, heads and units: dead ones, or as many as a target asks for.",
+        [
+            MODEL,
+            OUTPUT,
+            _option("--macs X", "fraction of the multiplications to keep", type=float),
+            _option("--keep-weights X", "fraction of the weights to keep instead", type=float),
+            _option("--speedup X", "times as fast with LiteRT on this machine", type=float),
+            CALIBRATION,
+            SAMPLES,
+            DISTILLATION,
+            _option(
+                "--multiple N",
+                "numbers of channels are multiples of N; default: %(default)s",
+                type=_positive,
+                default=8,
+            ),
+            LEAVE,
+            FORCE,
+            TRUST,
+        ],
+        [
+            "shrink model.keras -o out.keras",
+            "shrink model.keras --macs 0.5 --calibration samples.npz -o out.keras",
         ],
     ),
     "sensitivity": _Command(

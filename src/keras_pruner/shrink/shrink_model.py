@@ -1,6 +1,7 @@
 """`kp.shrink`: a smaller model without the channels that are dead, or that matter least."""
 
 import dataclasses
+import math
 import numbers
 import re
 import time
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
-from keras_pruner.channels.classes import Channels
+from keras_pruner.channels.classes import Channels, Group
 from keras_pruner.channels.layer_rules import channels_of
 from keras_pruner.channels.probing import draw
 from keras_pruner.litert.interpreter import largest_difference
@@ -26,11 +27,13 @@ from keras_pruner.shrink.constants import Cut, dead
 from keras_pruner.shrink.rebuild import as_sequential, rebuild
 from keras_pruner.shrink.refit import DenseCopy
 from keras_pruner.shrink.report import ChannelGroup, ShrinkReport
-from keras_pruner.shrink.scores import rankings
+from keras_pruner.shrink.scores import Ranking, rankings
+from keras_pruner.shrink.speed import RUNTIME, Stopwatch
 from keras_pruner.training.optimizer import find
 from keras_pruner.validation import check_integer, check_regex
 
 _Overrides = Mapping[str, None] | None
+_BISECTIONS = 6
 _SIDE = 32  # length of an axis of unknown length in random inputs
 
 
@@ -39,6 +42,8 @@ def shrink(
     *,
     macs: float | None = None,
     weights: float | None = None,
+    speedup: float | None = None,
+    runtime: str = RUNTIME,
     calibration: Any = None,
     multiple: int = 8,
     overrides: Mapping[str, None] | None = None,
@@ -63,6 +68,9 @@ def shrink(
         model: a functional, Sequential or traceable subclassed model; unchanged.
         macs: the fraction of the multiply-accumulates to keep, in (0, 1).
         weights: in its place, the fraction of the weights to keep, in (0, 1).
+        speedup: in its place, how many times as fast the model shall be, above 1: found by
+            bisection over the multiply-accumulates, each time measured. Needs the extra "litert".
+        runtime: where `speedup` is measured: "litert-x86", this machine, one sample, one thread.
         calibration: samples without labels, as for `prune`; needed for a target. With
             `kp.oneshot.Calibration(data, distillation_epochs=10)` the smaller model is trained to
             give the outputs of the given one, still without labels: worth it at a quarter of the
@@ -102,7 +110,9 @@ def shrink(
     began = time.perf_counter()
     check_shrinkable(model)
     check_integer("multiple", multiple, least=1)
-    target = _target({"macs": macs, "weights": weights}, calibration)
+    target = _target({"macs": macs, "weights": weights, "speedup": speedup}, calibration)
+    if runtime != RUNTIME:
+        raise ValueError(f'`runtime` must be "{RUNTIME}". Received: runtime={runtime!r}.')
     if target is None:
         return _exactly(model, overrides, began)
     return _to_size(model, *target, Calibration.of(calibration), multiple, overrides, began)
@@ -133,13 +143,53 @@ def _to_size(
     channels = _left_alone(dense.channels, overrides)
     with show_progress(f"shrinking {model.name}", dense.steps, shown=options.progress) as announce:
         ranked = rankings(channels, dense.recorder, announce)
-        kept = allocate(channels, ranked, _budget(channels, name, fraction), multiple)
+        if name == "speedup":
+            kept = _as_fast(dense, channels, ranked, fraction, multiple)
+        else:
+            kept = allocate(channels, ranked, _budget(channels, name, fraction), multiple)
         dense.refit(kept, announce)
         smaller = rebuild(dense.model, channels, Cut(kept))
         difference = _difference(dense.model, smaller)
         _check_same(model, difference)
         error = dense.teach(smaller, announce)
     return _report(model, smaller, channels, kept, difference, error, began)
+
+
+def _as_fast(
+    dense: DenseCopy,
+    channels: Channels,
+    ranked: dict[Group, Ranking],
+    speedup: float,
+    multiple: int,
+) -> np.ndarray:
+    """The largest model that is fast enough, found by bisection over its multiplications.
+
+    Latency hangs on the sizes alone, so that nothing is refitted on the way.
+    """
+    low, high = 0.02, 1.0
+    found: np.ndarray | None = None
+    fastest = 1.0
+    with Stopwatch(dense.model) as stopwatch:
+        for _ in range(_BISECTIONS):
+            fraction = math.sqrt(low * high)
+            try:
+                kept = allocate(channels, ranked, _budget(channels, "macs", fraction), multiple)
+            except ValueError:
+                low = fraction
+                continue
+            reached = stopwatch.speedup(rebuild(dense.model, channels, Cut(kept)))
+            fastest = max(fastest, reached)
+            if reached >= speedup:
+                found, low = kept, fraction
+            else:
+                high = fraction
+    if found is None:
+        frozen = dict.fromkeys(g.reason or g.mixes for g in channels.groups if g.reason or g.mixes)
+        raise ValueError(
+            f"`speedup` could not be reached: the fastest was {fastest:.2f}. Received: "
+            f"speedup={speedup}. Channels that cannot be removed: {'; '.join(frozen)}."
+        )
+    return found
 
 
 def _budget(channels: Channels, name: str, fraction: float) -> Budget:
@@ -165,7 +215,9 @@ def _target(targets: dict[str, float | None], calibration: Any) -> tuple[str, fl
         return None
     ((name, value),) = given.items()
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < 1:
+    if name == "speedup" and (not is_number or not value > 1):
+        raise ValueError(f"`speedup` must be a number above 1. Received: speedup={value!r}.")
+    if name != "speedup" and (not is_number or not 0 < value < 1):
         raise ValueError(
             f"`{name}` must be the fraction to keep, in (0, 1). Received: {name}={value!r}."
         )
