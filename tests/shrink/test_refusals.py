@@ -38,8 +38,8 @@ def test_arguments_that_are_wrong(arguments, message):
 
 def test_models_that_cannot_be_cut():
     quantized = mlp()
-    quantized.quantize("int8")
-    with pytest.raises(ValueError, match="quantized to int8. Shrink first"):
+    quantized.layers[0].quantize("int8")
+    with pytest.raises(ValueError, match=r"quantized to int8\. Shrink first"):
         kp.shrink(quantized)
     adapted = mlp()
     adapted.layers[0].enable_lora(2)
@@ -77,6 +77,9 @@ def test_a_model_whose_call_cannot_be_traced():
             super().__init__()
             self.dense = L.Dense(3)
 
+        def build(self, shape):
+            self.dense.build(shape)
+
         def call(self, inputs):
             if keras.ops.convert_to_numpy(inputs).sum() > 0:
                 return self.dense(inputs)
@@ -84,8 +87,7 @@ def test_a_model_whose_call_cannot_be_traced():
 
     model = Branching()
     model.build((None, 8))
-    model.dense.build((None, 8))
-    with pytest.raises(ValueError, match="can be called on keras.Input tensors"):
+    with pytest.raises(ValueError, match=r"can be called on keras\.Input tensors"):
         kp.shrink(model)
 
 

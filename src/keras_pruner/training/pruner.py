@@ -539,9 +539,11 @@ def sparsity_of_masks(pruning: Pruning) -> float:
 
 
 def sparsity_of_weights(pruning: Pruning) -> float:
-    """The fraction of zeros of the targets' weights."""
-    nonzero = sum(count_entries(np.asarray, masked.variable) for masked in pruning.masked)
-    return 1 - nonzero / _entries(pruning) if pruning.masked else 0.0
+    """The fraction of zeros of the kernels: biases in groups of channels often begin at zero."""
+    kernels = [masked for masked in pruning.masked if len(masked.target.shape) > 1]
+    nonzero = sum(count_entries(np.asarray, masked.variable) for masked in kernels)
+    entries = sum(math.prod(masked.target.shape) for masked in kernels)
+    return 1 - nonzero / entries if entries else 0.0
 
 
 def _entries(pruning: Pruning) -> int:
