@@ -19,6 +19,7 @@ ROOMS = {
     "callbacks": "Callbacks",
     "backends": "Backends",
     "oneshot": "Pruning at once",
+    "channels": "Groups of channels",
     "shrink": "Shrinking",
     "selection": "Selection",
     "storage": "Files",

@@ -369,6 +369,10 @@ class NM(FixedPattern):
 class Channel(BudgetedPattern):
     """Whole channels are zero.
 
+    As the pattern of a whole model, with outputs (-1), one decision is made for all weights that
+    a channel, a unit or a head is tied to, biases and scales included; outputs of the model and
+    channels that go through a layer normalization stay. `kp.shrink` then removes the zero ones.
+
     Args:
         axis: -1 for output channels, -2 for input channels, of a kernel (..., inputs, outputs).
         pooling: "mean" or "max" of the scores of a channel.
