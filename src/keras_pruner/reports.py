@@ -9,6 +9,7 @@ from keras_pruner.litert.advise import Advice
 from keras_pruner.litert.export import Export
 from keras_pruner.litert.inspection import Contents
 from keras_pruner.litert.latency import Latency
+from keras_pruner.litert.vela import EthosUReport
 from keras_pruner.litert.xnnpack_rewrite import Rewrite
 from keras_pruner.oneshot.report import PruneReport
 from keras_pruner.oneshot.search import Sensitivity, SparsityCurve
@@ -23,6 +24,7 @@ __all__ = [
     "Advice",
     "Comparison",
     "Contents",
+    "EthosUReport",
     "Export",
     "Latency",
     "Merge",

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.litert import flatbuffer
+from keras_pruner.litert import flatbuffer, samples
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.inspection import inspect
 
@@ -121,6 +121,53 @@ def test_a_model_of_two_inputs_and_outputs(tmp_path):
     second = keras.layers.Flatten()(keras.layers.Embedding(4, 2)(a))
     model = keras.Model([b, a], [second, first])
     assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
+
+
+@converts_here
+def test_integers_are_drawn_over_the_rows_of_their_table(tmp_path):
+    """Of two rows that differ by little, a normalization makes the error of rounding large."""
+    words = keras.Input((64,), dtype="int32", name="words")
+    x = keras.layers.Embedding(257, 16, name="table")(words)
+    x = keras.layers.LayerNormalization(axis=1, epsilon=1e-6)(x)
+    x = keras.layers.GlobalMaxPooling1D()(keras.layers.Conv1D(32, 5, activation="gelu")(x))
+    model = keras.Model(words, keras.layers.Dense(10, "softmax")(x))
+    table = np.random.default_rng(0).normal(size=(257, 16)).astype("float32")
+    table[1] = table[0] + 1e-4 * table[1]
+    model.get_layer("table").set_weights([table])
+    done = export_litert(model, tmp_path / "m.tflite")
+    assert done.compared_on == "one random batch, 'words' of integers from 0 to 256"
+
+
+def table_of(rows):
+    return keras.layers.Embedding(rows, 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "dtype", "limit"),
+    [
+        (lambda x: table_of(50)(keras.layers.Reshape((2, 4))(x)), "int32", 50),
+        (lambda x: table_of(50)(x), "float32", 50),
+        (lambda x: table_of(9)(x) + table_of(7)(x), "int32", 7),
+        (lambda x: keras.Sequential([keras.Input((8,)), table_of(50)])(x), "int32", 50),
+        (lambda x: keras.layers.CategoryEncoding(6, output_mode="multi_hot")(x), "int32", 6),
+        (lambda x: keras.ops.one_hot(x, 5), "int32", 5),
+        (lambda x: table_of(50)(keras.ops.cast(x, "int32")[:, :3]), "float32", 50),
+        (lambda x: keras.layers.Dense(3)(x), "float32", None),
+        (lambda x: keras.layers.Dense(3)(keras.ops.cast(x, "float32")), "int32", None),
+    ],
+    ids=range(9),
+)
+def test_the_rows_that_an_input_reaches(build, dtype, limit):
+    x = keras.Input((8,), dtype=dtype)
+    assert samples.index_limits(keras.Model(x, build(x)), 1) == [limit]
+
+
+def test_bytes_are_drawn_over_their_range():
+    x = keras.Input((4, 4, 3), dtype="uint8", name="image")
+    model = keras.Model(x, keras.layers.Rescaling(1 / 255)(x))
+    (drawn,), words = samples.random_batch(model, samples.signature_of(model, None))
+    assert drawn.max() > 200
+    assert words == "one random batch, 'image' of integers from 0 to 255"
 
 
 @converts_here

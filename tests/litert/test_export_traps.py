@@ -124,7 +124,10 @@ class Unsupported(keras.layers.Layer):
 def test_an_operator_that_litert_lacks_is_named(tmp_path):
     model = keras.Sequential([keras.Input((4,)), Unsupported()])
     model.add(keras.layers.Dense(3))
-    with pytest.raises(RuntimeError, match=r"(?s)operators that LiteRT does not.*Erfinv"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"LiteRT has no operator for Erfinv \(layer 'unsupported'\)\. Replace the layer",
+    ):
         kp.export_litert(model, tmp_path / "m.tflite")
     assert list(tmp_path.iterdir()) == []
 
@@ -153,7 +156,12 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, capsys):
         ("ModuleNotFoundError: No module named 'tensorflow'", r'"keras-pruner\[tensorflow\]"'),
         ("TypeError: Could not locate class 'Mine'", "move them to a module"),
         ("TypeError: Could not locate function 'mine'", "move them to a module"),
-        ("error: op is neither a custom op nor a flex op", "operators that LiteRT does not"),
+        ("error: op is neither a custom op nor a flex op", "LiteRT has no operator for one of its"),
+        (
+            'fused["MaxPool3D:", "functional_1/pool_1/MaxPool3D@x"]: error: \'tf.MaxPool3D\' op is '
+            "neither a custom op nor a flex op",
+            r"no operator for MaxPool3D \(layer 'pool'\).*select operators\) is not offered here",
+        ),
     ],
 )
 def test_what_the_converter_says_is_shown_with_what_to_do(said, hint):

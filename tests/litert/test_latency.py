@@ -26,7 +26,7 @@ def files(tmp_path_factory):
     export_litert(model, sparse)
     import keras_pruner.litert.convert as conversion
 
-    conversion.convert(model, dense, [keras.InputSpec("float32", (1, 512))], "float32")
+    conversion.convert(model, dense, [keras.InputSpec("float32", (1, 512))])
     return dense, sparse
 
 

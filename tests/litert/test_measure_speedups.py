@@ -26,7 +26,7 @@ def test_the_file_that_is_timed_holds_what_it_should(tmp_path, form):
     model = latency._stack((64, 128, 64))
     dense, sparse = tmp_path / "dense.tflite", tmp_path / "sparse.tflite"
     signature = [keras.InputSpec("float32", (1, 64), name=model.inputs[0].name)]
-    convert.convert(model, dense, signature, "float32")
+    convert.convert(model, dense, signature)
     latency._write_sparse(dense, sparse, form, 0.75)
     contents = kp.litert.inspect(sparse)
     assert {(w.encoding, w.execution) for w in contents.weights} == {(form, "native sparse")}

@@ -17,7 +17,7 @@ from keras_pruner.litert.convert import convert
 def judged(model, tmp_path):
     path = tmp_path / "m.tflite"
     tensor = model.inputs[0]
-    convert(model, path, [keras.InputSpec("float32", (1, *tensor.shape[1:]))], "float32")
+    convert(model, path, [keras.InputSpec("float32", (1, *tensor.shape[1:]))])
     return xnnpack.eligibility(flatbuffer.read(path))
 
 

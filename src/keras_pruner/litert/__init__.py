@@ -3,6 +3,15 @@
 from keras_pruner.litert.cost_model import SpeedupTable
 from keras_pruner.litert.inspection import inspect
 from keras_pruner.litert.latency import benchmark, measure_speedups
+from keras_pruner.litert.vela import ACCELERATORS, ethos_u
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 
-__all__ = ["SpeedupTable", "benchmark", "inspect", "measure_speedups", "prepare_for_xnnpack"]
+__all__ = [
+    "ACCELERATORS",
+    "SpeedupTable",
+    "benchmark",
+    "ethos_u",
+    "inspect",
+    "measure_speedups",
+    "prepare_for_xnnpack",
+]

@@ -85,16 +85,13 @@ class Advice(Report):
     def settings(self) -> dict[str, Any]:
         """The recommendation as arguments for `kp.prune` or `kp.GradualPruning`.
 
-        Raises:
-            ValueError: if no layer gains; pruning then makes the file smaller, not the model
-                faster.
+        If no layer runs faster, they prune every layer without a pattern, for a smaller file;
+        `hints` says so.
         """
         patterns = {x.pattern for x in self.layers if x.pattern is not None}
         if not patterns:
-            raise ValueError(
-                f"No layer runs faster with zeros on {self.runtime} at sparsity "
-                f"{self.sparsity:g}. For a smaller file prune with kp.Unstructured()."
-            )
+            every = {f"^{re.escape(x.path)}$": (self.sparsity, Unstructured()) for x in self.layers}
+            return {"pattern": Unstructured(), "allocation": "uniform", "overrides": every}
         overrides = {f"^{re.escape(x.path)}$": x.pattern for x in self.layers}
         return {
             "pattern": max(patterns, key=repr),
@@ -171,7 +168,8 @@ def advise(
         if part.target:
             found.append(LayerAdvice(part.path, cost / (total or 1.0), best, speedup, reason))
     whole = total / sparse_total if total else 1.0
-    return Advice(runtime, sparsity, tuple(found), whole, _notes(runtime, parts))
+    hints = _hints(runtime, parts, is_faster=any(row.pattern is not None for row in found))
+    return Advice(runtime, sparsity, tuple(found), whole, hints)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +177,8 @@ class _Part:
     """One weight and its work for one sample.
 
     `fixed` is the time of its layer that zeros do not change; `rows` is the number of rows that a
-    Dense layer takes at once.
+    Dense layer takes at once; `reused_bytes` are the weights of a recurrent cell, which stay in
+    the cache from step to step.
     """
 
     path: str
@@ -191,6 +190,7 @@ class _Part:
     pointwise: bool = False
     fixed: float = 0.0
     rows: int = 1
+    reused_bytes: float | None = None
 
 
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
@@ -211,7 +211,12 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
     if steps is not None and len(variable.shape) == 2:
         first = variable.name == "kernel"
         extra = _STEP * steps if first else 0.0
-        return _Part(path, "dense", size, inputs, size * steps, target is not None, fixed=extra)
+        kernels = [w.shape for w in layer.weights if len(w.shape) == 2]
+        reused = 4.0 * sum(map(math.prod, kernels))
+        return _Part(
+            path, "dense", size, inputs, size * steps, target is not None, fixed=extra,
+            reused_bytes=reused,
+        )  # fmt: skip
     positions = _positions(layer)
     if steps is None and view.taps and "conv" in type(layer).__name__.lower():
         depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
@@ -280,7 +285,11 @@ class _Site:
 
     def cost(self, part: _Part) -> float:
         kind = part.kind if part.kind in ("dense", "conv", "depthwise") else "conv"
-        return cost_model.cost(kind, part.multiplications, self.model_bytes, self.runtime)
+        return cost_model.cost(kind, part.multiplications, self._bytes(part), self.runtime)
+
+    def _bytes(self, part: _Part) -> float:
+        """The bytes of weights among which a weight is read."""
+        return self.model_bytes if part.reused_bytes is None else part.reused_bytes
 
     def judge(self, part: _Part) -> tuple[Pattern | None, float, str]:
         """The recommended pattern for a weight, its speed-up and the reason."""
@@ -296,7 +305,7 @@ class _Site:
         form = self._form(pattern, part)
         if form is None:
             return None, 1.0, f"no sparse kernel for {pattern!r}"
-        place = self.model_bytes, self.batch_size * part.rows
+        place = self._bytes(part), self.batch_size * part.rows
         speedup = self.measured.dense_speedup(form, self.sparsity, *place)
         if speedup > cost_model.LEAST_SPEEDUP:
             return pattern, speedup, f"LiteRT's sparse fully-connected, {form}"
@@ -322,15 +331,26 @@ class _Site:
         return pattern, speedup, "XNNPACK's sparse 1x1 convolution"
 
 
-def _notes(runtime: str, parts: list[_Part]) -> tuple[str, ...]:
-    dense = sum(p.size for p in parts if p.kind == "dense")
-    mostly_dense = 2 * dense > sum(p.size for p in parts)
-    int8 = "about 10x faster for Dense stacks" if mostly_dense else "0.7x as fast for MobileNets"
-    notes = [
-        f"Plain int8 instead (weights='int8', x86): files 4x smaller, {int8}.",
+def _hints(runtime: str, parts: list[_Part], *, is_faster: bool) -> tuple[str, ...]:
+    hints = [
+        f"Plain int8 instead (weights='int8', x86): files 4x smaller, {_int8_speed(parts)}.",
         "GPU: 2:4 zeros (kp.NM(2, 4)) through torch.sparse.to_sparse_semi_structured is the one "
         "stock path; not measured here.",
     ]
     if runtime in cost_model.NOT_MEASURED:
-        notes.insert(0, f"{runtime}: rules and x86 or WebAssembly figures; not measured here.")
-    return tuple(notes)
+        hints.insert(0, f"{runtime}: its rules with figures of x86 and WebAssembly; not measured.")
+    if not is_faster:
+        hints.insert(0, "No layer runs faster: settings() prunes for a smaller file.")
+    return tuple(hints)
+
+
+def _int8_speed(parts: list[_Part]) -> str:
+    """How fast int8 models of this kind were measured."""
+    if any(part.reused_bytes is not None for part in parts):
+        return "speed of recurrent models not measured"
+    dense = sum(part.size for part in parts if part.kind == "dense")
+    if 2 * dense > sum(part.size for part in parts):
+        return "about 10x as fast for stacks of Dense layers"
+    if any(part.kind == "depthwise" for part in parts):
+        return "0.7x as fast for MobileNetV1, the one network with depthwise layers measured"
+    return "speed of such models not measured"

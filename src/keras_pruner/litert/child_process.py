@@ -4,38 +4,65 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def run_module(module: str, job: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """Run a module that reads a job as JSON and prints its result as JSON on the last line.
+def run_module(
+    module: str,
+    job: Any,
+    environment: Mapping[str, str] | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Any:
+    """Run a module that reads a job as JSON and prints its result as JSON.
 
     Args:
-        module: full name of the module, which calls `answer` when it runs as a program.
+        module: full name of the module, which calls `read_job` and `answer` as a program.
         job: data for JSON.
         environment: variables to set for the process, beside those of this one.
+        announce: called with the name of each step that the module passes to `tell`.
 
     Raises:
         RuntimeError: with the end of the error output, if the process fails or crashes.
     """
     search_path = os.pathsep.join(path for path in sys.path if path)
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", module],
-        input=json.dumps(job),
-        env=os.environ | {"PYTHONPATH": search_path} | dict(environment or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        if child.returncode:
-            raise ValueError
-        return json.loads(child.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        crash = f" (killed by signal {-child.returncode})" if child.returncode < 0 else ""
-        output = child.stderr.strip()[-2000:] or "it printed nothing"
-        raise RuntimeError(f"{module} failed in a process of its own{crash}: {output}") from None
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module],
+            env=os.environ | {"PYTHONPATH": search_path} | dict(environment or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        with child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                child.stdin.write(json.dumps(job))
+                child.stdin.close()
+            except BrokenPipeError:
+                pass  # it failed before it read the job; its error output tells why
+            results = list(_results(child.stdout, announce))
+        if child.returncode == 0 and results:
+            return results[-1]
+        errors.seek(0)
+        output = errors.read().strip()[-2000:] or "it printed nothing"
+    crash = f" (killed by signal {-child.returncode})" if child.returncode < 0 else ""
+    raise RuntimeError(f"{module} failed in a process of its own{crash}: {output}")
+
+
+def _results(lines: Any, announce: Callable[[str], None] | None) -> Any:
+    for line in lines:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue  # printed by a library
+        if isinstance(message, dict) and "result" in message:
+            yield message["result"]
+        elif isinstance(message, dict) and "step" in message and announce is not None:
+            announce(message["step"])
 
 
 def read_job() -> Any:
@@ -43,6 +70,11 @@ def read_job() -> Any:
     return json.load(sys.stdin)
 
 
+def tell(step: str) -> None:
+    """Report the current step, for the module that runs as a program."""
+    print("\n" + json.dumps({"step": step}), file=sys.__stdout__, flush=True)
+
+
 def answer(result: Any) -> None:
     """Print the result of a job, for the module that runs as a program."""
-    print(json.dumps(result), flush=True)
+    print("\n" + json.dumps({"result": result}), file=sys.__stdout__, flush=True)

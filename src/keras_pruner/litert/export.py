@@ -8,19 +8,23 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.litert import flatbuffer, interpreter
-from keras_pruner.litert.convert import Signature, as_inputs, convert
+from keras_pruner.litert import flatbuffer
+from keras_pruner.litert.agreement import Agreement, compare_outputs, layer_of, worst_layers
+from keras_pruner.litert.convert import Types, convert
 from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
-from keras_pruner.litert.interpreter import largest_difference
+from keras_pruner.litert.flatbuffer import Graph
+from keras_pruner.litert.samples import Signature, batches_of, random_batch, signature_of
 from keras_pruner.litert.sparse_tensors import StoredWeight, store_sparse, table_of
-from keras_pruner.model_weights import check_model
-from keras_pruner.reporting.console import show_progress
+from keras_pruner.model_weights import check_model, weights_of
+from keras_pruner.reporting.console import Announce, show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.storage.model_file import atomic_write
 
-# Largest difference of an output, in units of the largest output.
+# Largest difference of an output, in units of the largest output, by the type of the weights.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
+# Relative error of the outputs, by the type of the activations.
+_LEAST_ACCURATE = {"int8": 0.3, "int16": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Export(Report):
         weights: how each is stored, and why.
         difference: largest difference of the outputs of file and model, in units of the largest
             output.
+        error: root mean square of the differences, in units of that of the outputs.
+        same_largest: fraction of samples whose largest output is the same one in both; None if
+            the model has no output of several values.
+        compared_on: the inputs of the comparison.
+        types: of weights, activations, and inputs and outputs.
+        zeros: zero weights in (the model's kernels and tables, the file).
+        hints: operators that other runtimes lack.
 
     Example:
         >>> print(Export("model.tflite", size=4000, dense_size=16000, weights=(), difference=1e-6))
@@ -45,17 +56,37 @@ class Export(Report):
     dense_size: int
     weights: tuple[StoredWeight, ...]
     difference: float
+    error: float = 0.0
+    same_largest: float | None = None
+    compared_on: str = ""
+    types: Types = Types()  # noqa: RUF009 - frozen
+    zeros: tuple[int, int] = (0, 0)
+    hints: tuple[str, ...] = ()
 
     def headline(self) -> str:
         """The size of the file and the difference of its outputs."""
+        if self.types.activations == "float32":
+            smaller = f"{self.dense_size / self.size:.1f}x smaller than dense"
+            return f"{self.path}: {self.size:,} bytes, {smaller}; outputs differ by " + (
+                f"{self.difference:.1e}"
+            )
+        same = "" if self.same_largest is None else f", same largest in {self.same_largest:.1%}"
+        integers = f"{self.types.weights} weights, {self.types.activations} activations"
         return (
-            f"{self.path}: {self.size:,} bytes, {self.dense_size / self.size:.1f}x smaller than "
-            f"dense; outputs differ by {self.difference:.1e}"
+            f"{self.path}: {self.size:,} bytes, {integers}; relative error of the outputs "
+            f"{self.error:.3f}{same}"
         )
 
     def tables(self) -> list[Table]:
         """How each weight is stored."""
         return [table_of(self.weights)]
+
+    def notes(self) -> list[str]:
+        """The inputs of the comparison, the zeros of an integer file, and the hints."""
+        found = [f"Compared on {self.compared_on}."] if self.compared_on else []
+        if self.types.activations != "float32":
+            found.append(f"Zero weights: {self.zeros[0]:,} in the model, {self.zeros[1]:,} here.")
+        return [*found, *self.hints]
 
 
 def export_litert(
@@ -63,6 +94,8 @@ def export_litert(
     path: str | os.PathLike[str],
     *,
     weights: str = "float32",
+    activations: str = "float32",
+    float_interface: bool = False,
     runtime: str | SpeedupTable = "litert-x86",
     input_signature: Signature | None = None,
     samples: Any = None,
@@ -75,24 +108,33 @@ def export_litert(
     the backend is another. Dense layers with zeros in `Block((4, 1))`, or with very many zeros,
     are stored for LiteRT's sparse kernels; other zeros make the file smaller.
 
+    With integer activations the file computes in integers only, as microcontrollers and NPUs
+    need it. Weights are quantized symmetrically for each output channel, so that zeros stay
+    zeros; compilers such as Arm's Vela code them in fewer bytes.
+
     Args:
         model: a built Keras 3 model.
         path: of the file, ending in ".tflite".
         weights: "float32"; "float16" (half the size; sparse weights run densified); or "int8"
-            (kernels quantized with dynamic ranges; zeros stay zero but are stored dense, because
-            LiteRT computes sparse int8 wrongly or not at all).
+            (zeros stay zero but are stored dense, because LiteRT computes sparse int8 wrongly or
+            not at all).
+        activations: "float32"; "int8" or "int16" for a file of integers only, with int8 weights.
+        float_interface: with integer activations, take and return float32 all the same.
         runtime: where the file will run: "litert-x86", "litert-wasm" or "litert-arm"; or the
             table that `measure_speedups` returned, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
-        samples: inputs used to compare the file with the model: an array, or one for each input;
-            a last incomplete batch is dropped. None: one random batch (0 or 1 for integers).
-        tolerance: largest difference of an output, in units of the largest output. None: 1e-4,
-            2e-2 or 0.2 by `weights`.
-        progress: whether to show the current step, on a terminal.
+        samples: inputs used to compare the file with the model, and to find the ranges of integer
+            activations: an array, or one for each input; a last incomplete batch is dropped. 100
+            typical ones suffice. None: one random batch; integers are drawn over the rows of the
+            Embedding that they reach.
+        tolerance: with float32 activations, largest difference of an output in units of the
+            largest output; None: 1e-4, 2e-2 or 0.2 by `weights`. With integer activations, the
+            relative error of the outputs; None: 0.3 for int8, 0.05 for int16.
+        progress: whether to show the current step.
 
     Returns:
-        How each weight is stored, and why.
+        How each weight is stored, and why; and how close the outputs are.
 
     Raises:
         ValueError: for a wrong argument, a model with dynamic shapes and no signature, a model
@@ -115,12 +157,21 @@ def export_litert(
             f"`weights` must be one of {', '.join(map(repr, _TOLERANCE))}. "
             f"Received: weights={weights!r}."
         )
+    _check_activations(weights, activations, samples, float_interface=float_interface)
     if not isinstance(runtime, SpeedupTable) and runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
     _check_unquantized(model)
     _check_float32(model)
-    signature = _signature(model, input_signature)
-    batches = _batches(signature, samples)
+    types = Types(weights, activations, "float32" if float_interface else activations)
+    signature = signature_of(model, input_signature)
+    if samples is None:
+        batch, compared_on = random_batch(model, signature)
+        batches = [batch]
+    else:
+        batches = batches_of(signature, samples)
+        compared_on = f"{len(batches) * len(batches[0][0]):,} samples"
+        if activations != "float32":
+            _check_finite(batches)
     flatbuffer.schema()
     with (
         atomic_write(path, ".tflite") as unfinished,
@@ -128,22 +179,139 @@ def export_litert(
     ):
         dense = unfinished.parent / "dense.tflite"
         announce(f"converting {model.name} with TensorFlow")
-        convert(model, dense, signature, weights)
+        convert(model, dense, signature, types, batches, announce)
         announce(f"storing the zeros of {model.name}")
         content = flatbuffer.read(dense)
         stored = store_sparse(content, runtime, signature[0].shape[0] or 1)
         flatbuffer.write(content, unfinished)
-        announce("comparing the outputs of file and model")
-        difference = _difference(model, unfinished, batches)
-        allowed = _TOLERANCE[weights] if tolerance is None else tolerance
-        if not difference <= allowed:
+        found = _checked(model, unfinished, batches, types, tolerance, compared_on, announce)
+        size, dense_size = unfinished.stat().st_size, dense.stat().st_size
+    return Export(
+        str(path),
+        size,
+        dense_size,
+        tuple(stored),
+        found.difference,
+        found.error,
+        found.same_largest,
+        compared_on,
+        types,
+        (_zeros_of(model), sum(round(w.sparsity * w.size) for w in stored)),
+        () if activations == "float32" else _missing_in_micro(content, model),
+    )
+
+
+def _checked(
+    model: keras.Model,
+    path: Path,
+    batches: list[list[np.ndarray]],
+    types: Types,
+    tolerance: float | None,
+    compared_on: str,
+    announce: Announce,
+) -> Agreement:
+    """Compare the file with the model; raises if it is not close enough."""
+    announce("comparing the outputs of file and model")
+    found = compare_outputs(model, path, batches)
+    end = f"Compared on {compared_on}. No file was written; a larger `tolerance` accepts it"
+    if types.activations == "float32":
+        allowed = _TOLERANCE[types.weights] if tolerance is None else tolerance
+        if not found.difference <= allowed:
             raise RuntimeError(
                 f"The exported file computes something else: its outputs differ by "
-                f"{difference:.2e} of the largest, and {allowed:.0e} is allowed. No file was "
-                "written. A larger `tolerance` accepts it; `samples` compares on your own data."
+                f"{found.difference:.2e} of the largest, and {allowed:.0e} is allowed. {end}, "
+                "`samples` compares on your own data."
             )
-        size, dense_size = unfinished.stat().st_size, dense.stat().st_size
-    return Export(str(path), size, dense_size, tuple(stored), difference)
+        return found
+    allowed = _LEAST_ACCURATE[types.activations] if tolerance is None else tolerance
+    if not found.error <= allowed:
+        announce("finding the layers that differ most")
+        worst = list(worst_layers(model, path, batches[0]).items())[:3]
+        layers = ", ".join(f"{name} ({error:.2f})" for name, error in worst)
+        most = f" The layers that differ most: {layers}." if layers else ""
+        raise RuntimeError(
+            f"The relative error of the outputs is {found.error:.3f}, and {allowed:g} is allowed."
+            f"{most} {end}. What helps: samples that cover the range of the real inputs, "
+            'activations="int16", or leaving these layers unpruned.'
+        )
+    return found
+
+
+def _check_activations(
+    weights: str, activations: str, samples: Any, *, float_interface: bool
+) -> None:
+    if activations not in ("float32", *_LEAST_ACCURATE):
+        raise ValueError(
+            '`activations` must be "float32", "int8" or "int16". '
+            f"Received: activations={activations!r}."
+        )
+    if activations == "float32":
+        if float_interface:
+            raise ValueError(
+                '`float_interface` is for integer activations. Received: activations="float32".'
+            )
+        return
+    if weights != "int8":
+        raise ValueError(
+            f'activations={activations!r} needs weights="int8". Received: weights={weights!r}.'
+        )
+    if samples is None:
+        raise ValueError(
+            f"activations={activations!r} needs `samples`: typical inputs, from which the range of "
+            "every tensor is found. About 100 suffice. Received: samples=None."
+        )
+
+
+def _check_finite(batches: list[list[np.ndarray]]) -> None:
+    floats = [array for batch in batches for array in batch if array.dtype.kind == "f"]
+    if not all(np.isfinite(array).all() for array in floats):
+        raise ValueError("`samples` must be finite. Received: samples with NaN or infinity.")
+    values = {value for array in floats for value in (array.min(), array.max())}
+    if len(values) == 1:
+        raise ValueError(
+            "`samples` must be typical inputs, from which ranges can be found. Received: samples "
+            f"of the constant {values.pop():g}."
+        )
+
+
+def _zeros_of(model: keras.Model) -> int:
+    weights = [owned.variable for owned in weights_of(model) if len(owned.variable.shape) >= 2]
+    return sum(int((keras.ops.convert_to_numpy(w.value) == 0).sum()) for w in weights)
+
+
+# Operators of TensorFlow Lite Micro's resolver for Python, read in its repository.
+_MICRO = {
+    "ABS", "ADD", "ADD_N", "ARG_MAX", "ARG_MIN", "ASSIGN_VARIABLE", "AVERAGE_POOL_2D",
+    "BATCH_TO_SPACE_ND", "BROADCAST_ARGS", "BROADCAST_TO", "CALL_ONCE", "CAST", "CEIL",
+    "CONCATENATION", "CONV_2D", "COS", "CUMSUM", "DEPTH_TO_SPACE", "DEPTHWISE_CONV_2D",
+    "DEQUANTIZE", "DIV", "ELU", "EQUAL", "EXP", "EXPAND_DIMS", "FILL", "FLOOR", "FLOOR_DIV",
+    "FLOOR_MOD", "FULLY_CONNECTED", "GATHER", "GATHER_ND", "GREATER", "GREATER_EQUAL",
+    "HARD_SWISH", "IF", "L2_NORMALIZATION", "L2_POOL_2D", "LEAKY_RELU", "LESS", "LESS_EQUAL",
+    "LOG", "LOGICAL_AND", "LOGICAL_NOT", "LOGICAL_OR", "LOGISTIC", "LOG_SOFTMAX", "MAX_POOL_2D",
+    "MAXIMUM", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG", "NOT_EQUAL", "PACK", "PAD",
+    "PADV2", "PRELU", "QUANTIZE", "READ_VARIABLE", "REDUCE_MAX", "RELU", "RELU6", "RESHAPE",
+    "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "ROUND", "RSQRT", "SELECT_V2", "SHAPE", "SIN",
+    "SLICE", "SOFTMAX", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQRT",
+    "SQUARE", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "SVDF", "TANH",
+    "TRANSPOSE", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNPACK", "VAR_HANDLE",
+    "WHILE", "ZEROS_LIKE",
+}  # fmt: skip
+
+
+def _missing_in_micro(content: Any, model: keras.Model) -> tuple[str, ...]:
+    """The operators that TensorFlow Lite Micro lacks, each with its layer."""
+    names = [layer.name for layer in model._flatten_layers(include_self=False)]
+    found: dict[str, None] = {}
+    for each in content.subgraphs:
+        graph = Graph(content, each)
+        for source in graph.sources:
+            code = graph.code(source)
+            if code not in _MICRO and (outputs := graph.outputs_of(source)):
+                layer = layer_of(graph.name(outputs[0]), names)
+                found[f"{code} (layer {layer!r})" if layer else code] = None
+    if not found:
+        return ()
+    return (f"TensorFlow Lite Micro has no operator for {', '.join(found)}.",)
 
 
 def _check_unquantized(model: keras.Model) -> None:
@@ -165,103 +333,3 @@ def _check_float32(model: keras.Model) -> None:
                 'the model again after keras.config.set_dtype_policy("float32"), and call '
                 'new.set_weights(model.get_weights()); weights="float16" halves the file.'
             )
-
-
-def _signature(model: keras.Model, given: Signature | None) -> Signature:
-    """Shape and type of each input, with all sizes known."""
-    inputs = getattr(model, "inputs", None)
-    if given is None and not inputs:
-        raise ValueError(
-            "`input_signature` is needed for a model that does not know its inputs. Pass "
-            '[keras.InputSpec(shape=(1, 224, 224, 3), dtype="float32", name="x")], one for each.'
-        )
-    if given is not None:
-        if inputs and len(given) != len(inputs):
-            raise ValueError(
-                f"`input_signature` must have one keras.InputSpec for each of the {len(inputs)} "
-                f"inputs. Received: {len(given)}."
-            )
-        names = [i.name for i in inputs or []] or [f"input_{i}" for i in range(len(given))]
-        return [
-            keras.InputSpec(spec.dtype, spec.shape, name=spec.name or name)
-            for spec, name in zip(given, names, strict=True)
-        ]
-    assert inputs is not None
-    for tensor in inputs:
-        if None in tensor.shape[1:]:
-            raise ValueError(
-                f"The input {tensor.name!r} has the shape {tuple(tensor.shape)}, which is not "
-                "known. Pass `input_signature=[keras.InputSpec(shape=(1, ...), "
-                f'dtype="{tensor.dtype}")]` with the sizes the device will use.'
-            )
-    return [
-        keras.InputSpec(tensor.dtype, (1, *tensor.shape[1:]), name=tensor.name) for tensor in inputs
-    ]
-
-
-def _batches(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
-    """Batches with one array for each input; a last incomplete batch is dropped."""
-    shapes = [tuple(size or 1 for size in spec.shape) for spec in signature]
-    if samples is None:
-        rng = np.random.default_rng(0)
-        drawn = [
-            interpreter.random_input(rng, shape, np.dtype(spec.dtype))
-            for shape, spec in zip(shapes, signature, strict=True)
-        ]
-        return [drawn]
-    arrays = list(samples) if isinstance(samples, list | tuple) else [samples]
-    if len(arrays) != len(signature):
-        raise ValueError(
-            f"`samples` must have one array for each of the {len(signature)} inputs. "
-            f"Received: {len(arrays)}."
-        )
-    cut = []
-    for array, shape, spec in zip(arrays, shapes, signature, strict=True):
-        array = np.asarray(array)
-        if array.shape[1:] != shape[1:] or len(array) < shape[0]:
-            raise ValueError(
-                f"`samples` must hold at least {shape[0]} of shape {shape[1:]} for "
-                f"{spec.name!r}. Received: shape {array.shape}."
-            )
-        whole = array[: len(array) // shape[0] * shape[0]].astype(spec.dtype)
-        cut.append(np.split(whole, len(whole) // shape[0]))
-    lengths = [len(array) for array in arrays]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"`samples` must hold as many of each input. Received: {lengths}.")
-    return [list(batch) for batch in zip(*cut, strict=True)]
-
-
-def _difference(model: keras.Model, path: Path, batches: list[list[np.ndarray]]) -> float:
-    """The largest difference of an output, in units of the largest output; infinite for NaN."""
-    runner = interpreter.load(path)
-    names = next(iter(runner.get_signature_list().values()))["inputs"]
-    both: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
-    for inputs in batches:
-        outputs = model(as_inputs(model, inputs), training=False)
-        expected = [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
-        keys = sorted(outputs) if isinstance(outputs, dict) else ()  # as keras.tree.flatten
-        got = interpreter.run(runner, _by_name(names, model, inputs), keys)
-        shapes = [[array.shape for array in arrays] for arrays in (expected, got)]
-        if shapes[0] != shapes[1]:
-            raise RuntimeError(
-                f"The outputs of the model have the shapes {shapes[0]}, "
-                f"those of the file {shapes[1]}."
-            )
-        both.append((expected, got))
-    of_all = [zip(*side, strict=True) for side in zip(*both, strict=True)]
-    return max(largest_difference(*pair) for pair in zip(*of_all, strict=True))
-
-
-def _by_name(
-    names: list[str], model: keras.Model, inputs: list[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The inputs by the names that the file gives them."""
-    if len(names) == 1:
-        return {names[0]: inputs[0]}
-    mine = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-    if set(mine) == set(names):
-        return dict(zip(mine, inputs, strict=True))
-    given = as_inputs(model, inputs)
-    if isinstance(given, dict) and set(given) == set(names):
-        return given
-    return dict(zip(sorted(names), inputs, strict=True))

@@ -224,11 +224,13 @@ class Graph:
         inputs: indices of the tensors that the graph takes.
         results: indices of the tensors that it returns.
         makers: index of a tensor -> the operator that computes it.
+        is_called: False for the main graph, True for the body of a loop or a branch.
     """
 
     def __init__(self, model: Any, graph: Any = None) -> None:
         self.model = model
         self._graph = model.subgraphs[0] if graph is None else graph
+        self.is_called = self._graph is not model.subgraphs[0]
         self.tensors = self._graph.tensors or []
         self.sources = self._graph.operators or []
         self.inputs = listed(self._graph.inputs)

@@ -15,8 +15,16 @@ from keras_pruner.litert.child_process import answer, read_job
 from keras_pruner.validation import need
 
 
-def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    threads: int = 1,
+    batch_size: int | None = None,
+    *,
+    keep_tensors: bool = False,
+) -> Any:
     """Load a file into an interpreter that is ready to run.
+
+    With `keep_tensors`, every tensor can be read after a run.
 
     Raises:
         ValueError: if LiteRT cannot run the file, or not at this batch size.
@@ -26,7 +34,11 @@ def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            runner = litert.Interpreter(model_content=Path(path).read_bytes(), num_threads=threads)
+            runner = litert.Interpreter(
+                model_content=Path(path).read_bytes(),
+                num_threads=threads,
+                experimental_preserve_all_tensors=keep_tensors,
+            )
         if batch_size is not None:
             for detail in runner.get_input_details():
                 shape = [batch_size, *detail["shape"][1:]]
@@ -38,7 +50,7 @@ def load(path: str | os.PathLike[str], threads: int = 1, batch_size: int | None 
 
 
 def run(runner: Any, inputs: dict[str, np.ndarray], names: Iterable[str] = ()) -> list[np.ndarray]:
-    """Run a file once.
+    """Run a file once; integer interfaces are quantized and dequantized.
 
     Args:
         runner: an interpreter.
@@ -48,10 +60,28 @@ def run(runner: Any, inputs: dict[str, np.ndarray], names: Iterable[str] = ()) -
     Returns:
         The outputs, in the order of `names` or else in that of the file.
     """
-    outputs = runner.get_signature_runner()(**inputs)
+    signature = runner.get_signature_runner()
+    takes, gives = signature.get_input_details(), signature.get_output_details()
+    given = {name: quantize(array, takes[name]) for name, array in inputs.items()}
+    outputs = {name: dequantize(array, gives[name]) for name, array in signature(**given).items()}
     names = list(names)
     order = names if set(names) == set(outputs) else sorted(outputs, key=_place)
     return [outputs[name] for name in order]
+
+
+def quantize(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """Values as an integer tensor stores them; other tensors take them as they are."""
+    scale, zero = detail["quantization"]
+    if not scale:
+        return array
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
+
+
+def dequantize(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """The values that an integer tensor stands for; other tensors hold them as they are."""
+    scale, zero = detail["quantization"]
+    return (array.astype(np.float32) - zero) * np.float32(scale) if scale else array
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -65,11 +95,13 @@ def random_inputs(runner: Any) -> list[np.ndarray]:
     return [random_input(rng, d["shape"], np.dtype(d["dtype"])) for d in runner.get_input_details()]
 
 
-def random_input(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
-    """A random array: normal for floats, 0 or 1 for integers."""
-    if dtype.kind == "f":
+def random_input(
+    rng: np.random.Generator, shape: Any, dtype: np.dtype, limit: int | None = None
+) -> np.ndarray:
+    """A random array: normal for floats, 0 or 1 for integers, or integers below `limit`."""
+    if dtype.kind == "f" and limit is None:
         return rng.normal(size=tuple(shape)).astype(dtype)
-    return rng.integers(0, 2, tuple(shape)).astype(dtype)
+    return rng.integers(0, limit or 2, tuple(shape)).astype(dtype)
 
 
 def largest_difference(one: ArrayLike, other: ArrayLike) -> float:

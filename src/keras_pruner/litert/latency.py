@@ -111,7 +111,7 @@ def benchmark(
     Example:
         >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
         >>> path = Path("model.tflite")
-        >>> convert(model, path, [keras.InputSpec("float32", (1, 64), name="x")], "float32")
+        >>> convert(model, path, [keras.InputSpec("float32", (1, 64), name="x")])
         >>> latency = benchmark(path, path, batch_sizes=[1, 8], seconds=0.1)
         >>> [timing.batch_size for timing in latency.timings]
         [1, 8]
@@ -211,7 +211,7 @@ def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupT
             model = _stack(widths)
             size = 4.0 * sum(layer.kernel.shape[0] * layer.units for layer in model.layers)
             signature = [keras.InputSpec("float32", (1, widths[0]), name=model.inputs[0].name)]
-            convert(model, dense, signature, "float32")
+            convert(model, dense, signature)
             for form in FORMS:
                 points += _points(dense, form, size, seconds)
     return SpeedupTable(runtime, f"{platform.machine()}, {platform.system()}", tuple(points))

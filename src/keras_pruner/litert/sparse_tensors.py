@@ -246,15 +246,23 @@ def store_sparse(model: Any, runtime: str | SpeedupTable, batch_size: int) -> li
         if _is_weight(graph, index)
     ]
     matrices = [place for place in found if _can_run_sparse(*place)]
-    total = sum(len(graph.data(index)) for graph, index in matrices)
-    site = _Site(speedups_of(runtime), batch_size, total)
-    stored = [_store_best(graph, index, site) for graph, index in found]
+    sizes = [(graph, index, len(graph.data(index))) for graph, index in matrices]
+    reused = sum(size for graph, index, size in sizes if _is_reused(graph, index))
+    total = sum(size for _, _, size in sizes)
+    stored = []
+    for graph, index in found:
+        read = reused if _is_reused(graph, index) else total
+        stored.append(_store_best(graph, index, _Site(speedups_of(runtime), batch_size, read)))
     return [*stored, *(table for graph in graphs for table in _lookup_tables(graph))]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Site:
-    """Where a file will run, and the bytes of its Dense weights."""
+    """Where a file will run, and the bytes of Dense weights among which a weight is read.
+
+    Those are all of the model for a weight that an inference reads once. The weights of loops
+    are read in every step and stay in the cache, so only they count for each other.
+    """
 
     speedups: SpeedupTable
     batch_size: int
@@ -264,6 +272,11 @@ class _Site:
         """How many times faster a weight runs sparse that takes so many rows at once."""
         rows = max(self.batch_size, rows)
         return self.speedups.dense_speedup(form, sparsity, self.model_bytes, rows)
+
+
+def _is_reused(graph: Graph, index: int) -> bool:
+    """Whether an inference reads a weight several times: in a loop, or in unrolled steps."""
+    return graph.is_called or len(graph.users(index)) > 1
 
 
 _TAKERS = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
