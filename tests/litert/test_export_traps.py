@@ -126,7 +126,7 @@ def test_an_operator_that_litert_lacks_is_named(tmp_path):
     model.add(keras.layers.Dense(3))
     with pytest.raises(
         RuntimeError,
-        match=r"LiteRT has no operator for Erfinv \(layer 'unsupported'\)\. Replace the layer",
+        match=r"LiteRT has no operator for Erfinv \(layer 'unsupported/erfinv'\)\. Replace the layer",
     ):
         kp.export_litert(model, tmp_path / "m.tflite")
     assert list(tmp_path.iterdir()) == []

@@ -182,7 +182,7 @@ def _missing_operators(said: str) -> str:
     for operator in re.findall(r"'tf\.(\w+)' op is neither", said):
         place = re.search(rf'fused\["{operator}:", "([^"@]*)', said)
         parts = place.group(1).split("/") if place else []
-        layer = re.sub(r"_\d+$", "", parts[-2]) if len(parts) > 2 else ""
+        layer = "/".join(re.sub(r"_\d+$", "", part) for part in parts[1:-1])
         found[operator] = f"{operator} (layer {layer!r})" if layer else operator
     return ", ".join(found.values()) or "one of its operations"
 
