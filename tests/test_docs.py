@@ -23,6 +23,8 @@ def missing(code):
     """Why a block cannot run here: an extra that is not installed, an older Keras; or None."""
     if "litert" in code and not importlib.util.find_spec("ai_edge_litert"):
         return "it needs the extra litert"
+    if "ethos_u" in code and not importlib.util.find_spec("ethosu"):
+        return "it needs the extra ethos-u"
     if "quantize(" in code and "filters" not in inspect.signature(keras.Model.quantize).parameters:
         return "this Keras quantizes whole models only"
     return None

@@ -211,6 +211,7 @@ def modules_with_examples():
 # What the examples of a module need beside a backend.
 EXTRAS = {
     "keras_pruner.litert": "ai_edge_litert",
+    "keras_pruner.litert.vela": "ethosu",
     "keras_pruner.testing": "ml_dtypes",
 }
 

@@ -124,10 +124,10 @@ class Unsupported(keras.layers.Layer):
 def test_an_operator_that_litert_lacks_is_named(tmp_path):
     model = keras.Sequential([keras.Input((4,)), Unsupported()])
     model.add(keras.layers.Dense(3))
-    with pytest.raises(
-        RuntimeError,
-        match=r"LiteRT has no operator for Erfinv \(layer 'unsupported/erfinv'\)\. Replace the layer",
-    ):
+    message = (
+        r"LiteRT has no operator for Erfinv \(layer 'unsupported/erfinv'\)\. Replace the layer"
+    )
+    with pytest.raises(RuntimeError, match=message):
         kp.export_litert(model, tmp_path / "m.tflite")
     assert list(tmp_path.iterdir()) == []
 
