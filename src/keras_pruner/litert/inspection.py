@@ -106,8 +106,12 @@ def _weights(model: Any, group: int) -> list[StoredWeight]:
     for each in model.subgraphs:
         graph = Graph(model, each)
         for index, tensor in enumerate(graph.tensors):
-            is_weight = len(graph.data(index)) and len(graph.shape(index)) >= 2
-            if is_weight and flatbuffer.dtype_of(tensor) is not None:
+            is_stored = len(graph.data(index)) or tensor.sparsity is not None  # all zeros: no data
+            if (
+                is_stored
+                and len(graph.shape(index)) >= 2
+                and flatbuffer.dtype_of(tensor) is not None
+            ):
                 found.append(_describe(graph, index, group))
     return found
 

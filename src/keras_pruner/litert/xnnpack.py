@@ -469,4 +469,5 @@ class _FileGraph(flatbuffer.Graph):
     def constant(self, index: int) -> np.ndarray:
         """A stored weight; empty if the tensor holds none."""
         tensor, data = self.tensors[index], self.data(index)
-        return np.zeros(0, np.float32) if not len(data) else sparse_tensors.decode(tensor, data)
+        is_stored = len(data) or tensor.sparsity is not None  # all zeros: no data
+        return sparse_tensors.decode(tensor, data) if is_stored else np.zeros(0, np.float32)
