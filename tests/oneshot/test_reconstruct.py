@@ -8,16 +8,17 @@ import pytest
 from keras import layers
 
 import keras_pruner as kp
+from keras_pruner.model_weights import view_of
 from keras_pruner.oneshot.least_squares import DAMPING, System
 from keras_pruner.oneshot.reconstruct import Removal
-from keras_pruner.rules import Rules
+from keras_pruner.plan import Target
 
 
 def removal(inputs, outputs, pattern):
     """Of the kernel of one Dense layer."""
-    model = keras.Sequential([keras.Input((inputs,)), layers.Dense(outputs)])
-    (target,) = Rules(pattern).plan(model).targets
-    return Removal(target)
+    layer = layers.Dense(outputs)
+    layer.build((None, inputs))
+    return Removal(Target("kernel", view_of(layer, layer.kernel), pattern))
 
 
 def problem(seed, n=200, inputs=8, outputs=1):
