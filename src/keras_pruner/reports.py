@@ -10,7 +10,7 @@ from keras_pruner.litert.export import Export
 from keras_pruner.litert.inspection import Contents
 from keras_pruner.litert.latency import Latency
 from keras_pruner.litert.vela import EthosUReport
-from keras_pruner.litert.xnnpack_rewrite import Rewrite
+from keras_pruner.litert.xnnpack_rewrite import Obstacles, Rewrite
 from keras_pruner.oneshot.report import PruneReport
 from keras_pruner.oneshot.search import Sensitivity, SparsityCurve
 from keras_pruner.plan import Plan
@@ -28,6 +28,7 @@ __all__ = [
     "Export",
     "Latency",
     "Merge",
+    "Obstacles",
     "Plan",
     "PruneReport",
     "Report",
