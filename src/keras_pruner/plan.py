@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_pruner.allocations import Allocation, PerWeight
 from keras_pruner.model_weights import WeightView
-from keras_pruner.patterns import Channel, FixedPattern, Pattern
+from keras_pruner.patterns import Channel, FixedPattern, Pattern, Unstructured
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import value
@@ -307,6 +307,8 @@ def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]
     least = len(members) / sum(sizes)  # one weight in each is rounding
     if abs(reached - asked) <= max(min(TOLERANCE, 0.1 * (1 - asked)), least):
         return ""
+    if reached > asked and isinstance(pattern, Unstructured):
+        return f"A sparsity of {asked:.4g} was asked for and it is {reached:.4g}: more was zero."
     units = {target.path: target.units for target, _ in members}
     few = _few([f"{path}: {units[path]:,}" for path in sorted(units, key=units.__getitem__)])
     why = (

@@ -748,3 +748,11 @@ def test_lines_of_progress_where_there_is_no_terminal(monkeypatch, capsys):
     assert "pruning" in capsys.readouterr().err
     kp.prune(network(), 0.5, calibration=Calibration(samples(), progress=False))
     assert capsys.readouterr().err == ""
+
+
+def test_a_report_says_what_was_asked_and_what_was_reached():
+    model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(32)])
+    report = kp.prune(model, 0.5, pattern=kp.Block((20, 32)))
+    assert report.sparsity == 0
+    assert any("0.5 was asked for" in note and "reaches 0:" in note for note in report.notes())
+    assert kp.prune(model, 0.5).remarks == ()

@@ -124,7 +124,8 @@ def prune(
         in_rounds = criterion is None and options.refit
         reconstruction = Reconstruction.of(model, sparsity, options, in_rounds=in_rounds)
         result = _best(reconstruction, plans)
-    return _report(model, next(iter(plans.values())), result, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return _report(model, next(iter(plans.values())), result, sparsity, seconds)
 
 
 # ---------------------------------------------------------------------- arguments
@@ -442,8 +443,10 @@ def _distil(
 # ---------------------------------------------------------------------- report
 
 
-def _report(model: keras.Model, plan: Plan, result: _Result, seconds: float) -> PruneReport:
-    rows, zeros, total = [], 0, 0
+def _report(
+    model: keras.Model, plan: Plan, result: _Result, sparsity: float, seconds: float
+) -> PruneReport:
+    rows, zeros, total, kept = [], 0, 0, []
     for target, variable in zip(plan.targets, plan.variables, strict=True):
         values = backends.current().to_numpy(variable)
         gone = values.size - int(np.count_nonzero(values))
@@ -459,6 +462,8 @@ def _report(model: keras.Model, plan: Plan, result: _Result, seconds: float) -> 
             )
         )
         zeros, total = zeros + gone, total + values.size
+        kept.append(values.size - gone)
+    remarks = (plan.left_alone(), plan.unmet(sparsity, kept))
     return PruneReport(
         zeros / total,
         tuple(rows),
@@ -468,4 +473,5 @@ def _report(model: keras.Model, plan: Plan, result: _Result, seconds: float) -> 
         result.distillation,
         seconds,
         model,
+        tuple(remark for remark in remarks if remark),
     )

@@ -105,6 +105,8 @@ class PruneReport(Report):
         distillation: its result, if it was asked for.
         seconds: the time it took.
         model: the pruned model; with `copy=True` a new one.
+        remarks: the share of the model that was left alone, and where another sparsity was
+            reached than was asked for; one sentence each.
 
     Example:
         >>> weight = PrunedWeight("dense/kernel", (8, 4), 0.75, 0.9, 0.6, "refitted")
@@ -123,6 +125,7 @@ class PruneReport(Report):
     distillation: Distillation | None
     seconds: float
     model: keras.Model = dataclasses.field(repr=False, compare=False)
+    remarks: tuple[str, ...] = ()
 
     def headline(self) -> str:
         """The sparsity, and the error of the outputs."""
@@ -151,8 +154,8 @@ class PruneReport(Report):
         ]
 
     def notes(self) -> list[str]:
-        """What a large error means, what embeddings cost, and how to train on."""
-        notes = [*self._on_error(), *self._on_embeddings()]
+        """What was not pruned as asked, what a large error means, what embeddings cost."""
+        notes = [*self.remarks, *self._on_error(), *self._on_embeddings()]
         if any(weight.sparsity for weight in self.weights):
             notes.append(
                 "To train on, pass callbacks=[kp.KeepZeros()] to `fit`; without it training fills "
