@@ -279,7 +279,9 @@ def _scores(weights: np.ndarray, alive: np.ndarray, chunk: slice) -> np.ndarray:
 def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float, float]:
     """Two scores between which the cut almost surely lies, from an evenly spaced sample."""
     step = max(1, weights.size // min(SAMPLE, math.ceil(weights.size ** (2 / 3))))
-    sample = np.abs(weights[::step].astype(np.float32)) * alive[::step]
+    with np.errstate(over="ignore"):  # float64 beyond float32: infinity is a bracket, too
+        sample = np.abs(weights[::step].astype(np.float32))
+    sample = np.where(alive[::step], sample, np.float32(0))
     share = 1 - count / weights.size
     spread = 4 * np.sqrt(share * (1 - share) / sample.size) + 2 / sample.size
     ends = [int(np.floor((share + side * spread) * sample.size)) for side in (-1, 1)]
