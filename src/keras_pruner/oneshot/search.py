@@ -50,7 +50,7 @@ class SparsityCurve(Report):
         >>> print(curve.headline())
         largest sparsity within a drop of 0.02 in agreement: 0.5
         >>> round(curve.uncertainty, 3)
-        0.01
+        0.014
     """
 
     sparsity: float
