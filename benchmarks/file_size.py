@@ -67,12 +67,12 @@ def measure(model, sparsity, directory, litert):
     sizes = {"keras": plain.stat().st_size}
     sizes["keras, gzip -9"] = len(zlib.compress(plain.read_bytes(), 9))
     sizes["keras, bzip2"] = len(bz2.compress(plain.read_bytes()))
-    sizes["save_compressed"] = kp.save_compressed(model, directory / "small.keras")
+    sizes["save_compressed"] = kp.save_compressed(model, directory / "small.keras").size
     files = [str(directory / "small.keras"), str(plain)]
     subprocess.run([sys.executable, "-c", _PLAIN_KERAS, *files], check=True, capture_output=True)
-    sizes["save_compressed float16"] = kp.save_compressed(
-        model, directory / "half.keras", weights="float16"
-    )
+    for weights in ("float16", "float8", "shared"):
+        file = directory / f"{weights}.keras"
+        sizes[f"save_compressed {weights}"] = kp.save_compressed(model, file, weights=weights).size
     sizes["save_sparse"] = kp.storage.save_sparse(model, directory / "w.safetensors")
     values = [keras.ops.convert_to_numpy(variable.value) for variable in model.weights]
     sizes["entropy of the weights"] = round(sum(map(entropy_bytes, values)))
