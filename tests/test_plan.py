@@ -559,7 +559,7 @@ def test_names_in_an_allocation_that_serve_no_weight_are_refused():
         Rules(allocation={"a/": 0.5, "b/": 0.5, "typo": 0.9}).plan(stack)
     with pytest.raises(ValueError, match=r"`allocation\['b/'\]` would have no effect"):
         Rules(allocation={"": 0.5, "b/": 0.9}).plan(stack)
-    with pytest.raises(ValueError, match=r"`allocation\['b/'\]` .* the budget are \['a/kernel'\]"):
+    with pytest.raises(ValueError, match=r"`allocation\['b/'\]` .* the budget, \['a/kernel'\]"):
         Rules(allocation={"a/": 0.5, "b/": 0.9}, overrides={"b/": 0.3}).plan(stack)
     with pytest.raises(ValueError, match=r"must have a regex for every weight.*'b/kernel'"):
         Rules(allocation={"a/": 0.5}).plan(stack)
