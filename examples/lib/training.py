@@ -117,8 +117,8 @@ class Side:
         """The callback that prunes, or that keeps what is pruned at once."""
         alone = self.recipe.leaves_alone
         chosen = {"pattern": pattern(target)}
-        if self.recipe.left_alone:
-            chosen["filters"] = lambda layer: not alone(layer.name)
+        # A teacher is frozen.
+        chosen["filters"] = lambda layer: layer.trainable and not alone(layer.name)
         if target.pattern != "2:4":
             chosen["allocation"] = self.options.allocation
         sparsity = None if target.pattern == "2:4" else target.sparsity
