@@ -191,6 +191,12 @@ class OwnedWeight:
         return self.variable.name in _KERNELS or self.variable.name.endswith("_kernel")
 
     @property
+    def _is_of_keras(self) -> bool:
+        """Whether it is a bias, or a weight of a layer of Keras, whose kernels are named so."""
+        is_bias = self.variable.name == "bias" or self.variable.name.endswith("_bias")
+        return is_bias or type(self.layer).__module__.startswith("keras.")
+
+    @property
     def view(self) -> WeightView:
         """What its axes mean."""
         return view_of(self.layer, self.variable)
@@ -216,7 +222,7 @@ class OwnedWeight:
         if isinstance(self.layer, _FOREIGN):
             return _WRAPPED
         if not self.is_kernel:
-            return _UNNAMED
+            return _BUILT_IN if self._is_of_keras else _UNNAMED
         if _is_depthwise(self.layer, self.variable):
             return "a depthwise kernel: few weights, large loss of accuracy; an override admits it"
         return ""
@@ -224,6 +230,7 @@ class OwnedWeight:
 
 _INTEGERS = "not floating-point weights"
 _LORA = "LoRA is enabled: kernel + A·B is no variable; merge it first"
+_BUILT_IN = "not a kernel: a bias, a slope or a statistic; an override admits it"
 _UNNAMED = "not a kernel by its name; an override or get_prunable_weights() admits it"
 _WRAPPED = "a weight of a wrapped PyTorch module or JAX function; an override admits it"
 FROZEN = "frozen"

@@ -1,8 +1,8 @@
 """The form that all results share."""
 
 import dataclasses
-import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +129,5 @@ def test_every_result_is_a_report(result):
 def test_every_result_is_listed():
     source = Path(kp.__file__).parent
     text = "\n".join(path.read_text() for path in sorted(source.rglob("*.py")))
-    named = {cls.__name__ for cls in Report.__subclasses__() if cls.__module__ != __name__}
-    assert named <= set(kp.reports.__all__)
-    assert inspect.getdoc(Report)
-    assert text.count("(Report):") - 1 == len(named)  # one in the example of Report
+    named = set(re.findall(r"^class (\w+)\(Report\):", text, re.MULTILINE))
+    assert named - {"Demo"} == set(kp.reports.__all__) - {"Report"}  # Demo: the command line's

@@ -419,8 +419,14 @@ def _check_goes_on(name: str, reached: float, pruning: Pruning) -> None:
         )
 
 
+_SAME_SPARSITY = 0.01
+
+
 def _left_alone(pruner: Pruner) -> str:
-    """The share of the prunable weights that was left alone, and the sparsity over all of them."""
+    """The share of the prunable weights that was left alone, and the sparsity over all of them.
+
+    Empty if that is the same, as where a frozen base was pruned before.
+    """
     plan, masked = pruner.plan, pruner.pruning.masked
     note = plan.left_alone()
     if not note:
@@ -429,6 +435,8 @@ def _left_alone(pruner: Pruner) -> str:
     nonzero = sum(count_entries(np.asarray, each) for each in plan.others)
     entries = [math.prod(each.shape) for each in (*masked, *plan.others)]
     overall = 1 - (kept + nonzero) / max(1, sum(entries))
+    if overall > pruner.sparsity - _SAME_SPARSITY:
+        return ""
     return f"{note} The sparsity is {pruner.sparsity:.4g} without them and {overall:.4g} with them."
 
 
