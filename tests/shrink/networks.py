@@ -199,7 +199,7 @@ def several_inputs_and_outputs():
     return keras.Model({"image": image, "vector": vector}, outputs)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests_of_shrink")
 class Positions(keras.layers.Layer):
     """Treats the first four channels in another way than the rest."""
 
@@ -207,7 +207,7 @@ class Positions(keras.layers.Layer):
         return keras.ops.concatenate([inputs[..., :4] * 2, inputs[..., 4:]], axis=-1)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests_of_shrink")
 class OwnWeights(keras.layers.Layer):
     """A layer that only its author knows."""
 
@@ -227,7 +227,7 @@ def custom_layers():
     return keras.Model(inputs, L.Dense(2)(OwnWeights(name="own")(x)))
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests_of_shrink")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
