@@ -420,6 +420,7 @@ def _check_goes_on(name: str, reached: float, pruning: Pruning) -> None:
 
 
 _SAME_SPARSITY = 0.01
+"""Difference up to which the sparsity over all prunable weights counts as that of the targets."""
 
 
 def _left_alone(pruner: Pruner) -> str:
