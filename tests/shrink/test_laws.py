@@ -49,7 +49,7 @@ OPERATIONS = {
     "softmax": (keras.ops.softmax, False),
     "reversed": (lambda x: keras.ops.flip(x, -1), False),
     "mean": (lambda x: x - keras.ops.mean(x, axis=-1, keepdims=True), False),
-    "pooled": (lambda x: keras.ops.max_pool(x, 2), True),
+    "pooled": (lambda x: keras.ops.max_pool(x, 2, 2), True),
     "by position": (lambda x: x * np.arange(8, dtype="float32"), False),
     "sorted": (keras.ops.sort, False),
     "upsampled": (L.UpSampling2D(), True),
@@ -70,6 +70,18 @@ def test_an_operation_passes_channels_only_if_it_treats_each_alone(name):
     model = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(x)))
     group = next(g for g in channels_of(ModelGraph(model)).groups if g.name == "conv")
     assert (group.reason == "") == passes
+
+
+def test_an_operation_that_raises_is_said_to_raise():
+    def refuses(x):
+        raise TypeError("only symbols")
+
+    inputs = keras.Input((4,))
+    x = L.Lambda(refuses, output_shape=(8,), name="refuses")(L.Dense(8, name="below")(inputs))
+    groups = channels_of(ModelGraph(keras.Model(inputs, L.Dense(2)(x)))).groups
+    reason = next(g.reason for g in groups if g.name == "below")
+    assert "raises TypeError on random numbers" in reason
+    assert "only symbols" in reason
 
 
 @pytest.mark.parametrize("name", ["residual", "shared_and_nested", "transformer", "lstm"])

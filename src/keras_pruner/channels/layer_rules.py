@@ -92,8 +92,8 @@ def _try_out(labels: Labels, call: Call) -> None:
             labels.freeze(narrow, f"{call.layer.name} spreads them over other channels")
         labels.give(call, *(full[0] for _ in call.outputs), behaviour="each")
     elif not _folds(labels, call, last) and not _move(labels, call):
-        what = "reads or writes channels by position, or mixes them"
-        labels.opaque(call, f"{call.layer.name} ({type(call.layer).__name__}) {what}")
+        name = f"{call.layer.name} ({type(call.layer).__name__})"
+        labels.opaque(call, f"{name} {probing.obstacle(call)}")
 
 
 def _folds(labels: Labels, call: Call, last: int | None) -> bool:

@@ -41,6 +41,17 @@ def is_channelwise(call: Call, channels: int) -> bool:
     return _commutes(call, channels, lambda kept: (kept, kept))
 
 
+def obstacle(call: Call) -> str:
+    """Why an operation cannot pass its channels on: it raises, or else it mixes them."""
+    *_, inputs = _inputs(call, np.random.default_rng(0), {}, heavy=False)
+    try:
+        _run(call, inputs)
+    except Exception as error:
+        first = next(filter(None, map(str.strip, str(error).splitlines()[1:])), str(error))
+        return f"raises {type(error).__name__} on random numbers: {first[:200]}"
+    return "reads or writes channels by position, or mixes them"
+
+
 def folds_halves(call: Call, channels: int) -> bool:
     """Whether an operation makes each channel of two that are half of them apart, as GLU does."""
     return _commutes(call, channels, lambda kept: (np.tile(kept[: len(kept) // 2], 2), None))
@@ -67,8 +78,12 @@ def _commutes(call: Call, channels: int, sets: Any) -> bool:
 
 
 def _run(call: Call, values: Mapping[Tensor, Any]) -> list[Any]:
-    """The outputs in inference mode for the given value of each input."""
-    args, kwargs = call.arguments([values[tensor] for tensor in call.inputs])
+    """The outputs in inference mode for the given value of each input.
+
+    As tensors: operations of JAX take no NumPy arrays.
+    """
+    tensors = [keras.ops.convert_to_tensor(values[tensor]) for tensor in call.inputs]
+    args, kwargs = call.arguments(tensors)
     if getattr(call.layer, "_call_has_training_arg", False):
         kwargs = {**kwargs, "training": False}
     return keras.tree.flatten(call.layer(*args, **kwargs))
