@@ -122,9 +122,10 @@ def test_the_page_stands_alone_and_has_a_plot_for_everything_measured():
     found = kp.reports.Comparison(found.dense, found.pruned, Latency("native", 1, (timing,)))
     history = {"sparsity": [0.0, 0.8], "val_accuracy": [0.9, 0.8]}
     text = found.to_html(history=history)
-    assert text.count("<svg") == 2  # sparsity and accuracy
-    assert text.count("<section>") == 4
-    for word in ("kilobytes", "milliseconds", "smaller file", "head/kernel", "2.00x"):
+    assert text.count("<svg") == 2  # accuracy over the sparsity; the mask
+    for title in ("While training", "Size of the files", "The largest kernel", "Next"):
+        assert f"<h2>{title}</h2>" in text
+    for word in ("kilobytes", "milliseconds", "smaller file", "head/<wbr>kernel", "2.00x"):
         assert word in text
     assert "<b>" not in text
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|@import|url\((?!#)|<script""", text)

@@ -19,7 +19,7 @@ from keras_pruner.reporting import html
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.html import numbers
 from keras_pruner.reporting.report import Report
-from keras_pruner.reporting.sparsity import SparsityReport, Weight, layer_chart, share, summarize
+from keras_pruner.reporting.sparsity import SparsityReport, Weight, bar, share, summarize
 from keras_pruner.reporting.tables import Table
 from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
@@ -34,6 +34,7 @@ _FORMS: Mapping[str, dict[str, Any]] = {  # -> the arguments of `save_compressed
     "save_compressed, float8": {"weights": "float8"},
     "save_compressed, shared": {"weights": "shared"},
 }
+_ZEROS_ARE_BYTES = "A plain file stores every zero; a compressed one is as small as what is left."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Comparison(Report):
                 ["weight", ">size", ">zeros, dense", ">zeros, pruned"],
                 layers,
                 importance=[(pruned or dense).size for dense, pruned in pairs],  # type: ignore[union-attr]
+                bars=[_bar(*pair) for pair in pairs],
             ),
         ]
 
@@ -141,26 +143,30 @@ class Comparison(Report):
         return found
 
     def charts(self) -> list[str]:
-        """Large figures, then bars for sizes, latency and layers."""
+        """Bars for sizes and latency, and the mask of the largest weight."""
         a, b = self._sides
         sizes = [(form, a.sizes[form], b.sizes[form]) for form in a.sizes if form in b.sizes]
         unit, scale = ("megabytes", 1e6) if sizes[0][1] >= 1e6 else ("kilobytes", 1e3)
         scaled = [(form, before / scale, after / scale) for form, before, after in sizes]
         names = ("dense", "pruned")
-        drawn = [
-            html.figures(self._figures()),
-            html.pairs("Size of the files", unit, names, scaled),
-        ]
+        drawn = [html.pairs("Size of the files", unit, names, scaled, _ZEROS_ARE_BYTES)]
         if self.latency is not None:
             times = [
                 (f"batch {t.batch_size}", t.dense_ms, t.pruned_ms) for t in self.latency.timings
             ]
             title = f"Time of an inference, LiteRT, {self.latency.runtime}"
             drawn.append(html.pairs(title, "milliseconds", names, times))
-        return [*drawn, *layer_chart(b.report.weights)]
+        return [*drawn, b.report.picture]
+
+    def next_steps(self) -> dict[str, str]:
+        """How to ship the pruned model."""
+        return self.pruned.report.next_steps()
+
+    def figures(self) -> list[tuple[str, str, str]]:
+        """File size, speed, accuracy and sparsity."""
+        return list(self._figures())
 
     def _figures(self) -> Iterator[tuple[str, str, str]]:
-        """Number, label and detail of what matters most."""
         if ratio := self._smaller():
             a, b = self.dense.sizes[PLAIN], self.pruned.sizes[COMPRESSED]
             detail = f"{a:,} bytes plain and dense, {b:,} with kp.save_compressed"
@@ -425,6 +431,12 @@ def _latency(models: Sequence[keras.Model]) -> Latency:
         for model, path in zip(models, paths, strict=True):
             export_litert(model, path, progress=False)
         return benchmark(paths[0], paths[1])
+
+
+def _bar(dense: Weight | None, pruned: Weight | None) -> list[tuple[str, float]]:
+    """The entries of a weight: kept, zero, and removed with their channels."""
+    removed = max(0, (dense.size if dense else 0) - (pruned.size if pruned else 0))
+    return [*(bar(pruned) if pruned else []), ("removed", removed)]
 
 
 def _layer(dense: Weight | None, pruned: Weight | None) -> tuple[str, ...]:

@@ -100,20 +100,52 @@ def test_the_page_has_every_row_and_stands_alone(tmp_path):
     assert "src=" not in page
 
 
-def test_a_page_shows_the_training():
+def test_a_page_shows_the_training_over_the_sparsity():
     page = many().to_html(history={"sparsity": [0.0, 0.5, 0.8], "val_accuracy": [0.9, np.nan, 0.8]})
-    assert page.count("<svg") == 2
-    assert "sparsity: from 0 to 0.8" in page
+    assert page.count("<svg") == 1
+    assert "accuracy: from 0.9 to 0.8" in page
+    assert "sparsity: 0.8 at the end" in page
+    assert 'class="area" d="M0 100L0.00 100.00L50.00 50.00L100.00 20.00L100 100Z"' in page
     assert "nan" not in page.replace("none", "")
+
+
+def test_the_sparsity_alone_is_a_curve():
+    (section,) = html.training({"sparsity": [0.0, 0.5]})
+    assert "sparsity: from 0 to 0.5" in section
+
+
+def test_a_metric_of_some_epochs_is_drawn_without_the_sparsity():
+    (section,) = html.training({"sparsity": [0.1, 0.2, 0.3], "val_accuracy": [0.5]})
+    assert "accuracy, 1 values over 3 epochs" in section
+    assert "area" not in section
 
 
 def test_bars_are_as_long_as_their_numbers():
     shown = html.pairs("Size", "megabytes", ("dense", "pruned"), [("file", 2.0, 0.5)])
     assert 'class="fill before" style="width:100.00%"' in shown
-    assert 'class="fill" style="width:25.00%"' in shown
-    shown = html.layers("Zeros", [("a", 200, 150), ("b", 100, 0), ("c", 0, 0)])
-    assert 'class="fill zero" style="width:50.00%"><span style="width:100.00%">' in shown
-    assert 'class="fill zero" style="width:100.00%"><span style="width:25.00%">' in shown
+    assert 'class="fill kept" style="width:25.00%"' in shown
+
+
+def test_a_table_on_a_page_has_a_bar_for_each_row():
+    bars = [[("kept", 50), ("zero", 150)], [("kept", 100), ("zero", 0)], [("kept", 0)]]
+    shown = html.table(
+        Table("", ["weight", ">size"], [("a", 200), ("b", 100), ("c", 0)], bars=bars)
+    )
+    assert shown.count('class="bar"') == 3
+    assert 'class="fill" style="width:50.00%"><span class="kept" style="width:100.00%">' in shown
+    assert (
+        '<span class="kept" style="width:25.00%"></span><span class="zero" style="width:75' in shown
+    )
+    assert "removed" not in shown
+    assert "bar" not in html.table(Table("", ["a"], [(1,)], bars=[[("kept", 1)]]), bars=False)
+
+
+def test_a_mask_is_drawn_as_runs_of_kept_entries():
+    kernel = np.array([[1.0, 0.0], [2.0, 3.0], [0.0, 0.0]])  # 3 inputs, 2 outputs
+    shown = html.mask("dense/kernel", kernel)
+    assert 'd="M0 0h2v1H0zM1 1h1v1H1z"' in shown
+    assert "dense/kernel: 2 outputs (down) by 3 inputs (across). 50% are kept." in shown
+    assert "of 70 by 300" in html.mask("wide", np.ones((300, 70)))
 
 
 RESULTS = [getattr(kp.reports, name) for name in kp.reports.__all__ if name != "Report"]

@@ -62,9 +62,9 @@ def test_a_long_name_is_cut_in_the_middle_with_an_ellipsis():
 
 def test_the_most_important_rows_are_shown_in_order():
     table = Table("", ["n"], [(i,) for i in range(5)], importance=[1, 9, 0, 8, 7])
-    assert table.most_important(3) == [(1,), (3,), (4,)]
-    assert table.most_important(None) == table.most_important(5) == table.rows
-    assert Table("", ["n"], [(i,) for i in range(5)]).most_important(2) == [(0,), (1,)]
+    assert table.most_important(3) == [1, 3, 4]
+    assert table.most_important(None) == table.most_important(5) == list(range(5))
+    assert Table("", ["n"], [(i,) for i in range(5)]).most_important(2) == [0, 1]
 
 
 def test_no_trailing_spaces_no_colour():

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.resources
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,31 +46,46 @@ class Demo(Report):
         return self.folder / "report.html"
 
     def headline(self) -> str:
-        """How both models were trained."""
-        epochs = len(self.history["sparsity"])
-        return (
-            f"Both models were trained for {epochs} epochs. The pruned one was dense for the first "
-            f"{epochs // 2},\nand had a test accuracy of {self.accuracy_before:.4f} when pruning "
-            f"began. All this took {self.seconds:.0f} s."
-        )
+        """The gain in file size and the change of accuracy."""
+        return self.comparison.headline()
 
     def tables(self) -> Sequence[Table]:
         """Those of the comparison."""
         return self.comparison.tables()
+
+    def figures(self) -> Sequence[tuple[str, str, str]]:
+        """Those of the comparison."""
+        return self.comparison.figures()
 
     def charts(self) -> Sequence[str]:
         """Those of the comparison."""
         return self.comparison.charts()
 
     def notes(self) -> Sequence[str]:
-        """Where the files are, and how to compare them again."""
-        folder = self.folder
+        """How both models were trained, where the files are, how to compare them again."""
+        epochs = len(self.history["sparsity"])
         return [
             *self.comparison.notes(),
+            f"Both models were trained for {epochs} epochs. The pruned one was dense for the first "
+            f"{epochs // 2}, and had a test accuracy of {self.accuracy_before:.4f} when pruning "
+            f"began. All this took {self.seconds:.0f} s.",
             f"Page with plots: {self.report}",
-            f"The same from the files: keras-pruner compare {folder}/dense.keras "
-            f"{folder}/pruned.keras --data {folder}/test.npz",
+            f"The same from the files: {self._command()}",
         ]
+
+    def next_steps(self) -> Mapping[str, str]:
+        """How to compare the files again, and to export one."""
+        exported = f"{self.folder}/pruned.keras {self.folder}/pruned.tflite"
+        return {
+            "Compare the files again:": self._command(),
+            "Export it for phones and browsers:": f"keras-pruner export {exported}",
+            "In your own script:": "model.fit(..., callbacks=[kp.GradualPruning(0.8)])",
+        }
+
+    def _command(self) -> str:
+        folder = self.folder
+        files = f"{folder}/dense.keras {folder}/pruned.keras --data {folder}/test.npz"
+        return f"keras-pruner compare {files}"
 
 
 def run(

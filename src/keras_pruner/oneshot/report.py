@@ -8,6 +8,7 @@ import keras
 
 from keras_pruner.plan import Skip
 from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.reporting.tables import Table
 
 NOTICEABLE = 0.3
@@ -147,11 +148,36 @@ class PruneReport(Report):
         left = [(s.path, s.shape, s.reason) for s in self.skipped]
         columns = ["weight", "shape", ">sparsity", ">error, mask", ">refitted", "note"]
         sizes = [float(math.prod(w.shape)) for w in self.weights]
+        bars = [
+            [("kept", size - w.zeros), ("zero", w.zeros)]
+            for size, w in zip(sizes, self.weights, strict=True)
+        ]
         return [
-            Table("", columns, rows, importance=sizes),
+            Table("", columns, rows, importance=sizes, bars=bars),
             Table("tried", ["allocation", ">relative error", ""], tried),
             Table("left alone", ["weight", "shape", "why"], left),
         ]
+
+    def figures(self) -> list[tuple[str, str, str]]:
+        """The sparsity, and the error of the outputs."""
+        zeros = sum(w.zeros for w in self.weights)
+        size = sum(math.prod(w.shape) for w in self.weights)
+        shown = [(f"{self.sparsity:.1%}", "zeros", f"{zeros:,.0f} of {size:,} pruned weights")]
+        if self.relative_error is not None:
+            detail = "of the outputs on held-out samples; 0 is equal, 1 is useless"
+            shown.append((f"{self.relative_error:.2g}", "relative error", detail))
+        return shown
+
+    def charts(self) -> list[str]:
+        """The mask of the largest weight."""
+        return [summarize(self.model).picture]
+
+    def next_steps(self) -> dict[str, str]:
+        """How to train on, and how to store the zeros."""
+        return {
+            "Train on, with the zeros kept:": "model.fit(..., callbacks=[kp.KeepZeros()])",
+            **summarize(self.model).next_steps(),
+        }
 
     def notes(self) -> list[str]:
         """What was not pruned as asked, what a large error means, what embeddings cost."""

@@ -1,6 +1,8 @@
-"""HTML pages that need nothing else: tables, and charts in HTML and SVG, in light and dark."""
+"""HTML pages that need nothing else: figures, bars, curves, masks and tables, light and dark."""
 
+import functools
 import html
+import importlib.resources
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,69 +14,8 @@ from keras_pruner.reporting.tables import Table
 
 History = Any  # `keras.callbacks.History`, or its dict: a name -> one number for each epoch
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --card: #f5f7f9; --ink: #1f2328; --soft: #5f6975;
-        --rule: #d5dae0; --first: #0a63c9; --second: #b1500c; --zero: #dbe3ec; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14171b; --card: #1d2127; --ink: #e3e7ec; --soft: #98a2ae; --rule: #353c45;
-          --first: #6cb0ff; --second: #f2a15f; --zero: #333c47; } }
-* { box-sizing: border-box; }
-body { max-width: 60rem; margin: 0 auto; padding: 2rem 1.2rem; background: var(--paper);
-       color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1.5rem; overflow-wrap: anywhere; }
-h2, caption { font-size: 1.05rem; font-weight: 600; text-align: left; margin: 0;
-              padding: 0 0 .6rem; }
-section, .wide { margin: 0 0 2.2rem; }
-p { margin: 0 0 .8rem; color: var(--soft); overflow-wrap: anywhere; }
-.figures { display: grid; gap: .8rem;
-           grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
-.figures div { background: var(--card); border-radius: .6rem; padding: 1rem 1.1rem; }
-.figures strong { display: block; font-size: 2.2rem; line-height: 1.15; font-weight: 650;
-                  color: var(--first); }
-.figures small { display: block; color: var(--soft); }
-.bars { display: grid; grid-template-columns: minmax(6rem, 15rem) 1fr auto; gap: .3rem .9rem;
-        align-items: center; font-size: .93rem; }
-.bars .name { overflow-wrap: anywhere; line-height: 1.3; }
-.bars .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.track { display: flex; flex-direction: column; gap: 3px; }
-.fill { display: flex; height: .8rem; min-width: 2px; border-radius: 2px; overflow: hidden;
-        background: var(--first); }
-.fill.before { background: var(--soft); }
-.fill.zero { background: var(--zero); }
-.fill.zero span { background: var(--first); }
-.key { font-size: .9rem; }
-.key i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px;
-         margin: 0 .35rem 0 0; vertical-align: -1px; background: var(--first); }
-.key i.before { background: var(--soft); }
-.key i.zero { background: var(--zero); }
-.key span { margin-right: 1.1rem; }
-.curve { display: grid; grid-template-columns: auto 1fr; gap: .2rem .5rem; font-size: .85rem;
-         color: var(--soft); margin: 0 0 1.2rem; font-variant-numeric: tabular-nums; }
-.curve .heading { grid-column: 1 / 3; color: var(--ink); font-weight: 500; }
-.curve .ends { display: flex; flex-direction: column; justify-content: space-between;
-               text-align: right; }
-.curve .steps { grid-column: 2; display: flex; justify-content: space-between; }
-.curve svg { width: 100%; height: 9rem; overflow: visible; border-bottom: 1px solid var(--rule);
-             border-left: 1px solid var(--rule); }
-path { fill: none; stroke: var(--second); stroke-width: 2; vector-effect: non-scaling-stroke;
-       stroke-linecap: round; stroke-linejoin: round; }
-path.points { stroke-width: 6; }
-path.sparsity { stroke: var(--first); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left;
-         font-size: .93rem; vertical-align: top; }
-td { overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
-tbody.totals td { font-weight: 600; }
-@media (max-width: 36rem) {
-  body { padding: 1.2rem .8rem; }
-  .bars { grid-template-columns: 1fr auto; }
-  .bars .name { grid-column: 1 / 3; margin-top: .35rem; }
-  th, td { padding-right: .5rem; font-size: .85rem; } }
-@media print { body { max-width: none; } section { break-inside: avoid; } }
-"""
+KINDS = {"kept": "kept", "zero": "zero", "removed": "removed"}
+"""The parts that a bar of a table may have -> their names in its key."""
 
 # A notebook brings its own colours and tables.
 _CELL = ".kp-report th, .kp-report td { text-align: left } .kp-report .number { text-align: right }"
@@ -86,10 +27,15 @@ def document(title: str, parts: Iterable[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
+        f"<title>{name}</title>\n<style>{_style()}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+@functools.cache
+def _style() -> str:
+    return importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
 def cell(parts: Iterable[str]) -> str:
@@ -98,22 +44,102 @@ def cell(parts: Iterable[str]) -> str:
     return f'<style>{_CELL}</style>\n<div class="kp-report">\n{content}\n</div>'
 
 
-def table(shown: Table, limit: int | None = None) -> str:
-    """A table, of `limit` rows at most."""
+# ---------------------------------------------------------------------- tables and text
+
+
+def table(shown: Table, limit: int | None = None, *, bars: bool = True) -> str:
+    """A table, of `limit` rows at most; `bars`: with the bars of its rows."""
+    numbers = shown.most_important(limit)
+    drawn = _table_bars(shown, numbers) if bars and shown.bars else []
+    heads = [column.removeprefix(">") for column in shown.columns]
     right = [column.startswith(">") for column in shown.columns]
-    heads = _cells("th", [column.removeprefix(">") for column in shown.columns], right)
-    totals = _rows(shown.totals, right)
-    caption = f"<caption>{html.escape(shown.title)}</caption>" if shown.title else ""
+    totals = [_row(row, heads, right, "" if drawn else None) for row in shown.totals]
+    rows = [
+        _row(shown.rows[number], heads, right, drawn[i] if drawn else None)
+        for i, number in enumerate(numbers)
+    ]
+    title = f"<caption>{html.escape(shown.title)}</caption>" if shown.title else ""
+    body = _body("totals", totals) + _body("", rows)
+    head = _head(heads, right, with_bars=bool(drawn))
     return (
-        f'<div class="wide"><table>{caption}\n<thead><tr>{heads}</tr></thead>\n'
-        + (f'<tbody class="totals">\n{totals}\n</tbody>\n' if totals else "")
-        + f"<tbody>\n{_rows(shown.most_important(limit), right)}\n</tbody></table></div>"
+        f'<div class="table">{_bar_key(shown, drawn)}<table>{title}\n{head}\n{body}</table></div>'
     )
 
 
 def note(text: str) -> str:
     """A paragraph."""
     return f"<p>{html.escape(text)}</p>" if text else ""
+
+
+def steps(title: str, commands: Mapping[str, str]) -> str:
+    """What to do next: for each purpose a command."""
+    items = [
+        f"<li>{html.escape(purpose)}<code>{html.escape(command)}</code></li>"
+        for purpose, command in commands.items()
+    ]
+    return _section(title, f"<ul>{''.join(items)}</ul>") if items else ""
+
+
+def _head(heads: Sequence[str], right: Sequence[bool], *, with_bars: bool) -> str:
+    cells = [
+        f"<th{_class('number' if is_right else '')}>{html.escape(head)}</th>"
+        for head, is_right in zip(heads, right, strict=True)
+    ]
+    if with_bars:
+        cells.insert(1, "<th></th>")
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
+
+
+def _row(
+    values: Sequence[object], heads: Sequence[str], right: Sequence[bool], bar: str | None
+) -> str:
+    """A row; on a narrow page its cells stand below each other, each with its label."""
+    cells = [
+        f'<td{_class("number" if is_right else "")} data-label="{html.escape(head if i else "")}">'
+        f"{_breakable(str(value))}</td>"
+        for i, (value, head, is_right) in enumerate(zip(values, heads, right, strict=True))
+    ]
+    if bar is not None:
+        cells.insert(1, f'<td class="bar">{bar}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _body(name: str, rows: Sequence[str]) -> str:
+    return f"<tbody{_class(name)}>\n{chr(10).join(rows)}\n</tbody>\n" if rows else ""
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
+
+
+def _breakable(text: str) -> str:
+    """A name that may be broken after its slashes and underscores."""
+    return html.escape(text).replace("/", "/<wbr>").replace("_", "_<wbr>")
+
+
+def _table_bars(shown: Table, numbers: Sequence[int]) -> list[str]:
+    """The bars of these rows; the longest of the whole table fills its cell."""
+    totals = [sum(number for _, number in parts) for parts in shown.bars]
+    largest = max(totals, default=0) or 1
+    found = []
+    for i in numbers:
+        whole = totals[i] or 1
+        parts = "".join(
+            f'<span class="{kind}" style="width:{100 * number / whole:.2f}%"></span>'
+            for kind, number in shown.bars[i]
+        )
+        width = 100 * totals[i] / largest
+        found.append(f'<span class="fill" style="width:{width:.2f}%">{parts}</span>')
+    return found
+
+
+def _bar_key(shown: Table, drawn: Sequence[str]) -> str:
+    present = {kind for parts in shown.bars for kind, number in parts if number}
+    kinds = [(kind, name) for kind, name in KINDS.items() if kind in present]
+    return _key(*kinds) if drawn and kinds else ""
+
+
+# ---------------------------------------------------------------------- figures and bars
 
 
 def figures(values: Iterable[tuple[str, str, str]]) -> str:
@@ -127,7 +153,11 @@ def figures(values: Iterable[tuple[str, str, str]]) -> str:
 
 
 def pairs(
-    title: str, unit: str, sides: tuple[str, str], values: Sequence[tuple[str, float, float]]
+    title: str,
+    unit: str,
+    sides: tuple[str, str],
+    values: Sequence[tuple[str, float, float]],
+    sentence: str = "",
 ) -> str:
     """Two horizontal bars for each name, one for each side, with their numbers.
 
@@ -136,54 +166,89 @@ def pairs(
         unit: of the numbers.
         sides: the names of the two sides; the first is drawn grey.
         values: (name, number of the first side, number of the second).
+        sentence: what the bars show.
     """
     largest = max((number for _, *both in values for number in both), default=0.0) or 1.0
     rows = []
     for name, before, after in values:
-        fills = _fill("before", before / largest) + _fill("", after / largest)
-        numbers = f"{before:.3g}<br>{after:.3g}"
-        rows.append(_bar(name, fills, numbers))
-    key = _key(("before", sides[0]), ("", sides[1]))
-    return _section(title, f"{key}{_bars(f'{title}, {unit}', rows)}{note(f'In {unit}.')}")
+        fills = _fill("before", before / largest) + _fill("kept", after / largest)
+        rows.append(
+            f'<span class="name">{_breakable(name)}</span><span class="track">{fills}</span>'
+            f'<span class="value">{before:.3g}<br>{after:.3g}</span>'
+        )
+    key = _key(("before", sides[0]), ("kept", f"{sides[1]} ({unit})"))
+    label = html.escape(f"{title}, {unit}")
+    bars = f'<div class="bars" role="group" aria-label="{label}">{"".join(rows)}</div>'
+    return _section(title, f"{note(sentence)}{key}{bars}")
 
 
-def layers(title: str, weights: Sequence[tuple[str, int, int]]) -> str:
-    """One bar for each weight, as wide as its number of entries; the zeros are drawn lighter.
+def _fill(kind: str, share: float) -> str:
+    return f'<span class="fill {kind}" style="width:{100 * share:.2f}%"></span>'
+
+
+def _key(*entries: tuple[str, str]) -> str:
+    shown = "".join(
+        f'<span><i class="{kind}"></i>{html.escape(name)}</span>' for kind, name in entries
+    )
+    return f'<p class="key">{shown}</p>'
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
+
+
+# ---------------------------------------------------------------------- masks
+
+_SHOWN = (64, 128)  # rows and columns of a kernel that a picture shows at most
+
+
+def mask(path: str, values: np.ndarray) -> str:
+    """A picture of a corner of a kernel: the entries that are kept, one square each.
 
     Args:
-        title: the heading.
-        weights: (name, number of entries, number of zeros).
+        path: the name of the kernel.
+        values: its values; the last axis is drawn downwards, the others across.
     """
-    largest = max((size for _, size, _ in weights), default=0) or 1
-    rows = []
-    for name, size, zeros in weights:
-        kept = 1 - zeros / size if size else 0.0
-        inner = f'<span style="width:{100 * kept:.2f}%"></span>'
-        share = f"{zeros / size:.4f}" if size else "-"
-        rows.append(_bar(name, _fill("zero", size / largest, inner), f"{share} of {size:,}"))
-    key = _key(("", "kept"), ("zero", "zero"))
-    return _section(title, f"{key}{_bars(f'{title}: sparsity and number of weights', rows)}")
+    units = np.asarray(values).reshape(-1, values.shape[-1]).T != 0
+    corner = units[: _SHOWN[0], : _SHOWN[1]]
+    height, width = corner.shape
+    rects = "".join(
+        f"M{start} {row}h{end - start}v1H{start}z"
+        for row, kept in enumerate(corner)
+        for start, end in _runs(kept)
+    )
+    whole = "" if corner.shape == units.shape else f" of {units.shape[0]:,} by {units.shape[1]:,}"
+    sentence = f"{path}: {height} outputs (down) by {width} inputs (across){whole}."
+    label = html.escape(f"{sentence} {np.count_nonzero(corner) / corner.size:.0%} are kept.")
+    picture = (
+        f'<svg class="mask" viewBox="0 0 {width} {height}" preserveAspectRatio="xMinYMin" '
+        f'role="img" aria-label="{label}"><path d="{rects}"/></svg>'
+    )
+    key = _key(("kept", "kept"), ("zero", "zero"))
+    return _section("The largest kernel", f"{note(sentence)}{key}{picture}")
+
+
+def _runs(kept: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs of True begin and end."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], kept, [False]))))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+# ---------------------------------------------------------------------- training
 
 
 def training(history: History) -> list[str]:
-    """The sparsity and the validation metrics of a history, epoch by epoch; [] without any."""
-    drawn = curves(history)
-    return [lines("While training", "epoch", drawn)] if drawn else []
-
-
-def lines(title: str, step: str, values: Mapping[str, Sequence[float]]) -> str:
-    """Curves over steps, each in a panel of its own.
-
-    A curve with fewer values than the longest has no value for every step, and a history does
-    not say for which (`validation_freq`): its panel counts the values, and its heading says so.
-    """
-    longest = max(map(len, values.values()))
-    panels = []
-    for name, points in values.items():
-        is_short = len(points) < longest
-        heading = f"{name}, {len(points)} values over {longest} {step}s" if is_short else name
-        panels.append(_curve(name, heading, "value" if is_short else step, points))
-    return _section(title, "".join(panels))
+    """The metrics of a history over the sparsity, epoch by epoch; [] without any."""
+    found = curves(history)
+    sparsity = found.pop("sparsity", [])
+    if not found and not sparsity:
+        return []
+    drawn = found or {"sparsity": sparsity}
+    longest = max(map(len, [*drawn.values(), sparsity]))
+    panels = [
+        _curve(name, points, sparsity if found else [], longest) for name, points in drawn.items()
+    ]
+    return [_section("While training", "".join(panels))]
 
 
 def curves(history: History) -> dict[str, list[float]]:
@@ -209,63 +274,49 @@ def numbers(name: str, value: Any) -> list[tuple[str, float]]:
     return [(f"{name}{list(at)}", float(array[at])) for at in np.ndindex(array.shape)]
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
+def _curve(name: str, points: Sequence[float], sparsity: Sequence[float], longest: int) -> str:
+    """A panel: a metric as a line over the sparsity as an area, which its text does not stretch.
 
-
-def _rows(rows: Iterable[Sequence[object]], right: Sequence[bool]) -> str:
-    return "\n".join(f"<tr>{_cells('td', row, right)}</tr>" for row in rows)
-
-
-def _cells(tag: str, values: Sequence[object], right: Sequence[bool]) -> str:
-    return "".join(
-        f'<{tag} class="number">{html.escape(str(value))}</{tag}>'
-        if is_right
-        else f"<{tag}>{html.escape(str(value))}</{tag}>"
-        for value, is_right in zip(values, right, strict=True)
-    )
-
-
-def _bars(label: str, rows: Sequence[str]) -> str:
-    return f'<div class="bars" role="group" aria-label="{html.escape(label)}">{"".join(rows)}</div>'
-
-
-def _bar(name: str, fills: str, value: str) -> str:
+    A metric with fewer values than there are epochs has no value for every epoch, and a history
+    does not say for which (`validation_freq`): its panel counts the values, without sparsity.
+    """
+    is_short = len(points) < longest
+    low, high = _range(points)
+    places = _places(points, low, high)
+    joined = "L".join(f"{x:.2f} {y:.2f}" for x, y in places)
+    dots = "".join(f"M{x:.2f} {y:.2f}h0" for x, y in places)
+    area = _area(sparsity) if len(sparsity) == len(points) > 1 else ""
+    key = [("curved", f"{name}: {points[-1]:.4g} at the end")]
+    key += [("zero", f"sparsity: {sparsity[-1]:.4g} at the end")] if area else []
+    count = f", {len(points)} values over {longest} epochs" if is_short else ""
+    label = html.escape(f"{name}{count}: from {points[0]:.4g} to {points[-1]:.4g}")
+    right = '<span class="ends"><span>1</span><span>0</span></span>' if area else "<span></span>"
     return (
-        f'<span class="name">{html.escape(name)}</span><span class="track">{fills}</span>'
-        f'<span class="value">{value}</span>'
+        f'{_key(*key)}<div class="curve">'
+        f'<span class="ends left"><span>{high:.4g}</span><span>{low:.4g}</span></span>'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'{area}<path d="M{joined}"/><path class="points" d="{dots}"/></svg>{right}'
+        f'<span class="steps"><span>{"value" if is_short else "epoch"} 1</span>'
+        f"<span>{html.escape(count.removeprefix(', ')) or len(points)}</span></span></div>"
     )
 
 
-def _fill(kind: str, share: float, inner: str = "") -> str:
-    name = f"fill {kind}".strip()
-    return f'<span class="{name}" style="width:{100 * share:.2f}%">{inner}</span>'
-
-
-def _key(*entries: tuple[str, str]) -> str:
-    shown = "".join(
-        f'<span><i class="{kind}"></i>{html.escape(name)}</span>' for kind, name in entries
-    )
-    return f'<p class="key">{shown}</p>'
-
-
-def _curve(name: str, heading: str, step: str, points: Sequence[float]) -> str:
-    """A panel: the curve is stretched to its place, its text is not."""
+def _range(points: Sequence[float]) -> tuple[float, float]:
     finite = [value for value in points if math.isfinite(value)] or [0.0]
-    low, high = min(finite), max(finite)
-    places = [
+    return min(finite), max(finite)
+
+
+def _places(points: Sequence[float], low: float, high: float) -> list[tuple[float, float]]:
+    """Where the finite points are in a square of 100, with a margin above and below."""
+    return [
         (100 * i / max(1, len(points) - 1), 95 - 90 * (value - low) / ((high - low) or 1.0))
         for i, value in enumerate(points)
         if math.isfinite(value)
     ]
-    joined = "L".join(f"{x:.2f} {y:.2f}" for x, y in places)
-    dots = "".join(f"M{x:.2f} {y:.2f}h0" for x, y in places)
-    kind = " sparsity" if name == "sparsity" else ""
-    label = html.escape(f"{heading}: from {points[0]:.4g} to {points[-1]:.4g}")
-    return (
-        f'<div class="curve"><span class="heading">{html.escape(heading)}: {points[-1]:.4g}</span>'
-        f'<span class="ends"><span>{high:.4g}</span><span>{low:.4g}</span></span>'
-        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<path class="line{kind}" d="M{joined}"/><path class="points{kind}" d="{dots}"/></svg>'
-        f'<span class="steps"><span>{step} 1</span><span>{len(points)}</span></span></div>'
-    )
+
+
+def _area(sparsity: Sequence[float]) -> str:
+    """The sparsity, from 0 at the bottom to 1 at the top."""
+    step = 100 / (len(sparsity) - 1)
+    line = "L".join(f"{step * i:.2f} {100 - 100 * value:.2f}" for i, value in enumerate(sparsity))
+    return f'<path class="area" d="M0 100L{line}L100 100Z"/>'

@@ -20,9 +20,9 @@ _MORE = "{count:,} more: print(report.full())"
 class Report:
     """A result that prints as tables; the base of every class in `kp.reports`.
 
-    A subclass is a frozen dataclass and defines `headline` and `tables`; `notes` and `charts`
-    add to them. Its public fields and properties are its data; a field that the `repr` leaves out
-    (`field(repr=False)`), such as a model, is no data.
+    A subclass is a frozen dataclass and defines `headline` and `tables`; `notes`, `figures`,
+    `charts` and `next_steps` add to them. Its public fields and properties are its data; a field
+    that the `repr` leaves out (`field(repr=False)`), such as a model, is no data.
 
     Example:
         >>> import dataclasses
@@ -58,9 +58,17 @@ class Report:
         """Sentences printed after the tables."""
         return ()
 
+    def figures(self) -> Sequence[tuple[str, str, str]]:
+        """The large numbers at the top of the page: number, label, a line of detail."""
+        return ()
+
     def charts(self) -> Sequence[str]:
         """HTML elements that the page shows before the tables, made with `reporting.html`."""
         return ()
+
+    def next_steps(self) -> Mapping[str, str]:
+        """What to do next, for the page: a purpose -> a command or a line of Python."""
+        return {}
 
     def __str__(self) -> str:
         return self._text(_ROWS, terminal_width())
@@ -90,9 +98,10 @@ class Report:
         Returns:
             The text of the page.
         """
-        parts = [*self.charts(), *html.training(history)]
+        parts = [html.figures(self.figures()), *html.training(history), *self.charts()]
         parts += [html.table(table) for table in self._filled()]
-        page = html.document(self.headline(), [*parts, *map(html.note, self.notes())])
+        parts += map(html.note, self.notes())
+        page = html.document(self.headline(), [*parts, html.steps("Next", self.next_steps())])
         if path is not None:
             Path(path).write_text(page, encoding="utf-8")
         return page
@@ -100,7 +109,7 @@ class Report:
     def _repr_html_(self) -> str:
         parts = [html.note(self.headline())]
         for table in self._filled():
-            parts.append(html.table(table, limit=_ROWS))
+            parts.append(html.table(table, limit=_ROWS, bars=False))
             parts += map(html.note, _more(table))
         return html.cell([*parts, *map(html.note, self.notes())])
 

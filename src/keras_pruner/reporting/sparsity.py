@@ -64,6 +64,7 @@ class SparsityReport(Report):
     Attributes:
         model: the model's name.
         weights: each weight once, in the order of the model's layers.
+        picture: the mask of the largest prunable weight, drawn as HTML; empty if it has no zero.
 
     Example:
         >>> import keras, keras_pruner as kp
@@ -82,6 +83,7 @@ class SparsityReport(Report):
 
     model: str
     weights: tuple[Weight, ...]
+    picture: str = dataclasses.field(default="", repr=False, compare=False)
 
     @property
     def prunable(self) -> Count:
@@ -109,12 +111,28 @@ class SparsityReport(Report):
                 [(weight.path, weight.shape, *_cells(weight)) for weight in self.weights],
                 [(name, "", *_cells(total)) for name, total in totals.items()],
                 [weight.size for weight in self.weights],
+                [bar(weight) for weight in self.weights],
             )
         ]
 
+    def figures(self) -> list[tuple[str, str, str]]:
+        """The sparsity."""
+        found = self.prunable
+        zeros = f"{found.zeros:,} of {found.size:,} prunable weights"
+        return [(f"{found.sparsity:.1%}", "zeros", zeros)] if found.size else []
+
     def charts(self) -> list[str]:
-        """A bar for each prunable weight."""
-        return layer_chart(self.weights)
+        """The mask of the largest weight."""
+        return [self.picture]
+
+    def next_steps(self) -> dict[str, str]:
+        """How to store the zeros, and what they bring on a runtime."""
+        if not self.prunable.zeros:
+            return {"Prune while training:": "model.fit(..., callbacks=[kp.GradualPruning(0.8)])"}
+        return {
+            "Save it; plain Keras opens the file:": 'kp.save_compressed(model, "small.keras")',
+            "See what the zeros bring where it runs:": "print(kp.advise(model))",
+        }
 
 
 def share(counted: Weight | Count) -> str:
@@ -122,10 +140,9 @@ def share(counted: Weight | Count) -> str:
     return f"{counted.sparsity:.4f}" if counted.size else "-"
 
 
-def layer_chart(weights: Sequence[Weight]) -> list[str]:
-    """The zeros of the prunable weights as HTML; [] if there are none."""
-    bars = [(weight.path, weight.size, weight.zeros) for weight in weights if weight.prunable]
-    return [html.layers("Sparsity by layer", bars)] if bars else []
+def bar(weight: Weight) -> list[tuple[str, float]]:
+    """The kept entries and the zeros, as the bar of a table's row."""
+    return [("kept", weight.size - weight.zeros), ("zero", weight.zeros)]
 
 
 def summarize(model: keras.Model) -> SparsityReport:
@@ -149,18 +166,19 @@ def summarize(model: keras.Model) -> SparsityReport:
         (8, 0.5, 10)
     """
     check_model(model)
-    weights = []
+    weights, largest, picture = [], 0, ""
     for owned in weights_of(model):
         values = np.asarray(keras.ops.convert_to_numpy(owned.variable.value))
-        weights.append(
-            Weight(
-                path=owned.path,
-                shape=tuple(values.shape),
-                zeros=int(values.size - np.count_nonzero(values)),
-                prunable=not owned.reason(by_default=True),
-            )
+        weight = Weight(
+            path=owned.path,
+            shape=tuple(values.shape),
+            zeros=int(values.size - np.count_nonzero(values)),
+            prunable=not owned.reason(by_default=True),
         )
-    return SparsityReport(model.name, tuple(weights))
+        weights.append(weight)
+        if weight.prunable and weight.zeros and weight.size > largest:
+            largest, picture = weight.size, html.mask(weight.path, values)
+    return SparsityReport(model.name, tuple(weights), picture)
 
 
 def _cells(counted: Weight | Count) -> tuple[str, str, str]:

@@ -24,6 +24,8 @@ class Table:
         totals: rows about the whole, shown before the others.
         importance: one number for each row. A short table shows the rows with the highest;
             without it, the first rows.
+        bars: one bar for each row, drawn on HTML pages only: its parts as (kind, number), where
+            the kind is "kept", "zero" or "removed".
     """
 
     title: str
@@ -31,14 +33,15 @@ class Table:
     rows: Sequence[Sequence[object]]
     totals: Sequence[Sequence[object]] = ()
     importance: Sequence[float] = ()
+    bars: Sequence[Sequence[tuple[str, float]]] = ()
 
-    def most_important(self, limit: int | None) -> list[Sequence[object]]:
-        """At most `limit` rows, in the table's order; None: all."""
+    def most_important(self, limit: int | None) -> list[int]:
+        """The numbers of at most `limit` rows, in the table's order; None: all."""
         every = range(len(self.rows))
         if limit is None or len(self.rows) <= limit:
-            return list(self.rows)
+            return list(every)
         order = sorted(every, key=lambda i: -self.importance[i]) if self.importance else every
-        return [self.rows[i] for i in sorted(order[:limit])]
+        return sorted(order[:limit])
 
     def text(self, limit: int | None = None, width: int | None = None) -> str:
         """The table as lines of text.
@@ -55,7 +58,7 @@ class Table:
               dense/kernel      6
               head/kernel       2
         """
-        rows = self.most_important(limit)
+        rows = [self.rows[i] for i in self.most_important(limit)]
         right = [column.startswith(">") for column in self.columns]
         cells = [
             [encodable(str(cell).replace("\n", " ")) for cell in row]
