@@ -283,7 +283,7 @@ def compare(
     with show_progress("comparing", shown=progress) as announce:
         announce("loading")
         models = [_loaded(one, compile=data is not None) for one in given]
-        names = names or [_name(one) for one in given]
+        names = names or _names(given)
         announce("evaluating")
         scores = [{}, {}] if data is None else _scores(models, data)
         sides = []
@@ -354,8 +354,12 @@ def _is_empty(inputs: Any) -> bool:
     return 0 in tuple(getattr(inputs, "shape", ()))[:1]
 
 
-def _name(model: Any) -> str:
-    return str(model) if isinstance(model, str | os.PathLike) else model.name
+def _names(given: Sequence[Any]) -> list[str]:
+    """The names of models and files, without the folders where this tells them apart."""
+    is_path = [isinstance(one, str | os.PathLike) for one in given]
+    full = [str(one) if path else one.name for one, path in zip(given, is_path, strict=True)]
+    short = [Path(name).name if path else name for name, path in zip(full, is_path, strict=True)]
+    return full if short[0] == short[1] else short
 
 
 def _loaded(model: Any, *, compile: bool) -> keras.Model:
