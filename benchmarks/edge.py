@@ -1,20 +1,33 @@
-"""What zeros are worth on Arm Ethos-U NPUs, by the estimate of Arm's compiler; prints ratios.
+"""What zeros are worth on microcontrollers, NPUs and servers; prints ratios.
 
-    KERAS_BACKEND=tensorflow python benchmarks/edge.py
-    KERAS_BACKEND=tensorflow python benchmarks/edge.py --networks resnet --zeros 0.8 2:4
+    KERAS_BACKEND=tensorflow python benchmarks/edge.py integers --files DIR
+    KERAS_BACKEND=tensorflow python benchmarks/edge.py npu --files DIR
+    KERAS_BACKEND=tensorflow python benchmarks/edge.py advice
+    KERAS_BACKEND=tensorflow python benchmarks/edge.py micro --files DIR
+    KERAS_BACKEND=torch python benchmarks/edge.py products
+    KERAS_BACKEND=torch python benchmarks/edge.py servers --files DIR
 
-Every network is exported with int8 weights and activations, dense and pruned (random weights, so
-sizes and estimated times only), and compiled by Vela with its default system configuration.
-Needs the extras tensorflow, litert and ethos-u.
+- integers: accuracy of float32 and of files of int8, operators on the NPU, zeros in model and file;
+- npu: dense beside pruned by the estimate of Arm's compiler, in its default configuration;
+- advice: `kp.advise` from shapes beside that estimate;
+- micro: flash, arena and time in TensorFlow Lite Micro, also with 64 kB of RAM;
+- products: PyTorch's sparse product beside the fastest dense form;
+- servers: whole trained models on PyTorch, end to end.
+
+Trained networks come from `edge_networks.py`, which keeps them in --files and reads --speech and
+--fashion. Needs the extras tensorflow, litert, ethos-u and tflm.
 """
 
 import argparse
 import os
+import statistics
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import edge_networks
 import keras
 import numpy as np
 
@@ -22,97 +35,224 @@ import keras_pruner as kp
 
 L = keras.layers
 CONFIGURATIONS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
+INTEGERS = {"weights": "int8", "activations": "int8", "progress": False}
+TRAINED = ("mobilenet", "ds_cnn_s", "ds_cnn_l", "mnist_cnn", "resnet")
 
 
-def resnet():
-    """A small ResNet over 32x32 images, 1.2 M weights."""
-    image = keras.Input((32, 32, 3))
-    x = L.Conv2D(32, 3, padding="same", activation="relu")(image)
-    for filters, strides in ((32, 1), (64, 2), (128, 2), (256, 2)):
-        y = L.Conv2D(filters, 3, strides=strides, padding="same", activation="relu")(x)
-        y = L.Conv2D(filters, 3, padding="same")(y)
-        x = L.ReLU()(L.Add()([L.Conv2D(filters, 1, strides=strides)(x), y]))
-    return keras.Model(image, L.Dense(10)(L.GlobalAveragePooling2D()(x)))
-
-
-def mobilenet():
-    """MobileNetV1 0.25 over 96x96 images."""
-    return keras.applications.MobileNet(
-        weights=None, input_shape=(96, 96, 3), alpha=0.25, classes=10, classifier_activation=None
-    )
-
-
-def ds_cnn():
-    """DS-CNN-L of keyword spotting: 276 channels, 49x10 features."""
-    features = keras.Input((49, 10, 1))
-    x = L.Conv2D(276, (10, 4), strides=2, padding="same", activation="relu")(features)
-    for strides in (2, 1, 1, 1, 1):
-        x = L.DepthwiseConv2D(3, strides=strides, padding="same", activation="relu")(x)
-        x = L.Conv2D(276, 1, activation="relu")(x)
-    return keras.Model(features, L.Dense(12)(L.GlobalAveragePooling2D()(x)))
-
-
-def mnist_cnn():
-    """A CNN for digits, most of whose weights are in a Dense layer."""
-    layers = [
-        L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Conv2D(32, 3, activation="relu"),
-        L.MaxPooling2D(), L.Flatten(), L.Dense(128, activation="relu"), L.Dense(10),
-    ]  # fmt: skip
-    return keras.Sequential([keras.Input((28, 28, 1)), *layers])
-
-
-def mlp():
+def dense_stack():
     """Dense layers alone."""
-    return keras.Sequential(
-        [keras.Input((256,)), *(L.Dense(512, activation="relu") for _ in range(3)), L.Dense(10)]
+    layers = [*(L.Dense(512, activation="relu") for _ in range(3)), L.Dense(10)]
+    return keras.Sequential([keras.Input((256,)), *layers])
+
+
+def mobilenet_v2():
+    """MobileNetV2 0.35 over 96x96 images."""
+    return keras.applications.MobileNetV2(
+        weights=None, input_shape=(96, 96, 3), alpha=0.35, classes=10, classifier_activation=None
     )
 
 
-NETWORKS = {f.__name__: f for f in (resnet, mobilenet, ds_cnn, mnist_cnn, mlp)}
-
-
-def export(build, zeros, path):
-    """Export one network with these zeros."""
-    keras.utils.set_random_seed(0)
-    model = build()
-    if ":" in zeros:
-        kept, group = map(int, zeros.split(":"))
-        kp.prune(model, pattern=kp.NM(kept, group))
-    elif float(zeros):
-        kp.prune(model, float(zeros), allocation="uniform")
-    samples = np.random.default_rng(0).normal(size=(20, *model.input_shape[1:])).astype("float32")
-    return kp.export_litert(
-        model, path, weights="int8", activations="int8", samples=samples, progress=False
+def densenet():
+    """DenseNet121 over 64x64 images."""
+    return keras.applications.DenseNet121(
+        weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
     )
+
+
+UNTRAINED = {"mobilenet_v2": mobilenet_v2, "densenet": densenet}
+
+
+def paths(options):
+    return {"files": options.files, "speech": options.speech, "fashion": options.fashion}
+
+
+def quantized_accuracy(path, x, y):
+    """Of a file with integers inside and outside, in LiteRT."""
+    from keras_pruner.litert import interpreter
+
+    runner = interpreter.load(path)
+    takes, gives = runner.get_input_details()[0], runner.get_output_details()[0]
+    right = 0
+    for sample, label in zip(x, y, strict=True):
+        runner.set_tensor(takes["index"], interpreter.quantize(sample[None], takes))
+        runner.invoke()
+        right += int(runner.get_tensor(gives["index"]).argmax() == label)
+    return right / len(y)
+
+
+def integers(options, scratch):
+    for name in options.networks or (*TRAINED, *UNTRAINED):
+        for zeros in ("0", "0.8") if name in TRAINED else ("0.8",):
+            if name in TRAINED:
+                model, (x, _, x_test, y_test) = edge_networks.trained(name, zeros, **paths(options))
+            else:
+                keras.utils.set_random_seed(0)
+                model = UNTRAINED[name]()
+                kp.prune(model, float(zeros))
+                x = np.random.default_rng(0).normal(size=(100, *model.input_shape[1:]))
+            path = scratch / "m.tflite"
+            done = kp.export_litert(model, path, samples=x[:100], tolerance=1.0, **INTEGERS)
+            npu = kp.litert.ethos_u(path, "ethos-u55-128").compiled
+            same = f"same class as float32 {done.same_largest:.4f}"
+            if name in TRAINED:
+                x_test, y_test = x_test[: options.samples], y_test[: options.samples]
+                exact = edge_networks.accuracy(model, x_test, y_test)
+                whole = quantized_accuracy(path, x_test, y_test)
+                same = (
+                    f"float32 {exact:.4f}, int8 {whole:.4f} on {len(y_test)} held-out samples, "
+                    f"{100 * (whole - exact):+.2f} points"
+                )
+            print(
+                f"{name:12} zeros {zeros:3} {same}; error {done.error:.3f}; on the NPU "
+                f"{len(npu.layers) - len(npu.on_cpu)} of {len(npu.layers)}; zeros "
+                f"{done.zeros[0]:,} in the model, {done.zeros[1]:,} in the file",
+                flush=True,
+            )
+
+
+def npu(options, scratch):
+    dense, pruned = scratch / "dense.tflite", scratch / "pruned.tflite"
+    for name in options.networks or TRAINED:
+        for zeros in options.zeros or (
+            ("0.8", "0.9", "2:4") if name == "resnet" else ("0.8", "0.9")
+        ):
+            files = []
+            for each, path in (("0", dense), (zeros, pruned)):
+                model, (x, _, x_test, y_test) = edge_networks.trained(name, each, **paths(options))
+                kp.export_litert(model, path, samples=x[:100], tolerance=1.0, **INTEGERS)
+                count = options.samples
+                files.append(quantized_accuracy(path, x_test[:count], y_test[:count]))
+            for accelerator in CONFIGURATIONS:
+                found = kp.litert.ethos_u(pruned, accelerator, dense=dense)
+                print(
+                    f"{name:10} {zeros:4} {accelerator:14} estimated time {found.speedup:.2f}x, "
+                    f"file {found.dense.size / found.compiled.size:.2f}x, flash "
+                    f"{found.dense.flash / max(1, found.compiled.flash):.2f}x; int8 accuracy "
+                    f"{files[0]:.4f} -> {files[1]:.4f}",
+                    flush=True,
+                )
+
+
+def advice(options, scratch):
+    networks = {n: edge_networks.NETWORKS[n].build for n in TRAINED}
+    networks |= {"mobilenet_v2": mobilenet_v2, "dense_stack": dense_stack}
+    worst = 1.0
+    for name in options.networks or networks:
+        keras.utils.set_random_seed(0)
+        model = networks[name]()
+        weights = model.get_weights()
+        x = np.random.default_rng(0).normal(size=(10, *model.input_shape[1:]))
+        kp.export_litert(model, scratch / "0.tflite", samples=x, tolerance=10.0, **INTEGERS)
+        for zeros in ("0.8", "0.9", "2:4"):
+            model.set_weights(weights)
+            pattern = kp.NM(2, 4) if zeros == "2:4" else kp.Unstructured()
+            sparsity = 0.5 if zeros == "2:4" else float(zeros)
+            kp.prune(model, None if zeros == "2:4" else sparsity, pattern=pattern,
+                     allocation=None if zeros == "2:4" else "uniform")  # fmt: skip
+            path = scratch / "pruned.tflite"
+            kp.export_litert(model, path, samples=x, tolerance=10.0, **INTEGERS)
+            for accelerator in CONFIGURATIONS:
+                found = kp.litert.ethos_u(path, accelerator, dense=scratch / "0.tflite")
+                said = kp.advise(model, accelerator, sparsity=sparsity, pattern=pattern).speedup
+                worst = max(worst, said / found.speedup, found.speedup / said)
+                print(
+                    f"{name:12} {zeros:4} {accelerator:14} advised {said:.2f}x, compiler's "
+                    f"estimate {found.speedup:.2f}x, ratio {said / found.speedup:.2f}",
+                    flush=True,
+                )
+    print(f"largest ratio of the two: {worst:.2f}")
+
+
+def micro(options, scratch):
+    for name in options.networks or ("mnist_cnn", "ds_cnn_l", "ds_cnn_s"):
+        model, (x, *_) = edge_networks.trained(name, "0.9", **paths(options))
+        for ram in (None, 64_000):
+            path = scratch / "micro.tflite"
+            try:
+                done = kp.litert.export_micro(
+                    model, path, samples=x[:100], ram=ram, tolerance=1.0, progress=False
+                )
+            except ValueError as error:
+                print(f"{name:10} ram {ram}: {error}")
+                continue
+            encoded = sum(row.form != "plain" for row in done.weights)
+            print(
+                f"{name:10} zeros 0.9, ram {ram or 'free':6} flash {done.plain_flash:,} -> "
+                f"{done.flash:,}, {done.plain_flash / done.flash:.2f}x smaller; arena "
+                f"{done.plain_arena:,} -> {done.arena:,}; time {done.time_ratio:.2f}x; "
+                f"{encoded} of {len(done.weights)} weights encoded; outputs equal in every bit on "
+                f"{done.compared_on} samples",
+                flush=True,
+            )
+
+
+def products(options, _scratch):
+    from keras_pruner.litert.torch_kernels import time_products
+
+    cases = [{"form": "csr", "width": 1024, "rows": rows} for rows in (1, 8, 64, 512)]
+    cases += [{"form": "csr 1x1", "width": 256, "rows": 196}]
+    sparsities = [0.8, 0.9, 0.95]
+    job = {"cases": cases, "sparsities": sparsities, "seconds": options.seconds}
+    for case, times in zip(cases, time_products(job), strict=True):
+        row = ", ".join(f"{s:.0%} {1 / t:.2f}x" for s, t in zip(sparsities, times, strict=True))
+        print(f"{case['form']:8} {case['width']} wide, {case['rows']} rows: {row}", flush=True)
+
+
+def servers(options, _scratch):
+    import torch
+
+    torch.set_num_threads(1)
+    for name in options.networks or ("mlp", "encoder"):
+        dense, (*_, x, y) = edge_networks.trained(name, "0", **paths(options))
+        model, _ = edge_networks.trained(name, "0.9", **paths(options))
+        for batch in (1, 8, 64):
+            fast = kp.torch_cpu.sparse_inference(model, batch_size=batch, samples=x[:32])
+            advised = kp.advise(model, "torch-cpu", sparsity=0.9, batch_size=batch).speedup
+            calls = [model, fast.model, dense]
+            slow, quick, control = _medians(calls, torch.from_numpy(x[:batch]), options.seconds)
+            sides = (edge_networks.accuracy(each, x, y) for each in (dense, model, fast.model))
+            print(
+                f"{name:8} zeros 0.9, batch {batch:2}: {slow / quick:.2f}x (control "
+                f"{slow / control:.2f}x, advised {advised:.2f}x), "
+                f"{sum(r.is_sparse for r in fast.layers)} of {len(fast.layers)} kernels sparse; "
+                "accuracy dense {:.4f}, pruned {:.4f}, sparse {:.4f}".format(*sides),
+                flush=True,
+            )
+
+
+def _medians(models, inputs, seconds):
+    """Seconds of a call of each model, in turns."""
+    import torch
+
+    times = [[] for _ in models]
+    with torch.inference_mode():
+        end = time.perf_counter() + seconds * len(models)
+        while time.perf_counter() < end or len(times[0]) < 10:
+            for model, each in zip(models, times, strict=True):
+                start = time.thread_time()
+                model(inputs, training=False)
+                each.append(time.thread_time() - start)
+    return [statistics.median(each[2:]) for each in times]
+
+
+TABLES = {f.__name__: f for f in (integers, npu, advice, micro, products, servers)}
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--zeros", nargs="*", default=["0.8", "0.9", "2:4"])
-    parser.add_argument("--accelerators", nargs="*", default=CONFIGURATIONS)
-    arguments = parser.parse_args()
+    parser.add_argument("table", choices=list(TABLES))
+    parser.add_argument("--networks", nargs="*")
+    parser.add_argument("--zeros", nargs="*")
+    parser.add_argument("--samples", type=int, default=1000, help="to measure accuracy on")
+    parser.add_argument("--seconds", type=float, default=1.0, help="to time each case")
+    parser.add_argument("--files", default="edge-networks", help="where trained networks are kept")
+    parser.add_argument("--speech", help="fsdd.npz")
+    parser.add_argument("--fashion", help="directory of Fashion-MNIST's files")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        dense, pruned = Path(scratch, "dense.tflite"), Path(scratch, "pruned.tflite")
-        for name in arguments.networks:
-            export(NETWORKS[name], "0", dense)
-            for zeros in arguments.zeros:
-                done = export(NETWORKS[name], zeros, pruned)
-                in_model, in_file = done.zeros
-                for accelerator in arguments.accelerators:
-                    found = kp.litert.ethos_u(pruned, accelerator, dense=dense)
-                    total, compiled = len(found.compiled.layers), found.compiled
-                    print(
-                        f"{name:10} {zeros:4} {accelerator:14} estimated time "
-                        f"{found.dense.seconds / compiled.seconds:.2f}x, file "
-                        f"{found.dense.size / compiled.size:.2f}x, flash "
-                        f"{found.dense.flash / max(1, compiled.flash):.2f}x, on the NPU "
-                        f"{total - len(compiled.on_cpu)} of {total}; zeros {in_model:,} in the "
-                        f"model, {in_file:,} in the file; error {done.error:.3f}",
-                        flush=True,
-                    )
+        TABLES[options.table](options, Path(scratch))
 
 
 if __name__ == "__main__":

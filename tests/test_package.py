@@ -154,6 +154,7 @@ NAMESPACES = [
     "storage",
     "testing",
     "tfmot",
+    "torch_cpu",
 ]
 
 
@@ -213,6 +214,7 @@ def modules_with_examples():
 # What the examples of a module need beside a backend.
 EXTRAS = {
     "keras_pruner.litert": "ai_edge_litert",
+    "keras_pruner.litert.micro": "tflite_micro",
     "keras_pruner.litert.vela": "ethosu",
     "keras_pruner.testing": "ml_dtypes",
 }

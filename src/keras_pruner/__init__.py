@@ -2,7 +2,8 @@
 
 Most programs need only the names at the top. Everything else is in a namespace:
 `kp.callbacks`, `kp.schedules`, `kp.patterns`, `kp.criteria`, `kp.allocations`, `kp.channels`,
-`kp.oneshot`, `kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`.
+`kp.oneshot`, `kp.storage`, `kp.litert`, `kp.quantization`, `kp.reports`, `kp.testing`, `kp.tfmot`,
+`kp.torch_cpu`.
 """
 
 from keras_pruner import _import_keras  # isort: skip  # noqa: F401 - first, for its message
@@ -20,6 +21,7 @@ from keras_pruner import (
     storage,
     testing,
     tfmot,
+    torch_cpu,
 )
 from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.compare import compare
@@ -73,6 +75,7 @@ __all__ = [
     "summarize",
     "testing",
     "tfmot",
+    "torch_cpu",
 ]
 
 

@@ -9,16 +9,18 @@ from keras_pruner.litert.advise import Advice
 from keras_pruner.litert.export import Export
 from keras_pruner.litert.inspection import Contents
 from keras_pruner.litert.latency import Latency
+from keras_pruner.litert.micro import MicroExport
 from keras_pruner.litert.vela import EthosUReport
 from keras_pruner.litert.xnnpack_rewrite import Obstacles, Rewrite
 from keras_pruner.oneshot.report import PruneReport
-from keras_pruner.oneshot.search import Sensitivity, SparsityCurve
+from keras_pruner.oneshot.search import Sensitivity, SparsityCurve, SparsityForFlash
 from keras_pruner.plan import Plan
 from keras_pruner.quantization import Merge
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import SparsityReport
 from keras_pruner.shrink.report import ShrinkReport
 from keras_pruner.storage.keras_file import SavedFile
+from keras_pruner.torch_cpu import SparseInference
 
 __all__ = [
     "Advice",
@@ -28,6 +30,7 @@ __all__ = [
     "Export",
     "Latency",
     "Merge",
+    "MicroExport",
     "Obstacles",
     "Plan",
     "PruneReport",
@@ -36,6 +39,8 @@ __all__ = [
     "SavedFile",
     "Sensitivity",
     "ShrinkReport",
+    "SparseInference",
     "SparsityCurve",
+    "SparsityForFlash",
     "SparsityReport",
 ]

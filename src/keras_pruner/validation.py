@@ -12,6 +12,7 @@ Errors, all of them built in or derived from built-in ones, as in Keras:
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import math
 import numbers
@@ -132,6 +133,19 @@ def check_regex(name: str, regex: object) -> None:
         f"`{name}` must hold regular expressions: {problem}. Received: {shown(regex)}. To search "
         "for a name with special characters, pass `re.escape(name)`."
     )
+
+
+def check_installed(module: str, package: str, extra: str) -> None:
+    """Raise if a package of an optional extra is missing, without importing it.
+
+    Raises:
+        ImportError: naming the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(
+            f"{package} is needed for this and is not installed. "
+            f'Install it with: pip install "keras-pruner[{extra}]"'
+        )
 
 
 def need(module: str, extra: str) -> ModuleType:

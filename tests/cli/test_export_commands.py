@@ -165,3 +165,59 @@ def test_a_failing_conversion_is_shown_whole(capsys, saved, tmp_path, monkeypatc
     monkeypatch.setattr("keras_pruner.cli.commands.export_litert", lambda *_, **__: fail())
     assert commands.main(["export", str(saved), str(tmp_path / "out.tflite")]) == 1
     assert "converter said: so and so" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ranges(tmp_path):
+    """Typical inputs in a file, as integer files need them."""
+    path = tmp_path / "samples.npz"
+    np.savez(path, x=np.random.default_rng(0).normal(size=(64, 64)).astype("float32"))
+    return path
+
+
+@pytest.mark.skipif(not CONVERTS, reason="the conversion runs on TensorFlow either way")
+@pytest.mark.parametrize("target", ["tflm", "ethos-u55-128", "litert-x86", "wasm"])
+def test_export_writes_the_file_of_a_target(capsys, saved, ranges, tmp_path, target):
+    for package in ("ai_edge_litert", "tensorflow", "tflite_micro", "ethosu"):
+        pytest.importorskip(package)
+    path = tmp_path / "out.tflite"
+    inputs = ["--calibration", ranges]
+    data = json.loads(
+        succeeds(capsys, "export", saved, path, "--target", target, *inputs, "--json")
+    )
+    assert path.stat().st_size > 0
+    size = {"tflm": "flash", "ethos-u55-128": "compiled"}.get(target, "size")
+    found = data[size]["size"] if size == "compiled" else data[size]
+    assert found == path.stat().st_size
+
+
+@pytest.mark.skipif(not CONVERTS, reason="the conversion runs on TensorFlow either way")
+def test_find_sparsity_for_flash(capsys, saved, ranges):
+    pytest.importorskip("ai_edge_litert")
+    command = ["find-sparsity", saved, "--calibration", ranges, "--tolerance", "0.3"]
+    data = json.loads(
+        succeeds(capsys, *command, "--flash", "1000000", "--target", "litert-x86", "--json")
+    )
+    assert data["sparsity"] == 0
+    assert data["target"] == "litert-x86"
+    said = fails(capsys, *command, "--flash", "300", "--target", "litert-x86")
+    assert "does not fit at any sparsity" in said
+
+
+def test_find_sparsity_within_a_drop(capsys, saved, ranges):
+    command = ["find-sparsity", saved, "--calibration", ranges, "--tolerance", "0.4"]
+    data = json.loads(succeeds(capsys, *command, "--max-drop", "0.3", "--json"))
+    assert 0 <= data["sparsity"] < 1
+    assert data["max_drop"] == 0.3
+    assert "--target needs --flash" in misused(capsys, *command, "--target", "tflm")
+    assert "give --calibration" in misused(capsys, "find-sparsity", saved)
+
+
+def test_a_target_decides_types_and_asks_for_samples(capsys, saved, tmp_path):
+    command = ["export", saved, tmp_path / "out.tflite"]
+    assert "needs --calibration" in fails(capsys, *command, "--target", "tflm")
+    said = fails(capsys, *command, "--target", "wasm", "--weights", "int8")
+    assert "are not for --target" in said
+    assert "give --target" in fails(capsys, *command, "--calibration", "samples.npz")
+    keras_file = ["export", saved, tmp_path / "out.keras", "--target", "wasm"]
+    assert "not for .keras files" in fails(capsys, *keras_file)

@@ -164,7 +164,7 @@ def test_a_float_file_stays_on_the_cpu_and_says_what_to_do(tmp_path):
 def test_what_vela_cannot_take_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`accelerator` must be one of ethos-u55-32"):
         kp.litert.ethos_u("m.tflite", "ethos-u99")
-    monkeypatch.setattr(vela.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r'pip install "keras-pruner\[ethos-u\]"'):
         kp.litert.ethos_u("m.tflite")
     monkeypatch.undo()

@@ -23,16 +23,18 @@ from keras_pruner.cli import demo
 from keras_pruner.compare import compare
 from keras_pruner.criteria import magnitude, wanda
 from keras_pruner.litert.advise import advise
-from keras_pruner.litert.cost_model import DENSE_RUNTIMES, RUNTIMES, SpeedupTable
+from keras_pruner.litert.cost_model import DENSE_RUNTIMES, RUNTIMES, TORCH, SpeedupTable
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.inspection import inspect
 from keras_pruner.litert.latency import measure_speedups
 from keras_pruner.litert.sparse_tensors import most_in_group
+from keras_pruner.litert.targets import TARGETS, needs_samples, ship
+from keras_pruner.litert.vela import ACCELERATORS
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.model_weights import weights_of
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.prune import prune
-from keras_pruner.oneshot.search import sensitivity
+from keras_pruner.oneshot.search import find_sparsity, sensitivity
 from keras_pruner.patterns import (
     NM,
     Block,
@@ -234,6 +236,15 @@ SPARSITIES = _option(
     type=_sparsity,
     default=[0.5, 0.8, 0.9],
 )
+TARGET = _option(
+    "--target",
+    "what the file is for: TensorFlow Lite Micro, an Ethos-U NPU, LiteRT on x86 or ARM, a browser",
+    choices=TARGETS,
+)
+RANGES = _option(
+    "--calibration SAMPLES.npz",
+    "about 100 typical inputs, named x, for a --target that computes in integers",
+)
 RUNTIME, ANY_RUNTIME = (
     _one_of(
         _option("--runtime", f"where the model will run; default: {names[0]}", choices=names),
@@ -242,7 +253,7 @@ RUNTIME, ANY_RUNTIME = (
             "speed-ups of sparse layers on this machine; measured and written if there is no file",
         ),
     )
-    for names in (RUNTIMES, (*RUNTIMES, *DENSE_RUNTIMES))
+    for names in (RUNTIMES, (*RUNTIMES, TORCH, *DENSE_RUNTIMES, *ACCELERATORS))
 )
 BATCH_SIZE = _option(
     "--batch-size N", "samples per inference; default: 1", type=_positive, default=1
@@ -417,6 +428,26 @@ def _sensitivity(arguments: Arguments) -> None:
     _show(arguments, found)
 
 
+def _find_sparsity(arguments: Arguments) -> None:
+    if arguments.calibration is None:
+        arguments.misused("give --calibration SAMPLES.npz")
+    if arguments.flash is None and arguments.target:
+        arguments.misused("--target needs --flash BYTES")
+    model = model_file.load(arguments.model, trust=arguments.trust)
+    limits: dict[str, Any] = {"max_drop": arguments.max_drop}
+    if arguments.flash is not None:
+        limits |= {"flash": arguments.flash, "target": arguments.target}
+    found = find_sparsity(
+        model,
+        _calibration(arguments, model),
+        **limits,
+        tolerance=arguments.tolerance,
+        filters=arguments.filters,
+        overrides=_left_alone(arguments.leave, model),
+    )
+    _show(arguments, found)
+
+
 def _advise(arguments: Arguments) -> None:
     model = model_file.load(arguments.model, trust=arguments.trust)
     chosen = arguments.unstructured or arguments.block or arguments.nm or arguments.channel
@@ -450,8 +481,13 @@ def _export(arguments: Arguments) -> None:
     model = model_file.load(arguments.model, trust=arguments.trust)
     rewrite = prepare_for_xnnpack(model) if arguments.prepare_for_xnnpack else None
     model = rewrite.model if rewrite else model
-    if output.suffix == ".tflite":
-        done: Any = export_litert(
+    if arguments.target:
+        found = arguments.calibration
+        samples = None if found is None else model_file.samples(found, model)
+        done: Any = ship(model, output, arguments.target, samples).report
+        data = done.as_dict()
+    elif output.suffix == ".tflite":
+        done = export_litert(
             model,
             output,
             weights=arguments.weights,
@@ -481,10 +517,26 @@ def _check_export(arguments: Arguments, output: Path) -> None:
         raise ValueError(f"{output} must end in .tflite, .keras or .safetensors.")
     if arguments.weights not in _WEIGHTS_BY_ENDING[output.suffix]:
         raise ValueError(f"--weights {arguments.weights} is not for {output.suffix} files.")
-    for option in ("runtime", "speedups", "input_shape"):
+    _check_target(arguments)
+    for option in ("runtime", "speedups", "input_shape", "target"):
         if output.suffix != ".tflite" and getattr(arguments, option):
             raise ValueError(f"`{option}` is not for {output.suffix} files.")
     model_file.check_free(output, overwrite=arguments.force)
+
+
+def _check_target(arguments: Arguments) -> None:
+    """Raise for options that a target decides itself, and for missing samples."""
+    if arguments.target is None:
+        if arguments.calibration:
+            raise ValueError("--calibration is for integer files: give --target, such as tflm.")
+        return
+    if arguments.weights != "float32" or arguments.input_shape:
+        raise ValueError("--weights and --input-shape are not for --target, which decides them.")
+    if needs_samples(arguments.target) and arguments.calibration is None:
+        raise ValueError(
+            f"--target {arguments.target} computes in integers and needs --calibration "
+            "SAMPLES.npz: about 100 typical inputs, named x."
+        )
 
 
 def _signature(model: keras.Model, shape: list[int] | None) -> list[keras.InputSpec] | None:
@@ -644,6 +696,40 @@ COMMANDS = {
             "sensitivity model.keras --calibration samples.npz --sparsities 0.6 0.9",
         ],
     ),
+    "find-sparsity": _Command(
+        _find_sparsity,
+        "Find the sparsity that keeps the outputs, or that fits into flash.",
+        [
+            MODEL,
+            CALIBRATION,
+            SAMPLES,
+            DISTILLATION,
+            _option(
+                "--max-drop X",
+                "largest drop of the agreement with the dense model; default: 0.01",
+                type=float,
+            ),
+            _option(
+                "--flash BYTES",
+                "find instead the least sparsity at which the exported file fits",
+                type=_positive,
+            ),
+            TARGET,
+            _option(
+                "--tolerance X",
+                "precision of the sparsity; default: %(default)s",
+                type=float,
+                default=0.01,
+            ),
+            FILTERS,
+            LEAVE,
+            TRUST,
+        ],
+        [
+            "find-sparsity model.keras --calibration samples.npz --max-drop 0.02",
+            "find-sparsity model.keras --calibration samples.npz --flash 64000 --target tflm",
+        ],
+    ),
     "advise": _Command(
         _advise,
         "Show which layers would run faster with zeros, before any training.",
@@ -656,10 +742,23 @@ COMMANDS = {
     "export": _Command(
         _export,
         "Write a LiteRT file, a small .keras file or a sparse weights file, by the ending.",
-        [MODEL, OUTPUT_BY_ENDING, WEIGHTS, RUNTIME, INPUT_SHAPE, PREPARE, FORCE, TRUST],
+        [
+            MODEL,
+            OUTPUT_BY_ENDING,
+            TARGET,
+            RANGES,
+            WEIGHTS,
+            RUNTIME,
+            INPUT_SHAPE,
+            PREPARE,
+            FORCE,
+            TRUST,
+        ],
         [
             "export out.keras out.tflite",
             "export out.keras out.tflite --weights int8",
+            "export out.keras micro.tflite --target tflm --calibration samples.npz",
+            "export out.keras npu.tflite --target ethos-u55-128 --calibration samples.npz",
             "export mobilenet.keras web.tflite --runtime litert-wasm --prepare-for-xnnpack",
             "export out.keras small.keras --weights float16",
         ],

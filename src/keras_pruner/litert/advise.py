@@ -6,10 +6,20 @@ import re
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_pruner.litert import cost_model, xnnpack_rewrite
+from keras_pruner.litert import cost_model, torch_kernels, xnnpack_rewrite
+from keras_pruner.litert.npu_model import Npu, NpuWork, npu_of, work_of
+from keras_pruner.litert.vela import ACCELERATORS
 from keras_pruner.model_weights import OwnedWeight, check_model, weights_of
-from keras_pruner.patterns import Block, Pattern, Unstructured, takes_sparsity
+from keras_pruner.patterns import (
+    NM,
+    Block,
+    BudgetedPattern,
+    Pattern,
+    Unstructured,
+    takes_sparsity,
+)
 from keras_pruner.plan import Plan, Target
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
@@ -97,7 +107,7 @@ class Advice(Report):
             "pattern": max(patterns, key=repr),
             "allocation": "uniform",
             "overrides": {
-                path: None if pattern is None else (self.sparsity, pattern)
+                path: (self.sparsity, pattern) if isinstance(pattern, BudgetedPattern) else pattern
                 for path, pattern in overrides.items()
             },
         }
@@ -122,12 +132,14 @@ def advise(
     Args:
         model: a built Keras 3 model.
         runtime: "litert-x86", "litert-wasm" (browsers, Node), "litert-arm" (with its rules, but
-            figures of x86), or "onnxruntime" and "openvino", where no layer gains; or the table
-            that `measure_speedups` returned, for this machine.
+            figures of x86), "torch-cpu" (through `kp.torch_cpu.sparse_inference`), or
+            an accelerator such as "ethos-u55-128", by the estimates of Arm's compiler for one
+            sample; "onnxruntime" and "openvino", where no layer gains; or the table that
+            `measure_speedups` returned, for this machine.
         sparsity: fraction of zeros, in [0, 1).
         pattern: the pattern of zeros to judge; None: the best one for each layer.
-        batch_size: samples per inference. In a Dense layer over a sequence each step is a row of
-            its own; sparse kernels gain less from many rows.
+        batch_size: samples per inference; not for NPUs. In a Dense layer over a sequence each step
+            is a row of its own; sparse kernels gain less from many rows.
 
     Returns:
         The expected speed-up of each layer and of the whole model.
@@ -149,9 +161,13 @@ def advise(
     check_model(model)
     check_sparsity("sparsity", sparsity)
     check_integer("batch_size", batch_size, least=1)
-    known = (*cost_model.RUNTIMES, *cost_model.DENSE_RUNTIMES)
+    known = (
+        *cost_model.RUNTIMES, cost_model.TORCH, *cost_model.DENSE_RUNTIMES, *ACCELERATORS,
+    )  # fmt: skip
     if not isinstance(runtime, cost_model.SpeedupTable) and runtime not in known:
         raise ValueError(f"`runtime` must be one of {known}. Received: runtime={runtime!r}.")
+    if runtime in ACCELERATORS:
+        return _advise_npu(model, str(runtime), sparsity, pattern)
     measured = None if runtime in cost_model.DENSE_RUNTIMES else cost_model.speedups_of(runtime)
     runtime = runtime if isinstance(runtime, str) else runtime.runtime
     parts = _parts(model, Rules().plan(model, frozen=True))
@@ -172,13 +188,83 @@ def advise(
     return Advice(runtime, sparsity, tuple(found), whole, hints)
 
 
+_LEAST_ON_NPU = 1.05
+
+
+def _advise_npu(
+    model: keras.Model, accelerator: str, sparsity: float, pattern: Pattern | None
+) -> Advice:
+    """Which layers wait for their weights, and which compute, on an Ethos-U NPU."""
+    npu = npu_of(accelerator)
+    works = work_of(model, npu)
+    plan = Rules().plan(model, frozen=True)
+    targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
+    total = sum(work.cycles(npu) for work in works) or 1.0
+    pruned, rows, seen = 0.0, [], set()
+    for work in works:
+        kernel = getattr(work.layer, "kernel", None)
+        target = targets.get(id(kernel)) if work.weights else None
+        cycles = work.cycles(npu)
+        if target is None:
+            pruned += cycles
+            continue
+        best, after, reason = _judge_npu(work, npu, sparsity, pattern)
+        pruned += after
+        if target.path not in seen:  # a shared layer has one kernel
+            seen.add(target.path)
+            rows.append(LayerAdvice(target.path, cycles / total, best, cycles / after, reason))
+    hints = [f"By estimates of Arm's compiler for {accelerator}, before any compilation."]
+    hints += _not_estimated(model, works)
+    if all(row.pattern is None for row in rows):
+        hints.insert(0, "No layer runs faster: settings() prunes for a smaller file.")
+    return Advice(accelerator, sparsity, tuple(rows), total / pruned, tuple(hints))
+
+
+def _judge_npu(
+    work: NpuWork, npu: Npu, sparsity: float, pattern: Pattern | None
+) -> tuple[Pattern | None, float, str]:
+    """The best pattern of a layer, its cycles with it, and the reason."""
+    computing = work.computed(npu)
+    two_of_four = work.cycles(npu, 0.5, two_of_four=True)
+    dense = work.cycles(npu)
+    candidates: list[tuple[float, Pattern]] = []
+    if isinstance(pattern, NM):
+        kept = pattern.n / pattern.m
+        is_fast = (pattern.n, pattern.m) == (2, 4)
+        candidates.append((work.cycles(npu, 1 - kept, two_of_four=is_fast), pattern))
+    else:
+        candidates.append((work.cycles(npu, sparsity), pattern or Unstructured()))
+        if pattern is None and npu.halves:
+            candidates.append((two_of_four, NM(2, 4)))
+    after, best = min(candidates, key=lambda found: found[0])
+    if work.read(npu, 0.0) > computing:
+        reason = "waits for its weights"
+        enough = [s for s in np.linspace(0, 0.99, 100) if work.read(npu, s) <= computing]
+        if enough:
+            reason += f"; from {enough[0]:.0%} zeros on, computing takes longer"
+    else:
+        reason = "computing takes longer than reading its weights"
+        reason += "; 2:4 zeros halve it" if npu.halves and two_of_four < 0.95 * dense else ""
+    if dense < _LEAST_ON_NPU * after:
+        return None, dense, reason
+    return best, after, reason
+
+
+def _not_estimated(model: keras.Model, works: list[NpuWork]) -> list[str]:
+    """A sentence on the layers with weights that the estimate does not know."""
+    known = {id(work.layer) for work in works if work.weights}
+    owners = {id(o.layer): o.layer for o in weights_of(model) if len(o.variable.shape) >= 2}
+    names = [layer.name for key, layer in owners.items() if key not in known]
+    return [f"Without an estimate, counted as free: {', '.join(names)}."] if names else []
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
     """One weight and its work for one sample.
 
     `fixed` is the time of its layer that zeros do not change; `rows` is the number of rows that a
     Dense layer takes at once; `reused_bytes` are the weights of a recurrent cell, which stay in
-    the cache from step to step.
+    the cache from step to step; `product` is the form of a layer that PyTorch can run sparse.
     """
 
     path: str
@@ -191,15 +277,24 @@ class _Part:
     fixed: float = 0.0
     rows: int = 1
     reused_bytes: float | None = None
+    product: str | None = None
 
 
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
     targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
     return [
-        _part(owned, targets.get(id(owned.variable)), model)
+        _with_product(_part(owned, targets.get(id(owned.variable)), model), owned)
         for owned in weights_of(model)
         if len(owned.variable.shape) >= 2
     ]
+
+
+def _with_product(part: _Part, owned: OwnedWeight) -> _Part:
+    """With the form and the rows of PyTorch's sparse product, if the weight has one."""
+    if owned.variable.name != "kernel" or not torch_kernels.is_product(owned.layer, owned.view):
+        return part
+    rows = torch_kernels.positions(owned.layer)
+    return dataclasses.replace(part, rows=rows, product=torch_kernels.form_of(owned.layer))
 
 
 def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Part:
@@ -254,7 +349,7 @@ def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, spar
     """Why the convolutions of a model run dense; empty if they run sparse."""
     if not any(part.kind == "conv" for part in parts):
         return "no convolutions"
-    if runtime in cost_model.DENSE_RUNTIMES:
+    if runtime in (*cost_model.DENSE_RUNTIMES, cost_model.TORCH):
         return ""
     if runtime == "litert-x86":
         return "XNNPACK has no sparse convolutions on x86; zeros make the file smaller"
@@ -297,6 +392,8 @@ class _Site:
             return None, 1.0, "not pruned"
         if self.measured is None:
             return None, 1.0, f"{self.runtime} unpacks zeros when it loads a model"
+        if self.runtime == cost_model.TORCH:
+            return self._judge_product(part)
         if part.kind == "conv":
             return self._judge_convolution(part)
         if part.kind != "dense":
@@ -311,6 +408,20 @@ class _Site:
             return pattern, speedup, f"LiteRT's sparse fully-connected, {form}"
         least = self.measured.break_even(form, *place, cost_model.LEAST_SPEEDUP)
         return None, 1.0, f"{form} pays only above {least:.0%} zeros here"
+
+    def _judge_product(self, part: _Part) -> tuple[Pattern | None, float, str]:
+        pattern = self.pattern or Unstructured()
+        if part.product is None:
+            return None, 1.0, "no product with a matrix, runs dense"
+        if not takes_sparsity(pattern, self.sparsity):
+            return None, 1.0, f"{pattern!r} fixes another sparsity than {self.sparsity:.0%}"
+        assert self.measured is not None
+        place = 4.0 * part.size, self.batch_size * part.rows
+        speedup = self.measured.dense_speedup(part.product, self.sparsity, *place)
+        if speedup > cost_model.LEAST_SPEEDUP:
+            return pattern, speedup, f"csr @ x.T, {place[1]} rows"
+        least = self.measured.break_even(part.product, *place, cost_model.LEAST_SPEEDUP)
+        return None, 1.0, f"csr @ x.T with {place[1]} rows pays only above {least:.0%} zeros"
 
     def _form(self, pattern: Pattern, part: _Part) -> str | None:
         if isinstance(pattern, Unstructured):
@@ -332,6 +443,10 @@ class _Site:
 
 
 def _hints(runtime: str, parts: list[_Part], *, is_faster: bool) -> tuple[str, ...]:
+    if runtime == cost_model.TORCH:
+        found = ["kp.torch_cpu.sparse_inference(model) uses these kernels."]
+        unchanged = "No layer runs faster: settings() prunes for a smaller file."
+        return tuple(found if is_faster else [unchanged])
     hints = [
         f"Plain int8 instead (weights='int8', x86): files 4x smaller, {_int8_speed(parts)}.",
         "GPU: 2:4 zeros (kp.NM(2, 4)) through torch.sparse.to_sparse_semi_structured is the one "

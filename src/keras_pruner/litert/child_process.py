@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -26,11 +27,26 @@ def run_module(
     Raises:
         RuntimeError: with the end of the error output, if the process fails or crashes.
     """
+    return _run(["-m", module], module, job, environment or {}, announce)
+
+
+def run_program(path: Path, job: Any) -> Any:
+    """Run a Python file as `run_module` runs a module; this package is not imported for it."""
+    return _run(["-P", str(path)], path.stem, job, {}, None)
+
+
+def _run(
+    command: list[str],
+    name: str,
+    job: Any,
+    environment: Mapping[str, str],
+    announce: Callable[[str], None] | None,
+) -> Any:
     search_path = os.pathsep.join(path for path in sys.path if path)
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", module],
-            env=os.environ | {"PYTHONPATH": search_path} | dict(environment or {}),
+            [sys.executable, "-W", "ignore", *command],
+            env=os.environ | {"PYTHONPATH": search_path} | dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -50,7 +66,7 @@ def run_module(
         errors.seek(0)
         output = errors.read().strip()[-2000:] or "it printed nothing"
     crash = f" (killed by signal {-child.returncode})" if child.returncode < 0 else ""
-    raise RuntimeError(f"{module} failed in a process of its own{crash}: {output}")
+    raise RuntimeError(f"{name} failed in a process of its own{crash}: {output}")
 
 
 def _results(lines: Any, announce: Callable[[str], None] | None) -> Any:

@@ -17,6 +17,8 @@ import numpy as np
 RUNTIMES = ("litert-x86", "litert-wasm", "litert-arm")
 #: Runtimes that unpack zeros when they load a model: smaller files at best, never faster.
 DENSE_RUNTIMES = ("onnxruntime", "openvino")
+#: PyTorch on a server's CPU, through `kp.torch_cpu.sparse_inference`.
+TORCH = "torch-cpu"
 #: Not measured: the rules are known, figures of x86 stand in.
 NOT_MEASURED = ("litert-arm",)
 
@@ -27,6 +29,8 @@ LEAST_SPARSITY = 2 / 3
 LEAST_SPEEDUP = 1.2
 #: How the weights of a Dense layer can be stored for LiteRT's sparse kernels.
 FORMS = ("block 1x4", "csr")
+#: Products `csr @ x.T` in PyTorch, of Dense layers and of 1x1 convolutions.
+TORCH_FORMS = ("csr", "csr 1x1")
 #: Consecutive inputs in a block of "block 1x4".
 BLOCK = 4
 
@@ -36,7 +40,7 @@ class Point:
     """Time of a sparse Dense layer: `overhead + slope * density` of the dense time.
 
     Attributes:
-        form: one of `FORMS`.
+        form: one of `FORMS`, or of `TORCH_FORMS`.
         model_bytes: of the Dense weights that an inference reads.
         batch_size: rows per inference.
         overhead: time of the sparse kernel at density 0, as a fraction of the dense time.
@@ -55,7 +59,7 @@ class SpeedupTable:
     """Speed-ups of sparse Dense layers on one machine; `advise` takes it as `runtime`.
 
     Attributes:
-        runtime: one of `RUNTIMES`.
+        runtime: one of `RUNTIMES`, or "torch-cpu".
         machine: where it was measured.
         points: for each form, every model size at every batch size.
 
@@ -73,11 +77,12 @@ class SpeedupTable:
     points: tuple[Point, ...]
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
+        if self.runtime not in (*RUNTIMES, TORCH):
             raise ValueError(
-                f"`runtime` must be one of {RUNTIMES}. Received: runtime={self.runtime!r}."
+                f"`runtime` must be one of {(*RUNTIMES, TORCH)}. Received: "
+                f"runtime={self.runtime!r}."
             )
-        for form in FORMS:
+        for form in TORCH_FORMS if self.runtime == TORCH else FORMS:
             places = [(p.model_bytes, p.batch_size) for p in self.points if p.form == form]
             sizes, batches = ({place[i] for place in places} for i in (0, 1))
             if (
@@ -177,13 +182,34 @@ _WASM = {
 }
 
 
-def _table(rows: Mapping[str, Any], sizes: tuple[float, ...]) -> tuple[Point, ...]:
+def _table(
+    rows: Mapping[str, Any], sizes: tuple[float, ...], counts: tuple[int, ...] = _BATCHES
+) -> tuple[Point, ...]:
     return tuple(
         Point(form, size, batch, *line)
         for form, batches in rows.items()
-        for batch, lines in zip(_BATCHES, batches, strict=True)
+        for batch, lines in zip(counts, batches, strict=True)
         for size, line in zip(sizes, lines, strict=True)
     )
+
+
+# PyTorch 2.13 with one thread; rows of the input, bytes of the weight.
+_ROWS = (1, 8, 64, 512)
+_TORCH_SIZES = (2.6e5, 4.2e6)
+_TORCH = {
+    "csr": (
+        ((0.1, 6.0), (0.05, 7.0)),
+        ((0.05, 2.5), (0.0, 2.8)),
+        ((0.03, 4.0), (0.0, 3.6)),
+        ((0.05, 5.5), (0.05, 5.0)),
+    ),
+    "csr 1x1": (
+        ((0.1, 6.0), (0.05, 7.0)),
+        ((0.1, 5.0), (0.05, 5.0)),
+        ((0.1, 5.0), (0.05, 5.0)),
+        ((0.1, 5.5), (0.05, 5.0)),
+    ),
+}
 
 
 _DEFAULTS = {
@@ -194,6 +220,7 @@ _DEFAULTS = {
     "litert-wasm": SpeedupTable(
         "litert-wasm", "LiteRT.js in Node on x86-64", _table(_WASM, _WASM_SIZES)
     ),
+    TORCH: SpeedupTable(TORCH, "two x86-64 cores", _table(_TORCH, _TORCH_SIZES, _ROWS)),
 }
 
 
@@ -208,6 +235,7 @@ _CONVOLUTION = 0.46
 _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "native": {"dense": (0.088, 0.18), "conv": (0.0105, 0.0105), "depthwise": (0.05, 0.05)},
     "wasm": {"dense": (0.3, 0.55), "conv": (0.052, 0.052), "depthwise": (0.12, 0.12)},
+    "torch": {"dense": (0.02, 0.02), "conv": (0.02, 0.02), "depthwise": (0.05, 0.05)},
 }
 
 
@@ -236,7 +264,7 @@ def cost(kind: str, multiplications: float, model_bytes: float, runtime: str) ->
 
 
 def _site(runtime: str) -> str:
-    return "wasm" if runtime == "litert-wasm" else "native"
+    return {"litert-wasm": "wasm", TORCH: "torch"}.get(runtime, "native")
 
 
 def _between(model_bytes: float, pair: tuple[float, float]) -> float:

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 from keras_pruner.litert import flatbuffer
-from keras_pruner.litert.agreement import Agreement, compare_outputs, layer_of, worst_layers
+from keras_pruner.litert.agreement import Agreement, compare_outputs, worst_layers
 from keras_pruner.litert.convert import Types, convert
 from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
-from keras_pruner.litert.flatbuffer import Graph
+from keras_pruner.litert.operators import missing_in_micro
 from keras_pruner.litert.samples import Signature, batches_of, random_batch, signature_of
 from keras_pruner.litert.sparse_tensors import StoredWeight, store_sparse, table_of
 from keras_pruner.model_weights import check_model, weights_of
@@ -158,8 +158,9 @@ def export_litert(
             f"Received: weights={weights!r}."
         )
     _check_activations(weights, activations, samples, float_interface=float_interface)
-    if not isinstance(runtime, SpeedupTable) and runtime not in RUNTIMES:
-        raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={runtime!r}.")
+    where = runtime.runtime if isinstance(runtime, SpeedupTable) else runtime
+    if where not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={where!r}.")
     _check_unquantized(model)
     _check_float32(model)
     types = Types(weights, activations, "float32" if float_interface else activations)
@@ -197,7 +198,7 @@ def export_litert(
         compared_on,
         types,
         (_zeros_of(model), sum(round(w.sparsity * w.size) for w in stored)),
-        () if activations == "float32" else _missing_in_micro(content, model),
+        () if activations == "float32" else missing_in_micro(content, model),
     )
 
 
@@ -277,41 +278,6 @@ def _check_finite(batches: list[list[np.ndarray]]) -> None:
 def _zeros_of(model: keras.Model) -> int:
     weights = [owned.variable for owned in weights_of(model) if len(owned.variable.shape) >= 2]
     return sum(int((keras.ops.convert_to_numpy(w.value) == 0).sum()) for w in weights)
-
-
-# Operators of TensorFlow Lite Micro's resolver for Python, read in its repository.
-_MICRO = {
-    "ABS", "ADD", "ADD_N", "ARG_MAX", "ARG_MIN", "ASSIGN_VARIABLE", "AVERAGE_POOL_2D",
-    "BATCH_TO_SPACE_ND", "BROADCAST_ARGS", "BROADCAST_TO", "CALL_ONCE", "CAST", "CEIL",
-    "CONCATENATION", "CONV_2D", "COS", "CUMSUM", "DEPTH_TO_SPACE", "DEPTHWISE_CONV_2D",
-    "DEQUANTIZE", "DIV", "ELU", "EQUAL", "EXP", "EXPAND_DIMS", "FILL", "FLOOR", "FLOOR_DIV",
-    "FLOOR_MOD", "FULLY_CONNECTED", "GATHER", "GATHER_ND", "GREATER", "GREATER_EQUAL",
-    "HARD_SWISH", "IF", "L2_NORMALIZATION", "L2_POOL_2D", "LEAKY_RELU", "LESS", "LESS_EQUAL",
-    "LOG", "LOGICAL_AND", "LOGICAL_NOT", "LOGICAL_OR", "LOGISTIC", "LOG_SOFTMAX", "MAX_POOL_2D",
-    "MAXIMUM", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG", "NOT_EQUAL", "PACK", "PAD",
-    "PADV2", "PRELU", "QUANTIZE", "READ_VARIABLE", "REDUCE_MAX", "RELU", "RELU6", "RESHAPE",
-    "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "ROUND", "RSQRT", "SELECT_V2", "SHAPE", "SIN",
-    "SLICE", "SOFTMAX", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQRT",
-    "SQUARE", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "SVDF", "TANH",
-    "TRANSPOSE", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNPACK", "VAR_HANDLE",
-    "WHILE", "ZEROS_LIKE",
-}  # fmt: skip
-
-
-def _missing_in_micro(content: Any, model: keras.Model) -> tuple[str, ...]:
-    """The operators that TensorFlow Lite Micro lacks, each with its layer."""
-    names = [layer.name for layer in model._flatten_layers(include_self=False)]
-    found: dict[str, None] = {}
-    for each in content.subgraphs:
-        graph = Graph(content, each)
-        for source in graph.sources:
-            code = graph.code(source)
-            if code not in _MICRO and (outputs := graph.outputs_of(source)):
-                layer = layer_of(graph.name(outputs[0]), names)
-                found[f"{code} (layer {layer!r})" if layer else code] = None
-    if not found:
-        return ()
-    return (f"TensorFlow Lite Micro has no operator for {', '.join(found)}.",)
 
 
 def _check_unquantized(model: keras.Model) -> None:

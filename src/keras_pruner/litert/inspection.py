@@ -17,6 +17,7 @@ from keras_pruner.litert.sparse_tensors import (
     most_in_group,
     table_of,
 )
+from keras_pruner.litert.tflm_decode import encoded_weights
 from keras_pruner.litert.xnnpack import Eligibility, eligibility
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
@@ -113,6 +114,19 @@ def _weights(model: Any, group: int) -> list[StoredWeight]:
                 and flatbuffer.dtype_of(tensor) is not None
             ):
                 found.append(_describe(graph, index, group))
+        for index, form, weight in encoded_weights(graph):
+            is_grouped = _has_inputs_last(graph, index)
+            found.append(
+                StoredWeight(
+                    graph.name(index),
+                    weight.shape,
+                    float(np.mean(weight == 0)) if weight.size else 0.0,
+                    form,
+                    "dense",
+                    "unpacked in each run, by TensorFlow Lite Micro",
+                    most_in_group=most_in_group(weight, group) if is_grouped else None,
+                )
+            )
     return found
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from keras_pruner.litert import flatbuffer, interpreter
 from keras_pruner.litert.child_process import run_module
 from keras_pruner.litert.convert import convert
-from keras_pruner.litert.cost_model import BLOCK, FORMS, Point, SpeedupTable
+from keras_pruner.litert.cost_model import BLOCK, FORMS, TORCH, TORCH_FORMS, Point, SpeedupTable
 from keras_pruner.litert.interpreter import largest_difference
 from keras_pruner.litert.sparse_tensors import decode, store_native
-from keras_pruner.reporting.console import show_progress
+from keras_pruner.reporting.console import Announce, show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_integer
@@ -166,19 +166,23 @@ def timing_of(measured: dict[str, Any], batch_size: int) -> Timing:
 # around it, and none.
 _STACKS = ((192, 192, 192, 192), (256, 512, 512, 256), (1024, 2048, 2048, 1024))
 _BATCHES = (1, 8, 64)
+_WIDTHS, _ROWS = (256, 1024, 2048), (1, 8, 64, 512)  # of PyTorch's products
 _SPARSITIES = {"block 1x4": (0.8, 0.95), "csr": (0.9, 0.98)}
 _MACHINES = {"x86_64": "litert-x86", "amd64": "litert-x86", "aarch64": "litert-arm",
              "arm64": "litert-arm"}  # fmt: skip
 
 
-def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupTable:
+def measure_speedups(
+    *, runtime: str = "litert", seconds: float = 0.4, progress: bool = True
+) -> SpeedupTable:
     """Time sparse Dense layers against dense ones on this machine, to replace the default table.
 
-    Caches and vector units decide from which sparsity on LiteRT's sparse kernels are faster, and
-    by how much. Run it on an idle machine; it takes about two minutes. Pass the result to
-    `advise` or `export_litert` as `runtime`.
+    Caches and vector units decide from which sparsity on sparse kernels are faster, and by how
+    much. Run it on an idle machine; it takes about two minutes. Pass the result to `advise` or
+    `export_litert` as `runtime`, or that of PyTorch to `kp.torch_cpu.sparse_inference`.
 
     Args:
+        runtime: "litert", or "torch-cpu" for PyTorch's sparse products.
         seconds: time to measure each pair of models.
         progress: whether to show the current step, on a terminal.
 
@@ -187,15 +191,23 @@ def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupT
         `SpeedupTable.from_dict`.
 
     Raises:
-        ValueError: on a processor that is neither x86-64 nor 64-bit ARM.
+        ValueError: for another runtime, or on a processor that is neither x86-64 nor 64-bit ARM.
         ImportError: without the extras "litert" and "tensorflow".
+        RuntimeError: for "torch-cpu", if PyTorch cannot be imported.
 
     Example:
         >>> speedups = measure_speedups(seconds=0.4)  # doctest: +SKIP
         >>> kp.advise(model, speedups, sparsity=0.9)  # doctest: +SKIP
     """
-    runtime = _MACHINES.get(platform.machine().lower())
-    if runtime is None:
+    if runtime == TORCH:
+        with show_progress("measuring", shown=progress) as announce:
+            return _measure_torch(seconds, announce)
+    if runtime != "litert":
+        raise ValueError(
+            f'`runtime` must be "litert" or "torch-cpu". Received: runtime={runtime!r}.'
+        )
+    known = _MACHINES.get(platform.machine().lower())
+    if known is None:
         raise ValueError(
             "Speed-ups are measured on x86-64 and 64-bit ARM. Received: a machine of type "
             f"{platform.machine()!r}."
@@ -214,7 +226,29 @@ def measure_speedups(*, seconds: float = 0.4, progress: bool = True) -> SpeedupT
             convert(model, dense, signature)
             for form in FORMS:
                 points += _points(dense, form, size, seconds)
-    return SpeedupTable(runtime, f"{platform.machine()}, {platform.system()}", tuple(points))
+    return SpeedupTable(known, _machine(), tuple(points))
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {platform.system()}"
+
+
+def _measure_torch(seconds: float, announce: Announce) -> SpeedupTable:
+    """Time PyTorch's sparse products, in a process of its own."""
+    cases: list[dict[str, Any]] = [
+        {"form": form, "width": width, "rows": rows}
+        for form in TORCH_FORMS
+        for width in _WIDTHS
+        for rows in _ROWS
+    ]
+    job = {"cases": cases, "sparsities": _SPARSITIES["csr"], "seconds": seconds}
+    environment = {"OMP_NUM_THREADS": "1", "KERAS_BACKEND": "torch"}
+    found = run_module("keras_pruner.litert.torch_kernels", job, environment, announce)
+    points = [
+        _line(case["form"], 4.0 * case["width"] ** 2, case["rows"], times, _SPARSITIES["csr"])
+        for case, times in zip(cases, found, strict=True)
+    ]
+    return SpeedupTable(TORCH, _machine(), tuple(points))
 
 
 def _stack(widths: tuple[int, ...]) -> keras.Model:
@@ -231,13 +265,18 @@ def _points(dense: Path, form: str, size: float, seconds: float) -> list[Point]:
         latency = benchmark(dense, sparse, batch_sizes=_BATCHES, seconds=seconds)
         for timing in latency.timings:
             times[timing.batch_size].append(1 / timing.speedup)
-    first, second = (1 - sparsity for sparsity in _SPARSITIES[form])
-    points = []
-    for batch, (some, few) in times.items():
-        slope = max((some - few) / (first - second), some / (2 * first))
-        overhead = max(0.0, statistics.mean((some - slope * first, few - slope * second)))
-        points.append(Point(form, size, batch, overhead, slope))
-    return points
+    return [_line(form, size, batch, times[batch], _SPARSITIES[form]) for batch in times]
+
+
+def _line(
+    form: str, size: float, batch: int, times: Sequence[float], sparsities: Sequence[float]
+) -> Point:
+    """The line through the times at two sparsities."""
+    first, second = (1 - sparsity for sparsity in sparsities)
+    some, few = times
+    slope = max((some - few) / (first - second), some / (2 * first))
+    overhead = max(0.0, statistics.mean((some - slope * first, few - slope * second)))
+    return Point(form, size, batch, overhead, slope)
 
 
 def _write_sparse(dense: Path, path: Path, form: str, sparsity: float) -> None:

@@ -7,7 +7,6 @@ All times are the compiler's estimates.
 
 import csv
 import dataclasses
-import importlib.util
 import os
 import re
 import shutil
@@ -17,8 +16,10 @@ import tempfile
 from pathlib import Path
 
 from keras_pruner.litert import flatbuffer
+from keras_pruner.litert.operators import help_for
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+from keras_pruner.validation import check_installed
 
 ACCELERATORS = (
     "ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256", "ethos-u65-256",
@@ -118,7 +119,8 @@ class EthosUReport(Report):
         on_cpu = self.compiled.on_cpu
         if on_cpu:
             names = ", ".join(f"{layer.operator} ({layer.name})" for layer in on_cpu)
-            found.append(f"On the CPU, without an estimate: {names}.")
+            helps = help_for(_builtin(layer.operator) for layer in on_cpu)
+            found.append(f"On the CPU, without an estimate: {names}.{helps}")
         if len(on_cpu) == len(self.compiled.layers):
             found.append(
                 "No operator runs on the NPU: export with kp.export_litert(model, path, "
@@ -203,10 +205,7 @@ def ethos_u(
             f"`accelerator` must be one of {', '.join(ACCELERATORS)}. "
             f"Received: accelerator={accelerator!r}."
         )
-    if importlib.util.find_spec("ethosu") is None:
-        raise ImportError(
-            'ethos-u-vela is needed for this. Install it with: pip install "keras-pruner[ethos-u]"'
-        )
+    check_installed("ethosu", "ethos-u-vela", "ethos-u")
     compiled, system = _compile(Path(path), accelerator, output, options)
     beside = None if dense is None else _compile(Path(dense), accelerator, None, options)[0]
     return EthosUReport(accelerator, system, compiled, beside)
@@ -277,6 +276,11 @@ def _layers(path: Path) -> list[NpuLayer]:
         )
         for (name, operator), rows in found.items()
     ]
+
+
+def _builtin(operator: str) -> str:
+    """LiteRT's name of an operator that Vela calls, for example, "TopKV2" or "Gelu"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operator).upper()
 
 
 _MEMORIES = {"SRAM AC": "SRAM", "DRAM AC": "DRAM", "OnFlash AC": "flash", "OffFlash AC": "flash"}

@@ -112,7 +112,7 @@ def prune(
     if options is not None and options.distillation_epochs:
         _check_trainable(next(iter(plans.values())))
     if copy:
-        model = _copy_of(model)
+        model = copy_of(model)
         plans = {name: rule.plan(model, frozen=True) for name, rule in rules.items()}
     else:
         _check_not_in_training(model)
@@ -216,7 +216,8 @@ def _check_not_in_training(model: keras.Model) -> None:
         )
 
 
-def _copy_of(model: keras.Model) -> keras.Model:
+def copy_of(model: keras.Model) -> keras.Model:
+    """A deep copy of a model; raises for one that Keras cannot save and load."""
     try:
         with warnings.catch_warnings():
             if not getattr(getattr(model, "optimizer", None), "built", False):

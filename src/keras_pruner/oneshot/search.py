@@ -3,13 +3,16 @@
 import dataclasses
 import numbers
 import os
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import keras
 import numpy as np
 
 from keras_pruner.allocations import PerWeight
+from keras_pruner.litert.targets import Shipped, check_target, ship
 from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot.calibration import LEAST, Calibration, Samples
 from keras_pruner.oneshot.listen import Values, undisturbed
@@ -20,12 +23,14 @@ from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.rules import Rules
-from keras_pruner.validation import check_sparsity, shown
+from keras_pruner.validation import check_integer, check_sparsity, shown
 
 Metric = Callable[[keras.Model], float]
 
 _MEASURED = 4
 """Without a metric, each fourth sample is not calibrated on, but measured on."""
+_RANGED = 100
+"""Samples from which an integer file finds its ranges."""
 _NEARLY = 0.05
 """Two outputs are nearly equal if they differ by less of the largest one's height."""
 _MANY_UNCLEAR = 0.25
@@ -124,6 +129,50 @@ class SparsityCurve(Report):
 
 
 @dataclasses.dataclass(frozen=True)
+class SparsityForFlash(Report):
+    """What `find_sparsity` has found for a limit of flash; prints as a table.
+
+    Attributes:
+        sparsity: the least one tried at which the file fits.
+        flash: the limit, in bytes.
+        target: whose file was written.
+        sizes: (sparsity, bytes of the file) of everything that was tried, by rising sparsity.
+        dense: the metric of the dense model.
+        pruned: the metric at the sparsity found.
+        metric: its name.
+
+    Example:
+        >>> found = SparsityForFlash(0.5, 9000, "tflm", ((0.0, 12000), (0.5, 8000)), 1.0, 0.9, "R")
+        >>> print(found)
+        least sparsity at which the file for tflm fits into 9,000 bytes: 0.5; R 1 -> 0.9
+          sparsity   bytes  fits
+          ──────────────────────
+            0.0000  12,000    no
+            0.5000   8,000   yes
+    """
+
+    sparsity: float
+    flash: int
+    target: str
+    sizes: tuple[tuple[float, int], ...]
+    dense: float
+    pruned: float
+    metric: str
+
+    def headline(self) -> str:
+        """The sparsity that was found, and what it does to the metric."""
+        return (
+            f"least sparsity at which the file for {self.target} fits into {self.flash:,} bytes: "
+            f"{self.sparsity:.4g}; {self.metric} {self.dense:.4g} -> {self.pruned:.4g}"
+        )
+
+    def tables(self) -> list[Table]:
+        """The size of the file at each sparsity that was tried."""
+        rows = [(f"{s:.4f}", f"{n:,}", "yes" if n <= self.flash else "no") for s, n in self.sizes]
+        return [Table("", [">sparsity", ">bytes", ">fits"], rows)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Sensitivity(Report):
     """The drop of a metric with one weight pruned at a time; prints as a table.
 
@@ -155,26 +204,62 @@ class Sensitivity(Report):
         return [Table("", ["weight", *(f">{sparsity:g}" for sparsity in self.sparsities)], rows)]
 
 
+@overload
 def find_sparsity(
     model: keras.Model,
     calibration: Any,
     *,
-    max_drop: float = 0.01,
+    flash: None = None,
+    max_drop: float | None = None,
     metric: Metric | None = None,
     tolerance: float = 0.01,
     highest: float = 0.98,
     **options: Any,
-) -> SparsityCurve:
+) -> SparsityCurve: ...
+
+
+@overload
+def find_sparsity(
+    model: keras.Model,
+    calibration: Any,
+    *,
+    flash: int,
+    target: str | None = None,
+    metric: Metric | None = None,
+    tolerance: float = 0.01,
+    highest: float = 0.98,
+    **options: Any,
+) -> SparsityForFlash: ...
+
+
+def find_sparsity(
+    model: keras.Model,
+    calibration: Any,
+    *,
+    max_drop: float | None = None,
+    flash: int | None = None,
+    target: str | None = None,
+    metric: Metric | None = None,
+    tolerance: float = 0.01,
+    highest: float = 0.98,
+    **options: Any,
+) -> SparsityCurve | SparsityForFlash:
     """The largest sparsity at which a metric stays within a bound; the model is not changed.
 
-    By bisection: the model is pruned and refitted at each step, and the metric is taken to fall
-    as the sparsity rises.
+    With `flash`, the least sparsity instead at which the exported file fits, and the metric there.
+
+    By bisection: the model is pruned and refitted at each step, and the metric and the size of
+    the file are taken to fall as the sparsity rises.
 
     Args:
         model: any built Keras model.
         calibration: samples, or a `Calibration` of them, as for `prune`.
         max_drop: by how much the metric may fall below the dense model's; less than it falls if
-            all prunable weights are zero.
+            all prunable weights are zero. None: 0.01.
+        flash: bytes into which the file must fit; takes the place of `max_drop`.
+        target: whose file must fit, with `flash`: "tflm", an accelerator such as "ethos-u55-128",
+            "litert-x86", "litert-arm" or "wasm"; None: "tflm". Integer files find their ranges
+            from up to 100 of the calibration samples.
         metric: model -> number, higher is better, such as accuracy on labelled data that are not
             in `calibration`. None: the fraction of samples whose largest output is the dense
             model's, or for single outputs 1 - their relative error; measured on each fourth
@@ -185,8 +270,9 @@ def find_sparsity(
 
     Raises:
         ValueError: for arguments that are wrong or contradict each other: also for a bound that a
-            model of zeros meets, and for a metric that is no higher for the model than for zeros,
-            such as a loss.
+            model of zeros meets, for a metric that is no higher for the model than for zeros,
+            such as a loss, and if the file does not fit at any sparsity.
+        RuntimeError: with `flash`, if the model cannot be exported.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -200,7 +286,13 @@ def find_sparsity(
         raise ValueError(
             f"`tolerance` must be a fraction in (0, 1). Received: tolerance={tolerance!r}."
         )
-    if not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
+    if flash is None:
+        max_drop = 0.01 if max_drop is None else max_drop
+        if target is not None:
+            raise ValueError(f"`target` is for `flash`. Received: target={target!r}, flash=None.")
+    else:
+        _check_flash(flash, target or "tflm", max_drop)
+    if max_drop is not None and not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
         raise ValueError(
             f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
         )
@@ -214,6 +306,12 @@ def find_sparsity(
     weights, points = Values.of(model.variables), dict[float, float]()
     dense = chosen.measure(model)
     _check_range(chosen, dense, max_drop, model, weights, options)
+    if flash is not None:
+        trial = _FlashTrial(model, target or "tflm", flash, calibration, options, weights, chosen)
+        with show_progress(f"fitting {model.name} into flash", shown=is_shown) as announce:
+            return trial.find(dense, tolerance, highest, announce)
+    assert max_drop is not None
+    bound = max_drop
     steps = 1 + int(np.ceil(np.log2(max(highest / tolerance, 1))))
     with show_progress(f"finding the sparsity of {model.name}", steps, shown=is_shown) as announce:
 
@@ -224,7 +322,7 @@ def find_sparsity(
                 points[sparsity] = chosen.measure(model)
             finally:
                 weights.restore()
-            return dense - points[sparsity] <= max_drop
+            return dense - points[sparsity] <= bound
 
         low, high = 0.0, highest
         if holds(highest):
@@ -233,13 +331,81 @@ def find_sparsity(
             middle = (low + high) / 2
             low, high = (middle, high) if holds(middle) else (low, middle)
     tried = tuple(sorted(points.items()))
-    return SparsityCurve(low, max_drop, dense, tried, chosen.name, chosen.samples, chosen.unclear)
+    return SparsityCurve(low, bound, dense, tried, chosen.name, chosen.samples, chosen.unclear)
+
+
+def _check_flash(flash: int, target: str, max_drop: float | None) -> None:
+    check_integer("flash", flash, least=1)
+    check_target(target, samples=())
+    if max_drop is not None:
+        raise ValueError(
+            "`flash` asks for the least sparsity that fits, `max_drop` for the largest that keeps "
+            f"the metric: pass one of them. Received: flash={flash!r}, max_drop={max_drop!r}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FlashTrial:
+    """Exports a model at one sparsity after the other, until the file fits."""
+
+    model: keras.Model
+    target: str
+    flash: int
+    calibration: Calibration
+    options: Mapping[str, Any]
+    weights: Values
+    metric: "_Metric"
+
+    def find(
+        self, dense: float, tolerance: float, highest: float, announce: Callable[[str], None]
+    ) -> SparsityForFlash:
+        """The least sparsity that fits, by bisection."""
+        found: dict[float, tuple[Shipped, float]] = {}
+
+        def fits(sparsity: float) -> bool:
+            announce(f"sparsity {sparsity:.4g}")
+            found[sparsity] = self._try(sparsity, dense)
+            return found[sparsity][0].flash <= self.flash
+
+        low, high = 0.0, highest
+        if fits(0.0):
+            high = 0.0
+        elif not fits(highest):
+            shipped = found[highest][0]
+            raise ValueError(
+                f"The file for {self.target} does not fit at any sparsity up to {highest:g}: it "
+                f"takes {shipped.flash:,} bytes there. Received: flash={self.flash:,}. Its largest "
+                f"weight is {shipped.largest}. Remove channels with kp.shrink first, or make that "
+                "layer smaller."
+            )
+        while high - low > tolerance:
+            middle = (low + high) / 2
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        sizes = tuple((s, shipped.flash) for s, (shipped, _) in sorted(found.items()))
+        return SparsityForFlash(
+            high, self.flash, self.target, sizes, dense, found[high][1], self.metric.name
+        )
+
+    def _try(self, sparsity: float, dense: float) -> tuple[Shipped, float]:
+        """The file at a sparsity, and the metric of the pruned Keras model."""
+        samples = keras.tree.map_structure(
+            lambda leaf: np.asarray(leaf)[:_RANGED], self.calibration.data
+        )
+        try:
+            if sparsity:
+                prune(self.model, sparsity, calibration=self.calibration, **self.options)
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch, "model.tflite")
+                shipped = ship(self.model, path, self.target, samples, progress=False)
+            return shipped, self.metric.measure(self.model) if sparsity else dense
+        finally:
+            self.weights.restore()
 
 
 def _check_range(
     chosen: "_Metric",
     dense: float,
-    max_drop: float,
+    max_drop: float | None,
     model: keras.Model,
     weights: Values,
     options: Mapping[str, Any],
@@ -261,7 +427,7 @@ def _check_range(
             f"{dense:.4g} for this model and {worst:.4g} with all its prunable weights at zero. "
             "If it is a loss, negate it: `metric=lambda model: -loss(model)`."
         )
-    if max_drop >= dense - worst:
+    if max_drop is not None and max_drop >= dense - worst:
         raise ValueError(
             f"`max_drop` must be less than {dense - worst:.4g}, by which {chosen.name} falls if "
             f"all prunable weights are zero (from {dense:.4g} to {worst:.4g}). "

@@ -102,14 +102,15 @@ def atomic_write(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
         'complete'
     """
     path = Path(path)
-    _check_destination(path, suffix)
+    check_destination(path, suffix)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keras-pruner-") as scratch:
         unfinished = Path(scratch, path.name)
         yield unfinished
         os.replace(unfinished, path)
 
 
-def _check_destination(path: Path, suffix: str) -> None:
+def check_destination(path: Path, suffix: str) -> None:
+    """Raise for another ending than `suffix`, a missing directory, or a directory."""
     if path.suffix != suffix:
         raise FileError(
             f"The name of the file must end with {suffix!r}. Received: path={str(path)!r}."
@@ -129,7 +130,7 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
     Raises:
         FileError: for another ending, a missing directory, or an existing file.
     """
-    _check_destination(Path(path), ".keras")
+    check_destination(Path(path), ".keras")
     check_free(path, overwrite=overwrite)
 
 

@@ -1,0 +1,521 @@
+"""Files for TensorFlow Lite Micro whose pruned weights are unpacked while the network runs.
+
+TensorFlow Lite Micro (TFLM) runs on microcontrollers. Its operator DECODE unpacks a weight into the
+arena just before the layer that needs it: less flash, more RAM, a little more time. This module
+writes two of its encodings: a bit for each weight with the non-zero values, and indices into a
+look-up table. DECODE is in TFLM since 2025-10-17 (tables) and 2025-10-23 (pruned weights).
+"""
+
+import dataclasses
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pruner.litert import flatbuffer, interpreter
+from keras_pruner.litert.child_process import run_program
+from keras_pruner.litert.export import Export, export_litert
+from keras_pruner.litert.flatbuffer import Graph
+from keras_pruner.litert.samples import batches_of, by_name, signature_of
+from keras_pruner.litert.tflm_decode import Encoded, insert, pruned, table
+from keras_pruner.reporting.console import show_progress
+from keras_pruner.reporting.report import Report
+from keras_pruner.reporting.tables import Table
+from keras_pruner.storage.model_file import atomic_write, check_destination
+from keras_pruner.validation import check_installed, check_integer
+
+_RUNS = 16  # samples to run in TFLM, whose kernels for PCs are slow
+_PLAIN = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroWeight:
+    """How one weight is stored.
+
+    Attributes:
+        name: of the tensor.
+        shape: as the file has it, outputs first.
+        sparsity: fraction of zeros.
+        form: "plain", "bits and values" or "table of N".
+        plain_bytes: in a file without DECODE.
+        stored_bytes: in this file, with its operator.
+        reason: why it is stored so.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    form: str
+    plain_bytes: int
+    stored_bytes: int
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroExport(Report):
+    """The result of `export_micro`; prints as a table.
+
+    Attributes:
+        path: of the file.
+        flash: bytes of the file.
+        plain_flash: bytes of the same file without DECODE.
+        arena: bytes of RAM that TFLM allocates to run the file, on a 64-bit computer.
+        plain_arena: the same without DECODE.
+        time_ratio: time of a run over that without DECODE, with TFLM's kernels for PCs.
+        compared_on: number of samples on which the outputs of both files are equal in every bit.
+        weights: how each is stored, and why.
+        operators: of the file, as a resolver needs them.
+        export: how close the file is to the Keras model.
+
+    Example:
+        >>> weight = MicroWeight("dense", (8, 64), 0.9, "bits and values", 512, 400)
+        >>> export = Export("m.tflite", 900, 900, (), 0.01)
+        >>> print(MicroExport("m.tflite", 900, 2000, 3000, 2500, 1.1, 16, (weight,), (), export))
+        m.tflite: 900 bytes of flash, 2.2x smaller; arena 3,000 bytes, 1.20x; time 1.10x
+          weight  shape    zeros  form             plain, bytes  bytes  why
+          ─────────────────────────────────────────────────────────────────
+          dense   (8, 64)  90.0%  bits and values           512    400
+        Outputs are those of the plain file in every bit, on 16 samples.
+    """
+
+    path: str
+    flash: int
+    plain_flash: int
+    arena: int
+    plain_arena: int
+    time_ratio: float
+    compared_on: int
+    weights: tuple[MicroWeight, ...]
+    operators: tuple[str, ...]
+    export: Export
+
+    def headline(self) -> str:
+        """Flash, RAM and time, beside those of the plain file."""
+        return (
+            f"{self.path}: {self.flash:,} bytes of flash, {self.plain_flash / self.flash:.1f}x "
+            f"smaller; arena {self.arena:,} bytes, {self.arena / self.plain_arena:.2f}x; "
+            f"time {self.time_ratio:.2f}x"
+        )
+
+    def tables(self) -> list[Table]:
+        """How each weight is stored."""
+        rows = [
+            (
+                w.name, str(w.shape), f"{w.sparsity:.1%}", w.form, f"{w.plain_bytes:,}",
+                f"{w.stored_bytes:,}", w.reason,
+            )
+            for w in self.weights
+        ]  # fmt: skip
+        heads = ["weight", "shape", ">zeros", "form", ">plain, bytes", ">bytes", "why"]
+        return [Table("", heads, rows, importance=[float(w.plain_bytes) for w in self.weights])]
+
+    def notes(self) -> list[str]:
+        """The comparison, and what the firmware needs."""
+        found = [
+            f"Outputs are those of the plain file in every bit, on {self.compared_on} samples."
+        ]
+        if self.operators:
+            found.append(f"Operators for the resolver: {', '.join(self.operators)}.")
+        if any(weight.form != _PLAIN for weight in self.weights):
+            found.append("DECODE needs TensorFlow Lite Micro of 2025-10-23 or later.")
+        return found
+
+
+def export_micro(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    samples: Any,
+    activations: str = "int8",
+    ram: int | None = None,
+    flash: int | None = None,
+    header: str | os.PathLike[str] | None = None,
+    tolerance: float | None = None,
+    progress: bool = True,
+) -> MicroExport:
+    """Write a file for TensorFlow Lite Micro that stores pruned weights in less flash.
+
+    The file computes in integers, as `export_litert` writes it with `activations`. Weights with
+    zeros, or with few distinct values, are stored encoded, and unpacked by the operator DECODE
+    into the arena just before they are used. So flash is bought with RAM: the arena grows by the
+    largest unpacked weight, unless larger activations are in use elsewhere.
+
+    Both files run in TFLM's own interpreter, and their outputs must be equal in every bit.
+
+    Args:
+        model: a built Keras 3 model.
+        path: of the file, ending in ".tflite".
+        samples: typical inputs, as for `export_litert`; about 100.
+        activations: "int8" or "int16".
+        ram: largest arena, in bytes. Weights whose unpacking does not fit stay plain. None: no
+            limit.
+        flash: largest file, in bytes. Without `ram`, only as many weights are encoded as it
+            takes, those first that cost the least RAM. None: the smallest file.
+        header: also write the file as an array in C, at this path, ending in ".h".
+        tolerance: as for `export_litert`.
+        progress: whether to show the current step.
+
+    Returns:
+        Flash, arena and time, with and without DECODE, and how each weight is stored.
+
+    Raises:
+        ValueError: for a wrong argument, or if the file does not fit into `flash` and `ram`.
+        RuntimeError: if TFLM cannot run the file, or the conversion fails; no file is written.
+        ImportError: without the extra "tflm", or TensorFlow.
+
+    Example:
+        >>> import keras_pruner as kp
+        >>> layers = [keras.layers.Dense(128, activation="relu"), keras.layers.Dense(10)]
+        >>> model = keras.Sequential([keras.Input((64,)), *layers])
+        >>> report = kp.prune(model, 0.9)
+        >>> x = np.random.default_rng(0).normal(size=(50, 64))
+        >>> micro = export_micro(model, "micro.tflite", samples=x)
+        >>> micro.flash < micro.plain_flash < micro.plain_flash + micro.arena
+        True
+    """
+    check_installed("tflite_micro", "tflite-micro", "tflm")
+    for name, limit in (("ram", ram), ("flash", flash)):
+        if limit is not None:
+            check_integer(name, limit, least=1)
+    if activations not in ("int8", "int16"):
+        raise ValueError(
+            f'`activations` must be "int8" or "int16". Received: activations={activations!r}.'
+        )
+    if header is not None:
+        check_destination(Path(header), ".h")
+    with (
+        atomic_write(path, ".tflite") as unfinished,
+        show_progress("exporting", shown=progress) as announce,
+    ):
+        plain = unfinished.parent / "plain.tflite"
+        announce("writing the file without DECODE")
+        export = export_litert(
+            model, plain, weights="int8", activations=activations, samples=samples,
+            tolerance=tolerance, progress=False,
+        )  # fmt: skip
+        if export.hints:
+            raise RuntimeError(f"{' '.join(export.hints)} No file was written.")
+        trial = _Trial(unfinished, plain, _inputs(model, plain, samples))
+        announce("choosing the weights to encode")
+        chosen, measured = _choose(trial, ram, flash)
+        if header is not None:
+            with atomic_write(header, ".h") as text:
+                text.write_text(_c_array(unfinished.read_bytes(), Path(header).stem, measured))
+        size, plain_size = unfinished.stat().st_size, plain.stat().st_size
+        rows, operators = trial.described(chosen), _resolver(trial.read(chosen))
+    return MicroExport(
+        str(path),
+        size,
+        plain_size,
+        measured.arena,
+        measured.plain_arena,
+        measured.time_ratio,
+        len(trial.inputs[0]),
+        rows,
+        operators,
+        dataclasses.replace(export, path=str(path)),
+    )
+
+
+def _resolver(content: Any) -> tuple[str, ...]:
+    """The methods of TFLM's `MicroMutableOpResolver` that the firmware must call."""
+    names: dict[str, None] = {}
+    for each in content.subgraphs:
+        graph = Graph(content, each)
+        for source in graph.sources:
+            code = content.operatorCodes[source.opcodeIndex]
+            name = "DECODE" if code.customCode else graph.code(source)
+            words = "".join(word.capitalize() for word in name.split("_"))
+            names["Add" + re.sub("v2$", "V2", words.replace("2d", "2D"))] = None
+    return tuple(names)
+
+
+def _c_array(data: bytes, name: str, measured: "_Measured") -> str:
+    """A file as an array in C."""
+    name = re.sub(r"\W", "_", name)
+    name = f"model_{name}" if name[:1].isdigit() else name
+    numbers = [f"0x{byte:02x}" for byte in data]
+    lines = [", ".join(numbers[i : i + 16]) for i in range(0, len(numbers), 16)]
+    return (
+        f"// A network for TensorFlow Lite Micro, {len(data)} bytes; it needs an arena of about\n"
+        f"// {measured.arena} bytes.\n#pragma once\n\n"
+        f"alignas(16) static const unsigned char {name}[] = {{\n    "
+        + ",\n    ".join(lines)
+        + f"}};\nstatic const unsigned int {name}_len = {len(data)};\n"
+    )
+
+
+# -------------------------------------------------------------------------- the choice
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What TFLM took for the file, and for the one without DECODE."""
+
+    arena: int
+    plain_arena: int
+    time_ratio: float
+
+
+def _candidates(graph: Graph, shared: set[int]) -> dict[int, tuple[np.ndarray, Encoded | None]]:
+    """Every constant of rank 2 or more, with the smallest encoding if one is smaller."""
+    found = {}
+    for index, tensor in enumerate(graph.tensors):
+        data, shape = graph.data(index), graph.shape(index)
+        dtype = flatbuffer.dtype_of(tensor)
+        if dtype is None or len(shape) < 2 or not data.nbytes or not graph.users(index):
+            continue
+        weight: np.ndarray = data.view(dtype).reshape(shape)
+        forms = [] if tensor.buffer in shared else _forms(weight, tensor)
+        best = min(forms, key=lambda form: form.size, default=None)
+        found[index] = weight, best if best is not None and best.size < data.nbytes else None
+    return found
+
+
+def _forms(weight: np.ndarray, tensor: Any) -> list[Encoded]:
+    """The encodings that TFLM reads for a tensor."""
+    zeros = flatbuffer.listed(tensor.quantization.zeroPoint)
+    channels = len(flatbuffer.listed(tensor.quantization.scale))
+    axis = tensor.quantization.quantizedDimension
+    per_channel = axis == weight.ndim - 1 and channels > 1
+    if any(zeros) or not (per_channel or axis == 0):
+        return []
+    tabular = table(weight, axis if channels > 1 else None)
+    return [pruned(weight)] + ([] if tabular is None else [tabular])
+
+
+class _Trial:
+    """Writes the file with some of the weights encoded, and runs it in TFLM beside the plain one.
+
+    Attributes:
+        inputs: one array for each input, of samples with a batch axis, as the file takes them.
+        order: the weights that can be encoded, those first that cost the most RAM.
+    """
+
+    def __init__(self, path: Path, plain: Path, inputs: list[np.ndarray]) -> None:
+        self._path, self._plain, self.inputs = path, plain, inputs
+        content = flatbuffer.read(plain)
+        self._candidates = {
+            (number, index): found
+            for number, each in enumerate(content.subgraphs)
+            for index, found in _candidates(Graph(content, each), _shared(content)).items()
+        }
+        costs = {
+            key: _peak(Graph(content, content.subgraphs[key[0]]), key[1])
+            for key, (_, form) in self._candidates.items()
+            if form is not None
+        }
+        self.order = sorted(costs, key=lambda key: -costs[key])
+        self._names = {
+            (number, index): Graph(content, each).name(index)
+            for number, each in enumerate(content.subgraphs)
+            for index in range(len(each.tensors))
+        }
+
+    def read(self, chosen: Sequence[tuple[int, int]]) -> Any:
+        """The plain file with these weights encoded."""
+        content = flatbuffer.read(self._plain)
+        forms = {key: form for key in chosen if (form := self._candidates[key][1]) is not None}
+        insert(content, forms)
+        return content
+
+    def write(self, chosen: Sequence[tuple[int, int]]) -> int:
+        """Write the file with these weights encoded; returns its bytes."""
+        flatbuffer.write(_without_unused(self.read(chosen)), self._path)
+        return self._path.stat().st_size
+
+    def run(self) -> _Measured:
+        """Run the file as it is, and the plain one.
+
+        Raises:
+            RuntimeError: if TFLM cannot run one, or the outputs are not equal.
+        """
+        found, outputs = run_micro([self._plain, self._path], self.inputs)
+        if not np.array_equal(outputs[0], outputs[1]):
+            raise RuntimeError(
+                "The outputs with DECODE differ from those without, so no file was written. "
+                "Please report it with the version of tflite-micro."
+            )
+        plain, encoded = found["seconds"]
+        plain_arena, arena = map(int, found["arena"])
+        return _Measured(arena, plain_arena, encoded / plain)
+
+    def arena(self, chosen: Sequence[tuple[int, int]]) -> int:
+        """Bytes of the arena with these weights encoded; the file is written."""
+        self.write(chosen)
+        found, _ = run_micro([self._path], [array[:1] for array in self.inputs])
+        return int(found["arena"][0])
+
+    def described(self, chosen: Sequence[tuple[int, int]]) -> tuple[MicroWeight, ...]:
+        """How each weight is stored."""
+        rows = []
+        for key, (weight, form) in self._candidates.items():
+            is_encoded = key in chosen and form is not None
+            reason = ""
+            if not is_encoded:
+                reason = "no encoding is smaller" if form is None else "left plain by the limits"
+            rows.append(
+                MicroWeight(
+                    self._names[key],
+                    weight.shape,
+                    float(np.mean(weight == 0)),
+                    form.form if is_encoded and form else _PLAIN,
+                    weight.nbytes,
+                    form.size if is_encoded and form else weight.nbytes,
+                    reason,
+                )
+            )
+        return tuple(rows)
+
+
+def _choose(
+    trial: _Trial, ram: int | None, flash: int | None
+) -> tuple[list[tuple[int, int]], _Measured]:
+    """The weights to encode, and the measurement of the file, which is written."""
+    order = trial.order
+    first = 0  # weights before this place in the order stay plain
+    if ram is not None and trial.arena(order) > ram:
+        first = _first_that(len(order), lambda n: trial.arena(order[n:]) <= ram)
+    elif flash is not None and ram is None and trial.write(order) <= flash:
+        # The last place whose file still fits: one before the first that does not.
+        first = _first_that(len(order), lambda n: trial.write(order[n:]) > flash) - 1
+        first = len(order) if trial.write([]) <= flash else first
+    chosen = order[first:]
+    size = trial.write(chosen)
+    measured = trial.run()
+    if ram is not None and measured.arena > ram:
+        raise ValueError(
+            f"`ram` must be at least {measured.arena:,} bytes, which the network takes without "
+            f"any DECODE. Received: ram={ram:,}. A smaller input or fewer channels help; zeros "
+            "do not."
+        )
+    if flash is not None and size > flash:
+        rows = trial.described(chosen)
+        largest = max(rows, key=lambda row: row.stored_bytes)
+        raise ValueError(
+            f"The file takes {size:,} bytes and does not fit. Received: flash={flash:,}. The "
+            f"largest weight is {largest.name} with {largest.stored_bytes:,} bytes at "
+            f"{largest.sparsity:.0%} zeros, stored {largest.form}. More zeros help, and a larger "
+            "`ram` where weights are left plain."
+        )
+    return chosen, measured
+
+
+def _first_that(count: int, holds: Any) -> int:
+    """The first number from 0 to `count` that holds, where all larger ones do; else `count`."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _shared(content: Any) -> set[int]:
+    """Buffers that several tensors share, or that a graph returns."""
+    seen: set[int] = set()
+    shared = set()
+    for each in content.subgraphs:
+        graph = Graph(content, each)
+        shared |= {graph.tensors[i].buffer for i in graph.results}
+        for tensor in graph.tensors:
+            (shared if tensor.buffer in seen else seen).add(tensor.buffer)
+    return shared
+
+
+def _peak(graph: Graph, index: int) -> int:
+    """Bytes in use while a weight is unpacked: the weight, and activations that live then."""
+    order = {id(source): place for place, source in enumerate(graph.sources)}
+    ends = {i: max((order[id(s)] for s in graph.users(i)), default=-1) for i in graph.makers}
+    begins = {i: order[id(source)] for i, source in graph.makers.items()}
+    ends |= {i: len(order) for i in graph.results}
+    users = [order[id(source)] for source in graph.users(index)]
+    live = [
+        sum(_size(graph, i) for i in begins if begins[i] <= place <= ends[i]) for place in users
+    ]
+    return _size(graph, index) + max(live, default=0)
+
+
+def _size(graph: Graph, index: int) -> int:
+    kind = flatbuffer.name_of_type(graph.tensors[index].type)
+    size = {"INT8": 1, "INT16": 2, "UINT8": 1, "BOOL": 1, "INT64": 8}.get(kind, 4)
+    return size * math.prod(graph.shape(index))
+
+
+def _without_unused(content: Any) -> Any:
+    """Drop the tensors that nothing refers to any more."""
+    for graph in content.subgraphs:
+        used = {*flatbuffer.listed(graph.inputs), *flatbuffer.listed(graph.outputs)}
+        for source in graph.operators or []:
+            used |= {*flatbuffer.listed(source.inputs), *flatbuffer.listed(source.outputs)}
+            used |= {*flatbuffer.listed(source.intermediates)}
+        kept = [i for i in range(len(graph.tensors)) if i in used]
+        place = {old: new for new, old in enumerate(kept)} | {-1: -1}
+        graph.tensors = [graph.tensors[i] for i in kept]
+        for owner, names in [(graph, ("inputs", "outputs"))] + [
+            (source, ("inputs", "outputs", "intermediates")) for source in graph.operators or []
+        ]:
+            for name in names:
+                found = getattr(owner, name)
+                if found is not None:
+                    moved = [place[i] for i in flatbuffer.listed(found)]
+                    setattr(owner, name, np.array(moved, np.int32))
+        for signature in content.signatureDefs or []:
+            if content.subgraphs[signature.subgraphIndex] is graph:
+                for tensor in [*(signature.inputs or []), *(signature.outputs or [])]:
+                    tensor.tensorIndex = place[tensor.tensorIndex]
+    return content
+
+
+# -------------------------------------------------------------------------- running it
+
+
+def run_micro(
+    paths: Sequence[Path], inputs: list[np.ndarray]
+) -> tuple[dict[str, list[float]], list[np.ndarray]]:
+    """Run files in TFLM's interpreter, in turns.
+
+    Args:
+        paths: of the files, which have the same inputs and outputs.
+        inputs: one array for each input, of samples with a batch axis, in the file's type.
+
+    Returns:
+        "arena" in bytes and "seconds" of the fastest run, a list each; and for each file the
+        bytes of all outputs.
+
+    Raises:
+        RuntimeError: with the interpreter's message, if it cannot run a file.
+    """
+    content = flatbuffer.read(paths[0])
+    count = len(flatbuffer.listed(content.subgraphs[0].outputs))
+    with tempfile.TemporaryDirectory() as scratch:
+        given, made = Path(scratch, "inputs.npz"), Path(scratch, "outputs.npz")
+        np.savez(given, *inputs)
+        job = {"files": [str(path) for path in paths], "inputs": str(given)}
+        program = Path(__file__).with_name("micro_interpreter.py")
+        try:
+            found = run_program(program, {**job, "outputs": str(made), "count": count})
+        except RuntimeError as error:
+            raise RuntimeError(f"TensorFlow Lite Micro cannot run the file. {error}") from None
+        with np.load(made) as file:
+            return found, [file[name] for name in file.files]
+
+
+def _inputs(model: keras.Model, path: Path, samples: Any) -> list[np.ndarray]:
+    """The first samples as the file takes them, in the order of its inputs."""
+    runner = interpreter.load(path)
+    takes = runner.get_signature_runner().get_input_details()
+    place = {name: detail["index"] for name, detail in takes.items()}
+    order = flatbuffer.listed(flatbuffer.read(path).subgraphs[0].inputs)
+    names = sorted(takes, key=lambda name: order.index(place[name]))
+    batches = batches_of(signature_of(model, None), samples)[:_RUNS]
+    named = [by_name(list(takes), model, batch) for batch in batches]
+    return [
+        np.stack([interpreter.quantize(batch[name], takes[name]) for batch in named])
+        for name in names
+    ]

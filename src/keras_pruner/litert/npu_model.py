@@ -1,0 +1,177 @@
+"""Estimated cycles of a model on an Arm Ethos-U NPU, from the shapes of its layers alone.
+
+A layer takes the longer of two times: that of the multiplications, in units of `unit` pixels by
+eight outputs, and that of reading its weights, which Vela stores in fewer bytes the more zeros
+they have. The numbers describe the estimates of Vela 5.2 for its default system configurations
+(`benchmarks/edge.py` compares them), not a chip.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from keras_pruner.litert.vela import ACCELERATORS
+from keras_pruner.model_graph import Call, ModelGraph
+from keras_pruner.model_weights import view_of
+
+#: Bytes of a weight as Vela stores it, at fractions of zeros.
+_SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
+_BYTES = (1.0, 0.63, 0.307, 0.128, 0.085, 0.03)
+_BIAS = 10  # bytes of the bias and the scale of an output
+
+
+@dataclasses.dataclass(frozen=True)
+class Npu:
+    """An Ethos-U in Vela's default system configuration.
+
+    Attributes:
+        macs: multiplications in a cycle.
+        unit: pixels (height, width) that are computed together.
+        bandwidth: bytes of weights that are read in a cycle.
+        output: cycles for an output value of a convolution.
+        added: cycles for a value of an elementwise layer.
+        overhead: cycles of a layer's multiplications over the least possible.
+        halves: whether 2:4 zeros halve the multiplications.
+    """
+
+    macs: int
+    unit: tuple[int, int]
+    bandwidth: float
+    output: float
+    added: float
+    overhead: float
+    halves: bool
+
+
+def npu_of(accelerator: str) -> Npu:
+    """The numbers of an accelerator, such as "ethos-u55-128"."""
+    if accelerator not in ACCELERATORS:
+        raise ValueError(
+            f"`accelerator` must be one of {', '.join(ACCELERATORS)}. "
+            f"Received: accelerator={accelerator!r}."
+        )
+    _, family, macs = accelerator.split("-")
+    count = int(macs)
+    unit = {32: (1, 1), 64: (1, 1), 128: (1, 2), 256: (2, 2), 512: (2, 4)}.get(count, (4, 4))
+    if family == "u55":
+        return Npu(count, unit, 1.0, 68 / count, 192 / count, 1.03, halves=False)
+    if family == "u65":
+        return Npu(count, unit, 12.0, 72 / count, 192 / count, 1.04, halves=False)
+    return Npu(count, unit, 2.95, 140 / count, 0.0, 1.38, halves=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class NpuWork:
+    """The work of one layer.
+
+    Attributes:
+        name: of the layer's call.
+        layer: the layer.
+        computing: cycles of its multiplications and outputs.
+        outputs: cycles of its outputs alone, which zeros do not shorten.
+        weights: number of weights that are read.
+        biases: bytes beside the weights.
+    """
+
+    name: str
+    layer: Any
+    computing: float
+    outputs: float
+    weights: int = 0
+    biases: int = 0
+
+    def cycles(self, npu: Npu, sparsity: float = 0.0, *, two_of_four: bool = False) -> float:
+        """The estimate at a sparsity of its weights."""
+        return max(self.computed(npu, two_of_four=two_of_four), self.read(npu, sparsity))
+
+    def computed(self, npu: Npu, *, two_of_four: bool = False) -> float:
+        """Cycles of the multiplications and outputs."""
+        faster = 2 if two_of_four and npu.halves else 1
+        return max(self.outputs, self.computing / faster)
+
+    def read(self, npu: Npu, sparsity: float) -> float:
+        """Cycles of reading the weights."""
+        return (self.weights * bytes_of_weight(sparsity) + self.biases) / npu.bandwidth
+
+
+def bytes_of_weight(sparsity: float) -> float:
+    """Bytes of a weight as Vela stores it.
+
+    Example:
+        >>> round(bytes_of_weight(0.8), 2)
+        0.31
+    """
+    return float(np.interp(sparsity, _SPARSITIES, _BYTES))
+
+
+def work_of(model: Any, npu: Npu) -> list[NpuWork]:
+    """The work of every layer that takes time.
+
+    Raises:
+        ValueError: for a model that has no graph, or shapes that are not known.
+    """
+    found = []
+    for call in ModelGraph(model):
+        work = None if call.is_input else _work(call, npu)
+        if work is not None:
+            found.append(work)
+    return found
+
+
+# Layers that the converter merges with another one, or that only rename values.
+_FREE = {
+    "Activation", "BatchNormalization", "Dropout", "ELU", "Flatten", "GaussianNoise", "Identity",
+    "LeakyReLU", "ReLU", "Relu", "Relu6", "Rescaling", "Reshape", "SpatialDropout2D",
+    "ZeroPadding1D", "ZeroPadding2D",
+}  # fmt: skip
+
+
+def _work(call: Call, npu: Npu) -> NpuWork | None:
+    kind = type(call.layer).__name__
+    if kind in _FREE or not call.outputs:
+        return None
+    shapes = [_sizes(tensor.shape, call.name) for tensor in (*call.inputs[:1], call.outputs[0])]
+    taken, made = shapes[0], shapes[-1]
+    values = math.prod(made)
+    if hasattr(call.layer, "kernel") and len(call.layer.kernel.shape) >= 2:
+        return _product(call, made, npu)
+    if "Pool" in kind:
+        read = math.prod(taken) if "Global" in kind else values
+        return NpuWork(call.name, call.layer, npu.output * read, npu.output * values)
+    cycles = npu.added * values
+    return NpuWork(call.name, call.layer, cycles, cycles)
+
+
+def _product(call: Call, made: tuple[int, ...], npu: Npu) -> NpuWork:
+    """A convolution or a product with a matrix."""
+    layer = call.layer
+    view = view_of(layer, layer.kernel)
+    groups, inputs, outputs = view.matrix_shape
+    taps = math.prod(view.shape[axis] for axis in view.taps)
+    pixels = made[:-1] if len(made) > 1 else (1,)
+    pixels = pixels if len(pixels) > 1 else (1, *pixels)
+    units = math.ceil(pixels[-2] / npu.unit[0]) * math.ceil(pixels[-1] / npu.unit[1])
+    units *= math.prod(pixels[:-2])
+    weights = math.prod(layer.kernel.shape)
+    is_depthwise = "Depthwise" in type(layer).__name__
+    if is_depthwise:
+        steps, depth = math.ceil(taps / 4), math.ceil(groups * outputs / 8)
+    else:
+        inputs //= taps
+        whole = taps * math.ceil(inputs / 32)
+        parts = math.ceil(taps / 4) * math.ceil(inputs / 8)
+        steps, depth = min(whole, parts), groups * math.ceil(outputs / 8)
+    cycles = 4 * max(8, units) * steps * depth * npu.overhead
+    written = npu.output * math.prod(made)
+    return NpuWork(call.name, layer, cycles, written, weights, _BIAS * made[-1])
+
+
+def _sizes(shape: tuple[int | None, ...], name: str) -> tuple[int, ...]:
+    if None in shape[1:]:
+        raise ValueError(
+            f"The shape {shape} at {name!r} is not known. Build the model with the input shape of "
+            "the device."
+        )
+    return tuple(size for size in shape[1:] if size is not None)

@@ -1,0 +1,108 @@
+"""Where a model is shipped to, by one name: the file of each target, and the flash it takes."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_pruner.litert.export import Export, export_litert
+from keras_pruner.litert.micro import MicroExport, export_micro
+from keras_pruner.litert.vela import ACCELERATORS, EthosUReport, ethos_u
+
+#: Names of targets: TensorFlow Lite Micro, Ethos-U NPUs, and LiteRT's runtimes.
+TARGETS = ("tflm", *ACCELERATORS, "litert-x86", "litert-arm", "wasm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """A file as a target takes it.
+
+    Attributes:
+        flash: bytes that it takes there.
+        report: of its export.
+        largest: name and size of its largest weight.
+    """
+
+    flash: int
+    report: Export | MicroExport | EthosUReport
+    largest: str
+
+
+def check_target(target: str, samples: Any) -> None:
+    """Raise for an unknown target, or one that needs samples if there are none."""
+    if target not in TARGETS:
+        raise ValueError(f"`target` must be one of {TARGETS}. Received: target={target!r}.")
+    if samples is None and needs_samples(target):
+        raise ValueError(
+            f"target={target!r} computes in integers and needs `samples`: typical inputs, from "
+            "which the range of every tensor is found. About 100 suffice. Received: samples=None."
+        )
+
+
+def needs_samples(target: str) -> bool:
+    """Whether the file of a target computes in integers."""
+    return target == "tflm" or target in ACCELERATORS
+
+
+def ship(
+    model: keras.Model, path: Path, target: str, samples: Any = None, *, progress: bool = True
+) -> Shipped:
+    """Write the file of a target.
+
+    Args:
+        model: a built Keras 3 model.
+        path: of the file, ending in ".tflite". For an NPU it is the one that Vela compiled.
+        target: one of `TARGETS`.
+        samples: typical inputs, for integer files: an array, a list with one for each input, or a
+            dict of them by name.
+        progress: whether to show the current step.
+
+    Raises:
+        ValueError: for an unknown target, or missing samples.
+        RuntimeError: if the conversion fails or the outputs differ; no file is left at `path`.
+        ImportError: without the extra of the target.
+    """
+    check_target(target, samples)
+    samples = _in_order(model, samples)
+    if target == "tflm":
+        micro = export_micro(model, path, samples=samples, progress=progress)
+        heavy = max(micro.weights, key=lambda w: w.stored_bytes, default=None)
+        name = "" if heavy is None else f"{heavy.name} ({heavy.stored_bytes:,} bytes)"
+        return Shipped(micro.flash, micro, name)
+    if target in ACCELERATORS:
+        return _ship_compiled(model, path, target, samples, progress=progress)
+    runtime = "litert-wasm" if target == "wasm" else target
+    done = export_litert(model, path, runtime=runtime, samples=samples, progress=progress)
+    return Shipped(done.size, done, _largest(done))
+
+
+def _ship_compiled(
+    model: keras.Model, path: Path, target: str, samples: Any, *, progress: bool
+) -> Shipped:
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch, path.name)
+        done = export_litert(
+            model, plain, weights="int8", activations="int8", samples=samples, progress=progress
+        )
+        compiled = ethos_u(plain, target, output=path)
+    compiled = dataclasses.replace(
+        compiled, compiled=dataclasses.replace(compiled.compiled, path=str(path))
+    )
+    return Shipped(compiled.compiled.size, compiled, _largest(done))
+
+
+def _in_order(model: keras.Model, samples: Any) -> Any:
+    """One array for each input, in the order of the model's inputs."""
+    if not isinstance(samples, dict):
+        return samples
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    return [samples[name] for name in (names if set(names) == set(samples) else sorted(samples))]
+
+
+def _largest(done: Export) -> str:
+    heavy = max(done.weights, key=lambda w: (1 - w.sparsity) * w.size, default=None)
+    if heavy is None:
+        return ""
+    return f"{heavy.name} ({heavy.size:,} weights, {heavy.sparsity:.0%} zeros)"
