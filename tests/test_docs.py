@@ -23,6 +23,8 @@ def missing(code):
     """Why a block cannot run here: an extra that is not installed, an older Keras; or None."""
     if "litert" in code and not importlib.util.find_spec("ai_edge_litert"):
         return "it needs the extra litert"
+    if "micro" in code and not importlib.util.find_spec("tflite_micro"):
+        return "it needs the extra tflm"
     if "ethos_u" in code and not importlib.util.find_spec("ethosu"):
         return "it needs the extra ethos-u"
     if "quantize(" in code and "filters" not in inspect.signature(keras.Model.quantize).parameters:
@@ -30,7 +32,17 @@ def missing(code):
     return None
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]])
+SLOW = ("docs/guides/microcontrollers.md",)  # trains a network
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
+        for page in PAGES
+        if BLOCKS[page]
+    ],
+)
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
     """In the order of the page, in one namespace; blocks for other backends are left out."""
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,13 @@ import numpy as np
 from keras_pruner.litert.agreement import relative_error
 from keras_pruner.litert.cost_model import LEAST_SPEEDUP, SpeedupTable, speedups_of
 from keras_pruner.litert.samples import as_inputs, batches_of, random_batch, signature_of
-from keras_pruner.litert.torch_kernels import form_of, is_product, product, summed_letters
+from keras_pruner.litert.torch_kernels import (
+    form_of,
+    is_product,
+    product,
+    summed_letters,
+    to_csr,
+)
 from keras_pruner.model_weights import OwnedWeight, WeightView, check_model, weights_of
 from keras_pruner.oneshot.prune import copy_of
 from keras_pruner.reporting.report import Report
@@ -219,7 +225,7 @@ def _replace(
     import torch
 
     matrix = torch.from_numpy(np.ascontiguousarray(owned.view.to_matrix(weight)[0].T))
-    layer.call = maker(layer, matrix.to_sparse_csr())
+    layer.call = maker(layer, to_csr(matrix))
     return SparseLayer(owned.path, sparsity, True, f"{count} rows")
 
 

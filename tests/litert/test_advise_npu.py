@@ -41,7 +41,7 @@ def test_layers_that_wait_for_weights_gain_and_others_do_not():
     found = rows(advice)
     assert found["one/kernel"].pattern == kp.Unstructured()
     assert found["one/kernel"].speedup > 1.5
-    assert "waits for its weights; from 54% zeros on" in found["one/kernel"].reason
+    assert "waits for its weights; from 62% zeros on" in found["one/kernel"].reason
     assert advice.speedup > 1.3
     kp.plan(deep(), **advice.settings())
     few = rows(kp.advise(deep(32, 16), "ethos-u55-128", sparsity=0.8))["one/kernel"]

@@ -7,6 +7,8 @@ import pytest
 from keras_pruner.litert import flatbuffer, sparse_tensors
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.inspection import inspect
+from keras_pruner.litert.micro import export_micro, run_micro
+from keras_pruner.litert.vela import ethos_u
 from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
@@ -145,3 +147,58 @@ def test_mutated_keras_files(tmp_path, count):
         tmp_path, content, count, model_file.load, the_same, ".keras", model_file.FileError
     )
     assert refused > 0.5
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory):
+    """A file of integers only, and the one of it for TensorFlow Lite Micro, as bytes."""
+    for package in ("ai_edge_litert", "tensorflow", "tflite_micro"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("integers")
+    layers = [keras.layers.Dense(48, activation="relu"), keras.layers.Dense(4)]
+    model = keras.Sequential([keras.Input((48,)), *layers])
+    rng = np.random.default_rng(0)
+    model.layers[0].kernel.assign(rng.normal(size=(48, 48)) * (rng.random((48, 48)) < 0.2))
+    x = rng.normal(size=(40, 48)).astype("float32")
+    options = {"weights": "int8", "activations": "int8", "samples": x, "progress": False}
+    export_litert(model, folder / "plain.tflite", **options)
+    done = export_micro(model, folder / "micro.tflite", samples=x, progress=False)
+    assert "bits and values" in {row.form for row in done.weights}
+    return [(folder / name).read_bytes() for name in ("plain.tflite", "micro.tflite")]
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_files_for_micro(tmp_path, integers, count):
+    assert read_all(tmp_path, integers[1], count, inspect, sound) > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_mutated_files_in_the_interpreter_of_micro(tmp_path, integers, which):
+    """A file that TensorFlow Lite Micro does not take, or that crashes it, is said to be such."""
+    inputs = [np.zeros((2, 1, 48), np.int8)]
+    path, refused = tmp_path / "mutated.tflite", 0
+    for data in mutations(integers[which], 500):
+        path.write_bytes(data)
+        try:
+            found, outputs = run_micro([path], inputs)
+        except (ValueError, RuntimeError):
+            refused += 1
+        else:
+            assert found["arena"][0] > 0
+            assert len(outputs) == 1
+    assert 0.2 < refused / 500 < 1
+
+
+@pytest.mark.slow
+def test_mutated_files_in_the_compiler_for_npus(tmp_path, integers):
+    """A file that Vela does not take, or that crashes it, is said to be such."""
+    pytest.importorskip("ethosu", reason='needs pip install "keras-pruner[ethos-u]"')
+    path, refused = tmp_path / "mutated.tflite", 0
+    for data in mutations(integers[0], 500):
+        path.write_bytes(data)
+        try:
+            str(ethos_u(path))
+        except (ValueError, RuntimeError):
+            refused += 1
+    assert 0.2 < refused / 500 < 1

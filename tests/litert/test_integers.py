@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_pruner as kp
-from keras_pruner.litert import agreement, vela
+from keras_pruner.litert import agreement
 from keras_pruner.litert.export import export_litert
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')

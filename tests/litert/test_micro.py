@@ -1,6 +1,7 @@
 """Files for TensorFlow Lite Micro, run in its own interpreter."""
 
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -76,6 +77,23 @@ class TestLimits:
         assert tight.arena <= limit < free.arena
         assert free.flash < tight.flash < tight.plain_flash
         assert {row.reason for row in tight.weights} >= {"", "left plain by the limits"}
+
+    def test_a_large_layer_is_computed_in_parts_where_ram_is_short(self, tmp_path):
+        layers = [keras.layers.Dense(203, activation="relu"), keras.layers.Dense(10)]
+        model = keras.Sequential([keras.Input((200,)), *layers])
+        kp.prune(model, 0.9, allocation="uniform")
+        x = np.random.default_rng(1).normal(size=(24, 200)).astype("float32")
+        free = micro.export_micro(model, tmp_path / "a.tflite", samples=x, progress=False)
+        limit = free.plain_arena + 16_000
+        done = micro.export_micro(
+            model, tmp_path / "b.tflite", samples=x, ram=limit, progress=False
+        )
+        assert done.arena <= limit < free.arena
+        assert done.flash < 1.2 * free.flash + 2000
+        assert "AddConcatenation" in done.operators
+        parts = [row for row in done.weights if "rows" in row.name]
+        assert sum(row.shape[0] for row in parts) == 203
+        assert {row.form for row in parts} == {"bits and values"}
 
     def test_no_more_is_encoded_than_the_flash_asks_for(self, tmp_path, pruned):
         free = micro.export_micro(pruned, tmp_path / "a.tflite", samples=X, progress=False)
@@ -213,3 +231,48 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "keras-pruner\[tflm\]"'):
         kp.litert.export_micro(model, tmp_path / "m.tflite", samples=X)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (None, "needs `samples`: typical inputs"),
+        (X[:, :5], r"of shape \(12, 12, 4\) for 'image'. Received: shape \(24, 5, 12, 4\)"),
+        (np.ones_like(X), "samples of the constant 1"),
+        (np.full_like(X, np.nan), "must be finite"),
+        (X[:0], "at least 1 of shape"),
+    ],
+    ids=["none", "shape", "constant", "nan", "empty"],
+)
+def test_samples_that_give_no_ranges_are_refused(tmp_path, pruned, samples, message):
+    with pytest.raises(ValueError, match=message):
+        micro.export_micro(pruned, tmp_path / "m.tflite", samples=samples, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_that_are_not_known_are_refused(tmp_path):
+    model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])
+    with pytest.raises(ValueError, match=r"which is not known. Pass `input_signature"):
+        micro.export_micro(model, tmp_path / "m.tflite", samples=X, progress=False)
+
+
+@pytest.mark.backend_free
+def test_a_file_of_another_producer_is_read_and_run():
+    """The file that comes with tflite-micro, which its own tools made."""
+    from importlib.util import find_spec
+
+    folder = find_spec("tflite_micro").submodule_search_locations[0]
+    (path,) = Path(folder).rglob("sine_float.tflite")
+    assert kp.litert.inspect(path).weights
+    found, outputs = micro.run_micro([path], [np.zeros((1, 1, 1), "float32")])
+    assert found["arena"][0] > 0
+    assert len(outputs) == 1
+    if find_spec("ethosu"):
+        assert "No operator runs on the NPU" in str(kp.litert.ethos_u(path))
+
+
+@pytest.mark.backend_free
+def test_a_file_that_micro_cannot_run_is_said_to_be_such(tmp_path):
+    (tmp_path / "m.tflite").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"is no \.tflite file"):
+        micro.run_micro([tmp_path / "m.tflite"], [np.zeros((1, 1), "float32")])

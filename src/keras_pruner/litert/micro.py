@@ -6,7 +6,9 @@ writes two of its encodings: a bit for each weight with the non-zero values, and
 look-up table. DECODE is in TFLM since 2025-10-17 (tables) and 2025-10-23 (pruned weights).
 """
 
+import copy
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -153,8 +155,8 @@ def export_micro(
         path: of the file, ending in ".tflite".
         samples: typical inputs, as for `export_litert`; about 100.
         activations: "int8" or "int16".
-        ram: largest arena, in bytes. Weights whose unpacking does not fit stay plain. None: no
-            limit.
+        ram: largest arena, in bytes. Large fully connected layers are then computed in parts, and
+            weights whose unpacking does not fit stay plain. None: no limit.
         flash: largest file, in bytes. Without `ram`, only as many weights are encoded as it
             takes, those first that cost the least RAM. None: the smallest file.
         header: also write the file as an array in C, at this path, ending in ".h".
@@ -201,8 +203,15 @@ def export_micro(
         )  # fmt: skip
         if export.hints:
             raise RuntimeError(f"{' '.join(export.hints)} No file was written.")
-        trial = _Trial(unfinished, plain, _inputs(model, plain, samples))
+        inputs = _inputs(model, plain, samples)
+        trial = _Trial(unfinished, plain, plain, inputs)
         announce("choosing the weights to encode")
+        if ram is not None and trial.arena(trial.order) > ram:
+            parted = unfinished.parent / "parted.tflite"
+            content = flatbuffer.read(plain)
+            if _part_large(content, ram, trial.arena([])):
+                flatbuffer.write(_without_unused(content), parted)
+                trial = _Trial(unfinished, parted, plain, inputs)
         chosen, measured = _choose(trial, ram, flash)
         if header is not None:
             with atomic_write(header, ".h") as text:
@@ -298,9 +307,9 @@ class _Trial:
         order: the weights that can be encoded, those first that cost the most RAM.
     """
 
-    def __init__(self, path: Path, plain: Path, inputs: list[np.ndarray]) -> None:
-        self._path, self._plain, self.inputs = path, plain, inputs
-        content = flatbuffer.read(plain)
+    def __init__(self, path: Path, source: Path, plain: Path, inputs: list[np.ndarray]) -> None:
+        self._path, self._source, self._plain, self.inputs = path, source, plain, inputs
+        content = flatbuffer.read(source)
         self._candidates = {
             (number, index): found
             for number, each in enumerate(content.subgraphs)
@@ -319,8 +328,8 @@ class _Trial:
         }
 
     def read(self, chosen: Sequence[tuple[int, int]]) -> Any:
-        """The plain file with these weights encoded."""
-        content = flatbuffer.read(self._plain)
+        """The file with these weights encoded."""
+        content = flatbuffer.read(self._source)
         forms = {key: form for key in chosen if (form := self._candidates[key][1]) is not None}
         insert(content, forms)
         return content
@@ -430,15 +439,108 @@ def _shared(content: Any) -> set[int]:
 
 def _peak(graph: Graph, index: int) -> int:
     """Bytes in use while a weight is unpacked: the weight, and activations that live then."""
+    places = {id(source): place for place, source in enumerate(graph.sources)}
+    live = _live(graph)
+    return _size(graph, index) + max(live[places[id(user)]] for user in graph.users(index))
+
+
+def _live(graph: Graph) -> list[int]:
+    """Bytes of activations in use at each operator."""
     order = {id(source): place for place, source in enumerate(graph.sources)}
-    ends = {i: max((order[id(s)] for s in graph.users(i)), default=-1) for i in graph.makers}
     begins = {i: order[id(source)] for i, source in graph.makers.items()}
-    ends |= {i: len(order) for i in graph.results}
-    users = [order[id(source)] for source in graph.users(index)]
-    live = [
-        sum(_size(graph, i) for i in begins if begins[i] <= place <= ends[i]) for place in users
+    begins |= dict.fromkeys(graph.inputs, 0)
+    ends = {i: max((order[id(s)] for s in graph.users(i)), default=-1) for i in begins}
+    ends |= dict.fromkeys(graph.results, len(order))
+    return [
+        sum(_size(graph, i) for i in begins if begins[i] <= place <= ends[i])
+        for place in range(len(order))
     ]
-    return _size(graph, index) + max(live, default=0)
+
+
+# --------------------------------------------------------------- large layers, in parts
+
+_MOST_PARTS = 32
+_LEAST_PART = 2048  # bytes; smaller parts cost more for their operators than they save
+_PART_OVERHEAD = 1500  # bytes of the arena that the operators of the parts take, about
+
+
+def _part_large(content: Any, ram: int, plain_arena: int) -> bool:
+    """Divide fully connected layers whose weights would not fit unpacked; True if one is.
+
+    A part computes some of the outputs, so the result is the same in every bit.
+    """
+    graph = Graph(content)
+    live = _live(graph)
+    fixed = plain_arena - max(live, default=0)
+    shared, found, operators = _shared(content), False, []
+    for source, used in zip(graph.sources, live, strict=True):
+        free = ram - fixed - used - _PART_OVERHEAD
+        parts = _parts(graph, source, free, shared)
+        operators += [source] if parts < 2 else _parted(content, graph, source, parts)
+        found |= parts > 1
+    content.subgraphs[0].operators = operators
+    return found
+
+
+def _parts(graph: Graph, source: Any, free: int, shared: set[int]) -> int:
+    """Into how many parts to divide an operator; 1: leave it as it is."""
+    if graph.code(source) != "FULLY_CONNECTED" or free < _LEAST_PART:
+        return 1
+    index = graph.inputs_of(source)[1]
+    size = graph.data(index).nbytes
+    parts = math.ceil(size / free)
+    is_own = graph.tensors[index].buffer not in shared
+    return parts if is_own and parts <= min(_MOST_PARTS, graph.shape(index)[0]) else 1
+
+
+def _parted(content: Any, graph: Graph, source: Any, parts: int) -> list[Any]:
+    """The operators of the parts, and the one that joins their outputs."""
+    schema = flatbuffer.schema()
+    tensors = content.subgraphs[0].tensors
+    value, weight, *bias = graph.inputs_of(source)
+    (output,) = graph.outputs_of(source)
+    bounds = np.linspace(0, graph.shape(weight)[0], parts + 1).astype(int).tolist()
+    operators, pieces = [], []
+    for begin, end in itertools.pairwise(bounds):
+        taken = [value] + [
+            -1 if i < 0 else _rows(content, graph, i, begin, end) for i in (weight, *bias)
+        ]
+        piece = copy.copy(tensors[output])
+        piece.shape = np.array([*graph.shape(output)[:-1], end - begin], np.int32)
+        piece.shapeSignature = None
+        tensors.append(piece)
+        pieces.append(len(tensors) - 1)
+        part = copy.copy(source)
+        part.inputs = np.array(taken, np.int32)
+        part.outputs = np.array(pieces[-1:], np.int32)
+        operators.append(part)
+    join, options = schema.OperatorT(), schema.ConcatenationOptionsT()
+    options.axis = len(graph.shape(output)) - 1
+    join.opcodeIndex = flatbuffer.operator_code(content, schema.BuiltinOperator.CONCATENATION, 2)
+    join.builtinOptionsType = schema.BuiltinOptions.ConcatenationOptions
+    join.builtinOptions = options
+    join.inputs, join.outputs = np.array(pieces, np.int32), np.array([output], np.int32)
+    return [*operators, join]
+
+
+def _rows(content: Any, graph: Graph, index: int, begin: int, end: int) -> int:
+    """The index of a new tensor with some rows of a constant one, with their scales."""
+    tensor = graph.tensors[index]
+    shape, data = graph.shape(index), graph.data(index)
+    buffer = flatbuffer.schema().BufferT()
+    buffer.data = data.reshape(shape[0], -1)[begin:end].reshape(-1).copy()
+    content.buffers.append(buffer)
+    found = copy.copy(tensor)
+    found.buffer = len(content.buffers) - 1
+    found.shape = np.array([end - begin, *shape[1:]], np.int32)
+    found.name = f"{flatbuffer.name_of(tensor)}, rows {begin} to {end}".encode()
+    if tensor.quantization is not None and len(flatbuffer.listed(tensor.quantization.scale)) > 1:
+        found.quantization = copy.copy(tensor.quantization)
+        for name in ("scale", "zeroPoint"):
+            numbers = np.asarray(getattr(tensor.quantization, name))
+            setattr(found.quantization, name, numbers[begin:end])
+    content.subgraphs[0].tensors.append(found)
+    return len(content.subgraphs[0].tensors) - 1
 
 
 def _size(graph: Graph, index: int) -> int:
@@ -448,7 +550,7 @@ def _size(graph: Graph, index: int) -> int:
 
 
 def _without_unused(content: Any) -> Any:
-    """Drop the tensors that nothing refers to any more."""
+    """Drop the tensors that nothing refers to any more, and the data of their buffers."""
     for graph in content.subgraphs:
         used = {*flatbuffer.listed(graph.inputs), *flatbuffer.listed(graph.outputs)}
         for source in graph.operators or []:
@@ -469,6 +571,11 @@ def _without_unused(content: Any) -> Any:
             if content.subgraphs[signature.subgraphIndex] is graph:
                 for tensor in [*(signature.inputs or []), *(signature.outputs or [])]:
                     tensor.tensorIndex = place[tensor.tensorIndex]
+    used = {tensor.buffer for graph in content.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in content.metadata or []}
+    for number, buffer in enumerate(content.buffers):
+        if number not in used:
+            buffer.data = None
     return content
 
 

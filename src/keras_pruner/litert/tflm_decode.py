@@ -121,8 +121,6 @@ def insert(content: Any, chosen: dict[tuple[int, int], Encoded]) -> None:
                 operators.append(_decode(content, graph, taken, forms, placed, source))
             operators.append(source)
         graph.operators = operators
-        for index in forms:
-            content.buffers[graph.tensors[index].buffer].data = None
 
 
 def _decode(

@@ -7,6 +7,7 @@ import functools
 import math
 import statistics
 import time
+import warnings
 from typing import Any
 
 import keras
@@ -67,6 +68,13 @@ def summed_letters(layer: Any) -> str:
 CHUNK = 64
 
 
+def to_csr(matrix: Any) -> Any:
+    """A sparse matrix, without PyTorch's warning that it calls them a beta feature."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return matrix.to_sparse_csr()
+
+
 def product(matrix: Any, rows: Any) -> Any:
     """`rows @ matrix.T` for a sparse matrix, in chunks of rows."""
     import torch
@@ -120,7 +128,7 @@ def _time_case(case: dict[str, Any], sparsities: list[float], seconds: float) ->
         found = []
         for sparsity in sparsities:
             zeros = torch.from_numpy(rng.random((width, width)) < sparsity)
-            matrix = weight.masked_fill(zeros, 0).to_sparse_csr()
+            matrix = to_csr(weight.masked_fill(zeros, 0))
             calls = [functools.partial(product, matrix, inputs), *dense]
             found.append(_ratio(calls, seconds))
     return found
