@@ -64,8 +64,8 @@ class SparseInference(Report):
         >>> row = SparseLayer("dense/kernel", 0.9, True, "")
         >>> print(SparseInference((row,), 1e-7, None))
         1 of 1 kernels run sparse; relative error of the outputs 1.0e-07
-          weight        zeros  runs        why
-          ────────────────────────────────────
+          weight        zeros  runs       why
+          ───────────────────────────────────
           dense/kernel  90.0%  csr @ x.T
     """
 
@@ -87,7 +87,7 @@ class SparseInference(Report):
             (x.path, f"{x.sparsity:.1%}", "csr @ x.T" if x.is_sparse else "dense", x.reason)
             for x in self.layers
         ]
-        return [Table("", ["weight", ">zeros", "runs     ", "why"], rows)]
+        return [Table("", ["weight", ">zeros", "runs", "why"], rows)]
 
 
 def sparse_inference(
@@ -222,10 +222,7 @@ def _replace(
         least = table.break_even(form, model_bytes, count, LEAST_SPEEDUP)
         reason = f"pays only above {least:.0%} zeros with {count} rows"
         return SparseLayer(owned.path, sparsity, False, reason)
-    import torch
-
-    matrix = torch.from_numpy(np.ascontiguousarray(owned.view.to_matrix(weight)[0].T))
-    layer.call = maker(layer, to_csr(matrix))
+    layer.call = maker(layer, to_csr(owned.view.to_matrix(weight)[0].T))
     return SparseLayer(owned.path, sparsity, True, f"{count} rows")
 
 

@@ -84,6 +84,7 @@ class MicroExport(Report):
           ─────────────────────────────────────────────────────────────────
           dense   (8, 64)  90.0%  bits and values           512    400
         Outputs are those of the plain file in every bit, on 16 samples.
+        DECODE needs TensorFlow Lite Micro of 2025-10-23 or later.
     """
 
     path: str
