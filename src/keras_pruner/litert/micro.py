@@ -205,15 +205,17 @@ def export_micro(
         if export.hints:
             raise RuntimeError(f"{' '.join(export.hints)} No file was written.")
         inputs = _inputs(model, plain, samples)
-        trial = _Trial(unfinished, plain, plain, inputs)
+        trials = [_Trial(unfinished, plain, plain, inputs)]
         announce("choosing the weights to encode")
-        if ram is not None and trial.arena(trial.order) > ram:
+        if ram is not None and trials[0].arena(trials[0].order) > ram:
             parted = unfinished.parent / "parted.tflite"
             content = flatbuffer.read(plain)
-            if _part_large(content, ram, trial.arena([])):
+            if _part_large(content, ram, trials[0].arena([])):
                 flatbuffer.write(_without_unused(content), parted)
-                trial = _Trial(unfinished, parted, plain, inputs)
-        chosen, measured = _choose(trial, ram, flash)
+                trials.append(_Trial(unfinished, parted, plain, inputs))
+        picks = [(trial, _choose(trial, ram, flash)) for trial in trials]
+        trial, chosen = min(picks, key=lambda pick: pick[0].write(pick[1]))
+        measured = _checked(trial, chosen, ram, flash)
         if header is not None:
             with atomic_write(header, ".h") as text:
                 text.write_text(_c_array(unfinished.read_bytes(), Path(header).stem, measured))
@@ -384,10 +386,8 @@ class _Trial:
         return tuple(rows)
 
 
-def _choose(
-    trial: _Trial, ram: int | None, flash: int | None
-) -> tuple[list[tuple[int, int]], _Measured]:
-    """The weights to encode, and the measurement of the file, which is written."""
+def _choose(trial: _Trial, ram: int | None, flash: int | None) -> list[tuple[int, int]]:
+    """The weights to encode."""
     order = trial.order
     first = 0  # weights before this place in the order stay plain
     if ram is not None and trial.arena(order) > ram:
@@ -396,7 +396,13 @@ def _choose(
         # The last place whose file still fits: one before the first that does not.
         first = _first_that(len(order), lambda n: trial.write(order[n:]) > flash) - 1
         first = len(order) if trial.write([]) <= flash else first
-    chosen = order[first:]
+    return order[first:]
+
+
+def _checked(
+    trial: _Trial, chosen: list[tuple[int, int]], ram: int | None, flash: int | None
+) -> _Measured:
+    """Write and run the file; raises if it does not fit."""
     size = trial.write(chosen)
     measured = trial.run()
     if ram is not None and measured.arena > ram:
@@ -414,7 +420,7 @@ def _choose(
             f"{largest.sparsity:.0%} zeros, stored {largest.form}. More zeros help, and a larger "
             "`ram` where weights are left plain."
         )
-    return chosen, measured
+    return measured
 
 
 def _first_that(count: int, holds: Any) -> int:
