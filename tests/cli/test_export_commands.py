@@ -200,8 +200,10 @@ def test_find_sparsity_for_flash(capsys, saved, ranges):
     )
     assert data["sparsity"] == 0
     assert data["target"] == "litert-x86"
-    said = fails(capsys, *command, "--flash", "300", "--target", "litert-x86")
-    assert "does not fit at any sparsity" in said
+    # On a busy machine the steps stand before the error.
+    assert commands.main([*map(str, command), "--flash", "300", "--target", "litert-x86"]) == 1
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("keras-pruner: The file for litert-x86 does not fit at any sparsity")
 
 
 def test_find_sparsity_within_a_drop(capsys, saved, ranges):
