@@ -147,7 +147,8 @@ def export_micro(
     The file computes in integers, as `export_litert` writes it with `activations`. Weights with
     zeros, or with few distinct values, are stored encoded, and unpacked by the operator DECODE
     into the arena just before they are used. So flash is bought with RAM: the arena grows by the
-    largest unpacked weight, unless larger activations are in use elsewhere.
+    largest unpacked weight, unless larger activations are in use elsewhere. The scales of biases,
+    which TFLM does not read, are left out of a file with encoded weights.
 
     Both files run in TFLM's own interpreter, and their outputs must be equal in every bit.
 
@@ -339,7 +340,10 @@ class _Trial:
 
     def write(self, chosen: Sequence[tuple[int, int]]) -> int:
         """Write the file with these weights encoded; returns its bytes."""
-        flatbuffer.write(_without_unused(self.read(chosen)), self._path)
+        content = _without_unused(self.read(chosen))
+        if chosen:
+            _drop_scales_of_biases(content)
+        flatbuffer.write(content, self._path)
         return self._path.stat().st_size
 
     def run(self) -> _Measured:
@@ -554,6 +558,17 @@ def _size(graph: Graph, index: int) -> int:
     kind = flatbuffer.name_of_type(graph.tensors[index].type)
     size = {"INT8": 1, "INT16": 2, "UINT8": 1, "BOOL": 1, "INT64": 8}.get(kind, 4)
     return size * math.prod(graph.shape(index))
+
+
+def _drop_scales_of_biases(content: Any) -> None:
+    """Leave out the scales of biases, 12 bytes for each: TFLM computes them from the others."""
+    for each in content.subgraphs:
+        graph = Graph(content, each)
+        for source in graph.sources:
+            if graph.code(source) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+                for index in graph.inputs_of(source)[2:]:
+                    if index >= 0 and graph.data(index).nbytes:
+                        graph.tensors[index].quantization = None
 
 
 def _without_unused(content: Any) -> Any:
