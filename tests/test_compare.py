@@ -280,3 +280,16 @@ def test_a_judge_that_does_not_fit_is_an_error():
         ValueError, match=r"is not compiled, and the loss and metrics .*Compile both"
     ):
         kp.compare(dense, single, data=(x, y))
+
+
+def test_weights_with_fewer_channels_are_listed():
+    layers = [keras.layers.Dense(8, name="hidden"), keras.layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    kernel, bias = layers[1].get_weights()
+    kernel[::2] = 0
+    layers[1].set_weights([kernel, bias])
+    found = kp.compare(model, kp.shrink(model).model, progress=False)
+    text = str(found)
+    assert "Channels were removed: 2 weights have a smaller shape" in text
+    assert "4 x 8" in text
+    assert "4 x 4" in text

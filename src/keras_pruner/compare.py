@@ -119,6 +119,7 @@ class Comparison(Report):
         return [
             Table("", ["", *sides, ">dense / pruned"], self._overall()),
             Table("files", ["bytes", *sides, ">dense / pruned"], files),
+            Table("channels removed", ["weight", *sides], list(self._narrower())),
             Table(
                 "layer by layer",
                 ["weight", ">size", ">zeros, dense", ">zeros, pruned"],
@@ -132,7 +133,12 @@ class Comparison(Report):
         """Differences between the models that make the comparison unfair."""
         found = []
         if not self.same_architecture:
-            found.append("The models do not have the same architecture.")
+            narrower = len(list(self._narrower()))
+            found.append(
+                f"Channels were removed: {narrower} weights have a smaller shape."
+                if narrower and self.dense.layers == self.pruned.layers
+                else "The models do not have the same architecture."
+            )
         sizes = [side.report.prunable.size for side in self._sides]
         if sizes[0] != sizes[1]:
             found.append(
@@ -220,6 +226,14 @@ class Comparison(Report):
                 for t in self.latency.timings
             ]
         return rows
+
+    def _narrower(self) -> Iterator[tuple[str, ...]]:
+        """The shapes of weights that have fewer channels in the pruned model."""
+        for dense, pruned in self._pairs():
+            if dense and pruned and len(dense.shape) == len(pruned.shape):
+                shapes = dense.shape, pruned.shape
+                if shapes[0] != shapes[1] and all(a >= b for a, b in zip(*shapes, strict=True)):
+                    yield (dense.path, *(" x ".join(map(str, shape)) for shape in shapes))
 
     def _pairs(self) -> list[tuple[Weight | None, Weight | None]]:
         """The prunable weights of both, by position in equal architectures, else by name."""

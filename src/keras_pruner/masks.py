@@ -367,7 +367,7 @@ def _counts(
             continue
         if each.sparsity is not None:
             progress = min(1.0, sparsity / final_sparsity) if final_sparsity else 1.0
-            counts[each] = kept_count(each.units, progress * each.sparsity)
+            counts[each] = _count(each, progress * each.sparsity)
         else:
             scores = functools.partial(each.unit_scores, plan.criterion)
             in_parts = each.scores_in_parts(plan.criterion)
@@ -378,8 +378,14 @@ def _counts(
         sparsities = plan.allocation(list(shares), sparsity)
         check_sparsities(sparsities, list(shares))
         for share, each in shares.items():
-            counts[each] = kept_count(share.units, sparsities[share])
+            counts[each] = _count(each, sparsities[share])
     return counts
+
+
+def _count(each: Decided, sparsity: float) -> int:
+    if isinstance(each.pattern, BudgetedPattern):
+        return each.pattern.count(each.units, sparsity)
+    return kept_count(each.units, sparsity)
 
 
 def check_sparsities(sparsities: object, shares: Sequence[Share]) -> None:

@@ -127,7 +127,7 @@ class Rules:
         trainable = {id(v): i for i, v in enumerate(model.trainable_variables)}
         judged = {id(o): self._judge(o, trainable.get(id(o.variable)), frozen) for o in found}
         groups: tuple[Group, ...] = ()
-        if self.pattern == Channel(-1, getattr(self.pattern, "pooling", "mean")):
+        if isinstance(self.pattern, Channel) and self.pattern.axis == -1:
             judged, groups = self._tie(model, found, judged, trainable, frozen)
         targets, skipped, variables, others = [], [], [], []
         for owned in found:

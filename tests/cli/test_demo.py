@@ -30,6 +30,14 @@ def test_the_demo_prunes_saves_and_reports(result):
     assert kp.summarize(loaded) == pruned.report
 
 
+def test_the_demo_shrinks_the_dense_model_too(result):
+    before, after = result.shrunk.macs
+    assert after <= 0.5 * before
+    assert f"{before:,} multiplications became {after:,}" in str(result)
+    small = keras.saving.load_model(result.folder / "shrunk.keras")
+    assert kp.channels.macs(small) == after
+
+
 def test_the_files_of_the_demo_can_be_compared_as_it_says(result, capsys):
     command = str(result).rpartition("keras-pruner ")[2].split()
     assert command[0] == "compare"

@@ -232,3 +232,17 @@ def test_wrong_arguments_say_what_is_right():
         advise(model, "tpu")
     with pytest.raises(ValueError, match=r"For 80% zeros pass sparsity=0.8"):
         advise(model, sparsity=80)
+
+
+def test_fewer_channels_are_named_with_what_they_bring():
+    layers = [
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dense(64),
+        keras.layers.Dense(4),
+    ]
+    model = keras.Sequential([keras.Input((16,)), *layers])
+    hint = next(h for h in advise(model, "openvino").hints if "kp.shrink" in h)
+    halved = 16 * 32 + 32 * 32 + 32 * 4
+    fewer = (16 * 64 + 64 * 64 + 64 * 4) / halved
+    assert f"{fewer:.1f} times fewer multiplications, about {0.75 * fewer:.1f} times as" in hint
+    assert "speed not measured" in str(advise(model, "litert-arm"))

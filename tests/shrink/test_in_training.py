@@ -8,6 +8,8 @@ from networks import NETWORKS, inputs_of, randomise
 import keras_pruner as kp
 from keras_pruner.model_graph import functional_form
 
+L = keras.layers
+
 TRAINED = ["mlp", "cnn_flatten", "residual", "dense_net", "lstm", "attention_without_norms",
            "grouped", "subclassed"]  # fmt: skip
 
@@ -71,9 +73,38 @@ def test_a_saved_model_goes_on_with_its_groups(tmp_path):
     assert all(g.after <= -(-g.before // 2) for g in report.groups if not g.reason)
 
 
-def test_pruned_at_once_it_can_be_shrunk_too():
-    model = compiled("cnn_flatten")
+@pytest.mark.parametrize("name", ["cnn_flatten", "residual", "dense_net", "separable", "gated"])
+@pytest.mark.filterwarnings("ignore:A sparsity of 0.5 was asked for")  # an odd number of units
+def test_pruned_at_once_all_of_it_can_be_shrunk(name):
+    model = compiled(name)
     x = inputs_of(functional_form(model), 64)
-    kp.prune(model, 0.5, pattern=kp.Channel(), calibration=x)
+    kp.prune(model, 0.5, pattern=kp.Channel(), allocation="uniform", calibration=x)
     report = kp.shrink(model)
-    assert [g.after for g in report.groups if not g.reason] == [4, 6]
+    cut = [group for group in report.groups if not group.reason]
+    assert cut
+    assert all(group.after <= max(1, -(-group.before // 2)) for group in cut)
+
+
+def without_scale(activation):
+    layers = [L.Conv2D(8, 3, activation=activation), L.BatchNormalization(scale=False), L.ReLU(),
+              L.Conv2D(6, 3, padding="same"), L.GlobalAveragePooling2D(), L.Dense(2)]  # fmt: skip
+    model = randomise(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    return model
+
+
+def test_means_of_batch_norms_without_scale_become_zero():
+    model = fitted(without_scale(None), kp.GradualPruning(0.5, pattern=kp.Channel()))
+    assert [g.after for g in kp.shrink(model).groups if not g.reason] == [4, 3]
+
+
+def test_means_behind_a_sigmoid_are_left_alone():
+    model = fitted(without_scale("sigmoid"), kp.GradualPruning(0.5, pattern=kp.Channel()))
+    assert (keras.ops.convert_to_numpy(model.layers[1].moving_mean) != 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:A sparsity of 0.5 was asked for")
+def test_numbers_of_channels_are_multiples_if_asked_for():
+    pruning = kp.GradualPruning(0.5, pattern=kp.Channel(multiple=3))
+    report = kp.shrink(fitted(compiled("mlp"), pruning))
+    assert [g.after for g in report.groups if not g.reason] == [9, 6]

@@ -171,23 +171,35 @@ def test_random_networks_are_cut_exactly(seed):
 
 
 APPLICATIONS = [
-    "ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionV3",
-    "InceptionResNetV2", "MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large",
-    "NASNetMobile", "ResNet50", "ResNet50V2", "VGG16", "Xception",
+    *(f"ConvNeXt{size}" for size in ("Tiny", "Small", "Base", "Large", "XLarge")),
+    *(f"DenseNet{depth}" for depth in (121, 169, 201)),
+    *(f"EfficientNetB{size}" for size in range(8)),
+    *(f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3", "S", "M", "L")),
+    "InceptionResNetV2", "InceptionV3",
+    "MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small",
+    "NASNetLarge", "NASNetMobile",
+    *(f"ResNet{depth}{version}" for depth in (50, 101, 152) for version in ("", "V2")),
+    "VGG16", "VGG19", "Xception",
 ]  # fmt: skip
 LARGER = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPLICATIONS)
-def test_half_of_an_application_is_removed_exactly(name):
+def test_half_of_an_application_is_removed_exactly(name, tmp_path):
     side = LARGER.get(name, 32)
     function = getattr(keras.applications, name)
     model = randomise(function(weights=None, input_shape=(side, side, 3), classes=10))
     channels = channels_of(ModelGraph(functional_form(model)))
     kept = half_kept(channels)
     zero_units(channels, kept)
-    report = kp.shrink(model)
+    report = kp.shrink(model)  # compares the outputs, to 1e-5
     for group, row in zip(channels.groups, report.groups, strict=True):
         assert row.after <= np.count_nonzero(kept[group.classes]), group.name
-    assert report.weights[0] > 3.5 * report.weights[1] or name == "ConvNeXtTiny"
+    if not name.startswith("ConvNeXt"):  # layer normalizations hold their streams
+        assert report.weights[0] > 3.5 * report.weights[1]
+    report.model.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    images = inputs_of(model, 2)
+    before, after = (m(images, training=False) for m in (report.model, loaded))
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (before, after)))

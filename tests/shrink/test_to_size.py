@@ -59,6 +59,29 @@ def test_numbers_of_channels_are_multiples():
             assert group.after == group.before or group.after % multiple == 0
 
 
+def test_a_target_is_not_undershot_where_a_smaller_step_meets_it():
+    widths = [
+        L.Dense(64, activation="relu"),
+        L.Dense(64, activation="relu"),
+        L.Dense(16),
+        L.Dense(3),
+    ]
+    model = keras.Sequential([keras.Input((8,)), *widths])
+    x = np.random.default_rng(0).normal(size=(128, 8))
+    for asked in (0.8, 0.6, 0.4):
+        report = kp.shrink(model, macs=asked, calibration=x)
+        assert asked - 0.06 <= report.macs[1] / report.macs[0] <= asked
+        assert not report.overshoot or report.macs[1] < 0.95 * asked * report.macs[0]
+
+
+def test_a_target_that_is_undershot_is_said():
+    model = keras.Sequential([keras.Input((8,)), L.Dense(16, name="wide"), L.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(64, 8))
+    report = kp.shrink(model, macs=0.9, calibration=x)
+    assert report.model.get_layer("wide").units == 8
+    assert "macs=0.9 was asked for, and 0.5 is what the multiples give" in str(report)
+
+
 def test_the_same_channels_stay_when_it_is_done_again():
     model = randomise(NETWORKS["residual"]())
     x = inputs_of(functional_form(model), 64)

@@ -151,6 +151,14 @@ class Channels:
             mixed[group.classes] = bool(group.mixes)
         return mixed
 
+    def with_share(self, share: float) -> np.ndarray:
+        """For each class, whether it is kept where each group keeps so many of its channels."""
+        kept = np.ones(self.count, bool)
+        for group in self.groups:
+            if not group.reason and not group.mixes:
+                kept[group.classes[max(1, round(share * len(group.classes))) :]] = False
+        return kept
+
     def width(self, group: Group) -> int:
         """How many channels of a tensor one class of a group stands for."""
         first = group.classes[0]

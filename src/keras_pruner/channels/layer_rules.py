@@ -326,13 +326,22 @@ def _embedding(labels: Labels, call: Call) -> None:
 
 def _batch_norm(labels: Labels, call: Call) -> None:
     layer = call.layer
-    channels = labels.of[call.inputs[0]]
+    channels = _normalised(labels, call)
+    if channels is not None:
+        for variable in (layer.moving_mean, layer.moving_variance):
+            labels.label(variable, 0, channels)
+        labels.give(call, channels, behaviour="each")
+
+
+def _normalised(labels: Labels, call: Call) -> Numbers | None:
+    """Label scale and offset of a norm by its channels; None if these are not its last axis."""
+    layer, channels = call.layer, labels.of[call.inputs[0]]
     if layer.axis not in (-1, len(call.inputs[0].shape) - 1):
         labels.opaque(call, f"{layer.name} normalises another axis than the last")
-        return
-    for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
+        return None
+    for variable in (layer.gamma, layer.beta):
         labels.label(variable, 0, channels)
-    labels.give(call, channels, behaviour="each")
+    return channels
 
 
 def _norm_over_channels(labels: Labels, call: Call) -> None:
@@ -352,13 +361,10 @@ def _norm_over_channels(labels: Labels, call: Call) -> None:
 
 def _group_norm(labels: Labels, call: Call) -> None:
     layer = call.layer
-    channels = labels.of[call.inputs[0]]
-    if layer.axis not in (-1, len(call.inputs[0].shape) - 1):
-        labels.opaque(call, f"{layer.name} normalises another axis than the last")
+    channels = _normalised(labels, call)
+    if channels is None:
         return
     groups = len(channels) if layer.groups == -1 else layer.groups
-    for variable in (layer.gamma, layer.beta):
-        labels.label(variable, 0, channels)
     if groups < len(channels):
         parts = channels.reshape(groups, -1)
         for part in parts[1:]:

@@ -36,6 +36,13 @@ def is_elementwise(activation: Callable[[Any], Any] | None, channels: int) -> bo
     return whole.shape == values.shape and _same(whole[:, kept], part)
 
 
+def keeps_zero(activation: Callable[[Any], Any] | None) -> bool:
+    """Whether an activation gives zero for zero."""
+    if activation is None or activation is keras.activations.linear:
+        return True
+    return not _numpy(activation(keras.ops.zeros((1, 1)))).any()
+
+
 def is_channelwise(call: Call, channels: int) -> bool:
     """Whether an operation computes each of its channels from that channel alone."""
     return _commutes(call, channels, lambda kept: (kept, kept))

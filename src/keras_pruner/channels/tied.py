@@ -5,9 +5,10 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_pruner.channels import probing
 from keras_pruner.channels.classes import Channels, Group
 from keras_pruner.channels.layer_rules import channels_of
-from keras_pruner.model_graph import ModelGraph
+from keras_pruner.model_graph import Call, ModelGraph
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,18 +53,50 @@ def tied_groups(model: keras.Model) -> list[TiedGroup]:
         ValueError: if the model is no graph of layers.
     """
     channels = channels_of(ModelGraph(model))
-    return [_tied(channels, group) for group in channels.groups]
+    means = {id(mean) for mean, _ in _means_without_scale(channels.graph)}
+    return [_tied(channels, group, means) for group in channels.groups]
 
 
-def _tied(channels: Channels, group: Group) -> TiedGroup:
+def means_without_scale(model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Moving means that a removed channel shows in, each with the offset of its batch norm.
+
+    A batch norm without scale gives a channel whose inputs have become zero a constant until its
+    mean is zero too. Those whose inputs would not be zero, behind a sigmoid, are not among them.
+    """
+    return _means_without_scale(ModelGraph(model))
+
+
+def _means_without_scale(graph: ModelGraph) -> list[tuple[keras.Variable, keras.Variable]]:
+    norms = [c for c in graph.calls if isinstance(c.layer, keras.layers.BatchNormalization)]
+    plain = [c for c in norms if c.layer.gamma is None and c.layer.beta is not None]
+    return [
+        (call.layer.moving_mean, call.layer.beta)
+        for call in plain
+        if all(_stays_zero(producer) for producer in call.producers)
+    ]
+
+
+def _stays_zero(call: Call) -> bool:
+    """Whether the outputs are zero where the channels before them are, or where all weights are."""
+    layer = call.layer
+    if call.is_input or isinstance(layer, keras.layers.BatchNormalization):
+        return True
+    if getattr(layer, "weights", None):
+        return probing.keeps_zero(getattr(layer, "activation", None))
+    at_zero = probing.outputs_for(call, lambda _, drawn: np.zeros_like(drawn))
+    return not any(output.any() for output in at_zero) and all(map(_stays_zero, call.producers))
+
+
+def _tied(channels: Channels, group: Group, means: set[int]) -> TiedGroup:
     numbers = np.full(channels.count, -1)
     numbers[group.classes] = np.arange(len(group.classes))
     read = {(id(p.kernel), p.in_axis) for p in channels.products}
     written = {(id(p.kernel), p.out_axis) for p in channels.products}
     axes = []
     for axis in group.axes:
-        place = (id(axis.variable), axis.axis)
-        if place not in read and axis.variable.name != "moving_variance":
+        place, name = (id(axis.variable), axis.axis), axis.variable.name
+        is_statistic = name.startswith("moving_") and id(axis.variable) not in means
+        if place not in read and not is_statistic:
             is_kernel = place in written or axis.variable.name == "embeddings"
             units = numbers[axis.channels]
             axes.append(TiedAxis(axis.variable, axis.axis, units, is_kernel))

@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_pruner.channels.layer_rules import channels_of
 from keras_pruner.litert import cost_model, torch_kernels, xnnpack_rewrite
 from keras_pruner.litert.npu_model import Npu, NpuWork, npu_of, work_of
 from keras_pruner.litert.vela import ACCELERATORS
+from keras_pruner.model_graph import ModelGraph
 from keras_pruner.model_weights import OwnedWeight, check_model, weights_of
 from keras_pruner.patterns import (
     NM,
@@ -185,6 +188,7 @@ def advise(
             found.append(LayerAdvice(part.path, cost / (total or 1.0), best, speedup, reason))
     whole = total / sparse_total if total else 1.0
     hints = _hints(runtime, parts, is_faster=any(row.pattern is not None for row in found))
+    hints = (*hints, *_shrinking(model, runtime, parts))
     return Advice(runtime, sparsity, tuple(found), whole, hints)
 
 
@@ -457,6 +461,25 @@ def _hints(runtime: str, parts: list[_Part], *, is_faster: bool) -> tuple[str, .
     if not is_faster:
         hints.insert(0, "No layer runs faster: settings() prunes for a smaller file.")
     return tuple(hints)
+
+
+def _shrinking(model: keras.Model, runtime: str, parts: list[_Part]) -> Iterator[str]:
+    """What half of the channels would bring; nothing for a model whose channels are not known."""
+    try:
+        channels = channels_of(ModelGraph(model))
+    except ValueError:
+        return
+    fewer = channels.macs() / max(1, channels.macs(channels.with_share(0.5)))
+    if fewer < cost_model.LEAST_SPEEDUP:
+        return
+    kinds = {part.kind for part in parts}
+    deep = "depthwise" in kinds
+    share = cost_model.SHRUNK_SPEED.get(runtime, {}).get("depthwise" if deep else "other")
+    faster = f"about {max(1.0, share * fewer):.1f} times as fast" if share else "speed not measured"
+    yield (
+        f"Fewer channels instead: kp.shrink(model, macs={1 / fewer:.2f}, calibration=x) removes "
+        f"half of them; {fewer:.1f} times fewer multiplications, {faster}."
+    )
 
 
 def _int8_speed(parts: list[_Part]) -> str:

@@ -27,6 +27,13 @@ LEAST_SPARSITY = 2 / 3
 
 #: A layer with a smaller expected speed-up stays dense: on another cache it might be slower.
 LEAST_SPEEDUP = 1.2
+#: Speed-up of a model with half of its channels, divided by how many times fewer multiplications
+#: it makes; benchmarks/shrink_latency.py measures it. Networks with depthwise layers gain less.
+SHRUNK_SPEED = {
+    "litert-x86": {"depthwise": 0.7, "other": 0.9},
+    "onnxruntime": {"depthwise": 0.65, "other": 0.75},
+    "openvino": {"depthwise": 0.65, "other": 0.75},
+}
 #: How the weights of a Dense layer can be stored for LiteRT's sparse kernels.
 FORMS = ("block 1x4", "csr")
 #: Products `csr @ x.T` in PyTorch, of Dense layers and of 1x1 convolutions.

@@ -318,6 +318,7 @@ class LayerwisePass:
                 else:
                     announce(node.name)
                     norms.shift(node, targets.pop(node), self.recorder.moments(node))
+                    self._hold_zeros(node.moving_mean)
         if not nodes:
             self._mask_the_others(nodes)
         return outcomes
@@ -326,8 +327,13 @@ class LayerwisePass:
         refitted = {id(node.kernel) for node in nodes if isinstance(node, Linear)}
         for variable in self.dense.variables:
             if id(variable) in self.masks and id(variable) not in refitted:
-                values = backends.current().to_numpy(variable)
-                variable.assign(np.where(self.masks[id(variable)], values, 0))
+                self._hold_zeros(variable)
+
+    def _hold_zeros(self, variable: keras.Variable | None) -> None:
+        """Zero what a mask does not keep, as biases and means of removed channels."""
+        if variable is not None and id(variable) in self.masks:
+            values = backends.current().to_numpy(variable)
+            variable.assign(np.where(self.masks[id(variable)], values, 0))
 
     def _refit(self, linear: Linear, targets: _Pair) -> Outcome:
         """Refit one layer, keep what is best on held-out samples, and write it into the model."""
@@ -350,10 +356,12 @@ class LayerwisePass:
             constrained = ((note, _constrained(linear, fit, mask)) for note, fit in fits)
             best, outcome = _first_better(best, before, constrained, rows.held, targets.held)
         _write(linear, best, mask)
+        self._hold_zeros(linear.bias)
         if norm is not None:
             moved = best.shift if linear.bias is not None else 0.0
             outputs = namespace(rows.fit).matmul(rows.fit, best.matrix) + moved
             norms.shift(norm, norms.moments_of(targets.fit), norms.moments_of(outputs))
+            self._hold_zeros(norm.moving_mean)
         return outcome
 
 

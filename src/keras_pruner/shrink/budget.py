@@ -10,6 +10,7 @@ from keras_pruner.channels.classes import Channels, Group, Work
 from keras_pruner.shrink.scores import Ranking
 
 _FLOOR = 0.1  # of a group's channels stay in any case
+_NEAR = 0.02  # of the whole size: a target that is undershot by no more is met
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,17 +50,42 @@ def allocate(
     steps = {group: _steps(channels, group, multiple) for group in ranked}
     works = {group: _touched(budget.work, group) for group in ranked}
     sharing = {g: [o for o in ranked if set(works[o]) & set(works[g])] for g in ranked}
-    size, ratios = whole, dict.fromkeys(ranked, math.nan)
-    stale = list(ranked)
+    size, nexts, stale = whole, dict[Group, _Step](), list(ranked)
     while size > budget.fraction * whole:
         for group in stale:
-            ratios[group] = _ratio(group, ranked[group], steps[group], works[group], kept)
-        best = min(ranked, key=lambda group: ratios[group], default=None)
-        if best is None or ratios[best] == math.inf:
+            nexts[group] = _next(group, ranked[group], steps[group], works[group], kept)
+        best = _best(nexts, size - budget.fraction * whole, _NEAR * whole)
+        if best is None:
             raise _out_of_reach(channels, budget, size / whole, multiple)
         _keep(ranked[best], steps[best].pop(0), kept)
         stale, size = sharing[best], budget.size(kept)
     return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """The next step of a group: the error it adds, and the multiplications it saves."""
+
+    error: float = math.inf
+    saved: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """The error for each multiplication saved."""
+        return self.error / self.saved if self.saved else math.inf
+
+
+def _best(nexts: Mapping[Group, _Step], missing: float, near: float) -> Group | None:
+    """The group that is next: where the error is least for what is saved, near the target.
+
+    Rounded steps are large in small networks. Those that would save far more than is missing are
+    taken only if there are no others, and then the smallest.
+    """
+    open_ = [group for group, step in nexts.items() if step.saved]
+    fitting = [group for group in open_ if nexts[group].saved <= missing + near]
+    if fitting:
+        return min(fitting, key=lambda group: nexts[group].ratio)
+    return min(open_, key=lambda group: nexts[group].saved, default=None)
 
 
 def _steps(channels: Channels, group: Group, multiple: int) -> list[int]:
@@ -79,19 +105,18 @@ def _touched(work: Sequence[Work], group: Group) -> list[Work]:
     ]
 
 
-def _ratio(
+def _next(
     group: Group, ranking: Ranking, steps: list[int], works: list[Work], kept: np.ndarray
-) -> float:
-    """The error that the next step adds for each multiplication it saves."""
+) -> _Step:
     if not steps:
-        return math.inf
+        return _Step()
     after = kept.copy()
     _keep(ranking, steps[0], after)
     saved = sum(work.macs(kept) - work.macs(after) for work in works)
     present = int(np.count_nonzero(kept[group.classes]))
     count = len(group.classes)
     added = ranking.costs[count - steps[0]] - ranking.costs[count - present]
-    return float(added) / saved if saved else math.inf
+    return _Step(float(added), saved)
 
 
 def _keep(ranking: Ranking, count: int, kept: np.ndarray) -> None:

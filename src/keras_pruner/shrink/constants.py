@@ -69,6 +69,8 @@ def _constants(channels: Channels) -> Constants:
         if behaviour in ("multiplies", "attends"):
             product = products[call.outputs[0]]
             found[call.outputs[0]] = _of_product(product, _at_inputs(product, found))
+        elif behaviour == "each" and isinstance(call.layer, keras.layers.BatchNormalization):
+            found[call.outputs[0]] = _of_batch_norm(call.layer, found[call.inputs[0]])
         elif behaviour in ("each", "moves"):
             _of_operation(call, found)
         elif isinstance(call.layer, _RECURRENT) and len(call.outputs) == 1:
@@ -107,6 +109,16 @@ def _of_operation(call: Call, found: Constants) -> None:
         low, high = flat.min(axis=0), flat.max(axis=0)
         same = high - low <= _ROUNDING * np.maximum(np.abs(low), np.abs(high))
         found[tensor] = np.where(same, flat[0], np.nan)
+
+
+def _of_batch_norm(layer: Any, inputs: np.ndarray) -> np.ndarray:
+    """Constants stay constants, and where the scale is zero all inputs become one."""
+    mean, variance = _numpy(layer.moving_mean), _numpy(layer.moving_variance)
+    scale = 1 / np.sqrt(variance + layer.epsilon)
+    if layer.gamma is not None:
+        scale = scale * _numpy(layer.gamma)
+    offset = 0.0 if layer.beta is None else _numpy(layer.beta)
+    return np.where(scale == 0, 0.0, (inputs - mean) * scale) + offset
 
 
 def _of_product(product: Product, inputs: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ class _Builder:
         self._calls: dict[int, Call] = {}
         for call in channels.graph.calls:
             self._calls.setdefault(id(call.layer), call)
-        self._made: dict[int, tuple[Any, Any]] = {}
+        self._made: dict[int, tuple[Any, Any]] = {}  # layers and their successors
 
     # ------------------------------------------------------------------ models
 
@@ -106,6 +106,8 @@ class _Builder:
                 f"a {type(operation).__name__} without `get_config`. Write it one."
             ) from error
         self.resize(operation, config)
+        if _is_of_keras(operation):
+            config = _with_zeros(config)
         with keras.saving.custom_object_scope({type(operation).__name__: type(operation)}):
             return type(operation).from_config(config)
 
@@ -155,6 +157,8 @@ class _Builder:
         for layer, successor in self._made.values():
             if isinstance(successor, keras.Model) or layer is successor:
                 continue
+            if _is_of_keras(layer):
+                _restore_initializers(layer, successor)
             olds = list(getattr(layer, "weights", ()))
             news = list(getattr(successor, "weights", ()))
             has_new = len(olds) < len(news)
@@ -194,6 +198,32 @@ def _without_shapes(config: Any) -> Any:
         noted = ("build_config", "build_input_shape")
         return {key: _without_shapes(v) for key, v in config.items() if key not in noted}
     return [_without_shapes(v) for v in config] if isinstance(config, list) else config
+
+
+def _is_of_keras(operation: Any) -> bool:
+    is_layer = isinstance(operation, keras.layers.Layer)
+    return is_layer and type(operation).__module__.startswith("keras.src.layers.")
+
+
+def _with_zeros(config: Any) -> Any:
+    """A copy in which weights begin at zero: random ones take JAX a second for each shape."""
+    if isinstance(config, list):
+        return [_with_zeros(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: "zeros" if key.endswith("_initializer") and value else _with_zeros(value)
+        for key, value in config.items()
+    }
+
+
+def _restore_initializers(layer: Any, successor: Any) -> None:
+    """Give a layer and its parts the initializers of another that is built alike."""
+    pairs = zip(layer._flatten_layers(), successor._flatten_layers(), strict=True)
+    for old, new in pairs:
+        for name, value in vars(old).items():
+            if isinstance(value, keras.initializers.Initializer):
+                setattr(new, name, value.clone())
 
 
 def _units(builder: _Builder, layer: Any, config: Config) -> None:

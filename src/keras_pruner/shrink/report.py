@@ -41,6 +41,7 @@ class ShrinkReport(Report):
         relative_error: squared difference of its outputs from the given model's on held-out
             calibration samples, relative to their variance; None without a target.
         seconds: how long it took.
+        overshoot: how much smaller it is than was asked for, if that is more than 5%; else empty.
 
     Example:
         >>> import keras, keras_pruner as kp
@@ -62,6 +63,7 @@ class ShrinkReport(Report):
     difference: float
     relative_error: float | None
     seconds: float
+    overshoot: str = ""
 
     @property
     def frozen(self) -> dict[str, str]:
@@ -107,8 +109,9 @@ class ShrinkReport(Report):
         }
 
     def notes(self) -> list[str]:
-        """How exact the cut is."""
-        return [f"The cut changes the outputs by {self.difference:.1e} of the largest."]
+        """How exact the cut is, and where the sizes are smaller than asked for."""
+        exact = f"The cut changes the outputs by {self.difference:.1e} of the largest."
+        return [self.overshoot, exact] if self.overshoot else [exact]
 
 
 def _times(before: int, after: int) -> str:

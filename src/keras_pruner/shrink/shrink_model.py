@@ -152,7 +152,20 @@ def _to_size(
         difference = _difference(dense.model, smaller)
         _check_same(model, difference)
         error = dense.teach(smaller, announce)
-    return _report(model, smaller, channels, kept, difference, error, began)
+    report = _report(model, smaller, channels, kept, difference, error, began)
+    return report if name == "speedup" else _with_overshoot(report, name, fraction)
+
+
+def _with_overshoot(report: ShrinkReport, name: str, fraction: float) -> ShrinkReport:
+    """Say where the model is more than 5% smaller than it was asked to be."""
+    before, after = report.macs if name == "macs" else report.weights
+    if after >= 0.95 * fraction * before:
+        return report
+    text = (
+        f"{name}={fraction:g} was asked for, and {after / before:.3g} is what the multiples give: "
+        "the numbers of channels change in large steps in a small model. multiple=1 comes nearer."
+    )
+    return dataclasses.replace(report, overshoot=text)
 
 
 def _as_fast(

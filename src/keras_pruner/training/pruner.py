@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.channels.tied import means_without_scale
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import MaskedWeight, choose, count_entries
 from keras_pruner.patterns import FixedPattern, Pattern, Unstructured, settle_sparsity
@@ -136,6 +137,7 @@ class Pruner:
         self._optimizer: Any = None  # as it was given to `wrap`
         self._released = False
         self._known = _Known()
+        self._means: list[tuple[keras.Variable, keras.Variable]] | None = None
         self._stateless: tuple[PruningState, float] | None = None  # values no variable holds
 
     # ------------------------------------------------------------------ use
@@ -430,6 +432,17 @@ class Pruner:
         for masked, choice in zip(pruning.masked, choices, strict=True):
             masked.apply(choice)
         pruning.zero_companions()
+        if pruning.plan.groups:
+            self._zero_means(pruning)
+
+    def _zero_means(self, pruning: Pruning) -> None:
+        """Zero the moving mean of removed channels where no scale does it."""
+        if self._means is None:
+            self._means = means_without_scale(self.model)
+        masks = {id(masked.variable): masked.read_mask() for masked in pruning.masked}
+        for mean, offset in self._means:
+            if id(offset) in masks:
+                mean.assign(backends.current().to_numpy(mean) * masks[id(offset)])
 
 
 @dataclasses.dataclass
