@@ -108,6 +108,21 @@ def test_all_that_is_no_size_stays_in_the_configuration(name):
     assert [w.name for w in model.weights] == [w.name for w in smaller.weights]
 
 
+def test_initializers_are_those_of_the_given_model():
+    inputs = keras.Input((6, 8))
+    x = L.Dense(8, kernel_initializer=keras.initializers.HeNormal(seed=3))(inputs)
+    x = L.MultiHeadAttention(2, 3, kernel_initializer="orthogonal")(x, x)
+    model = keras.Model(inputs, L.Dense(2)(L.Bidirectional(L.LSTM(4))(x)))
+    with pytest.warns(UserWarning, match="Nothing could be removed"):
+        smaller = kp.shrink(model).model
+    pairs = zip(model._flatten_layers(), smaller._flatten_layers(), strict=True)
+    for old, new in pairs:
+        for name, value in vars(old).items():
+            if isinstance(value, keras.initializers.Initializer):
+                assert type(vars(new)[name]) is type(value)
+                assert vars(new)[name].get_config() == value.get_config()
+
+
 def test_a_smaller_model_opens_without_this_package(tmp_path):
     model = randomise(NETWORKS["residual"]())
     channels = channels_of(ModelGraph(model))

@@ -66,7 +66,7 @@ def folds_halves(call: Call, channels: int) -> bool:
 
 def _commutes(call: Call, channels: int, sets: Any) -> bool:
     """Whether cutting channels before the operation is the same as cutting them after it."""
-    few = _FEW if _is_of_keras(call.layer) and channels > _FEW else channels
+    few = _FEW if is_of_keras(call.layer) and channels > _FEW else channels
     random = np.random.default_rng(0)
     for inputs in _inputs(call, random, {channels: few}, heavy=False):
         try:
@@ -104,7 +104,7 @@ def _all_equal(whole: list[np.ndarray], kept: np.ndarray, part: list[Any]) -> bo
     )
 
 
-def _is_of_keras(operation: Any) -> bool:
+def is_of_keras(operation: Any) -> bool:
     """Whether it is a layer of Keras that only does what its configuration says."""
     is_layer = isinstance(operation, keras.layers.Layer)
     known = is_layer and type(operation).__module__.startswith("keras.src.layers.")
@@ -112,7 +112,7 @@ def _is_of_keras(operation: Any) -> bool:
 
 
 def _inputs(
-    call: Call, random: np.random.Generator, sizes: dict[int, int], *, heavy: bool
+    call: Call, random: np.random.Generator, sizes: Mapping[int, int], *, heavy: bool
 ) -> Iterator[Inputs]:
     """Random inputs: small images first, then those of the operation's own size."""
     for side in (_SIDE, None):
@@ -123,7 +123,7 @@ def _inputs(
         yield {t: draw((batch, *shape), t.dtype, random, heavy) for t, shape in pairs}
 
 
-def _shape(tensor: Tensor, side: int | None, sizes: dict[int, int]) -> tuple[int, ...]:
+def _shape(tensor: Tensor, side: int | None, sizes: Mapping[int, int]) -> tuple[int, ...]:
     """Of one sample."""
     if len(tensor.shape) < 2:
         return ()
@@ -145,14 +145,23 @@ def draw(
     return (random.normal(size=shape) * sizes).astype("float32")
 
 
-def outputs_for(call: Call, fill: Callable[[Tensor, np.ndarray], np.ndarray]) -> list[np.ndarray]:
+def outputs_for(
+    call: Call,
+    fill: Callable[[Tensor, np.ndarray], np.ndarray],
+    sizes: Mapping[int, int] | None = None,
+) -> list[np.ndarray]:
     """The outputs of an operation for random inputs, after `fill` has changed these.
+
+    Args:
+        call: of the operation.
+        fill: gets a tensor and random numbers for it, returns what to run.
+        sizes: numbers of channels -> those to draw in their place.
 
     Raises:
         RuntimeError: if it cannot be run on numbers.
     """
     random = np.random.default_rng(0)
-    for inputs in _inputs(call, random, {}, heavy=True):
+    for inputs in _inputs(call, random, sizes or {}, heavy=True):
         try:
             return [_numpy(o) for o in _run(call, {t: fill(t, v) for t, v in inputs.items()})]
         except Exception:

@@ -78,14 +78,15 @@ class _Step:
 def _best(nexts: Mapping[Group, _Step], missing: float, near: float) -> Group | None:
     """The group that is next: where the error is least for what is saved, near the target.
 
-    Rounded steps are large in small networks. Those that would save far more than is missing are
-    taken only if there are no others, and then the smallest.
+    Rounded steps are large in small networks. One that saves far more than is missing is taken
+    only if no smaller one adds less error.
     """
-    open_ = [group for group, step in nexts.items() if step.saved]
-    fitting = [group for group in open_ if nexts[group].saved <= missing + near]
-    if fitting:
-        return min(fitting, key=lambda group: nexts[group].ratio)
-    return min(open_, key=lambda group: nexts[group].saved, default=None)
+    by_ratio = sorted((g for g in nexts if nexts[g].saved), key=lambda group: nexts[group].ratio)
+    if not by_ratio:
+        return None
+    best = nexts[by_ratio[0]]
+    fitting = (g for g in by_ratio if nexts[g].saved <= missing + near)
+    return next((g for g in fitting if nexts[g].error <= best.error), by_ratio[0])
 
 
 def _steps(channels: Channels, group: Group, multiple: int) -> list[int]:

@@ -17,6 +17,7 @@ from keras_pruner.channels.layer_rules import attended
 from keras_pruner.model_graph import Call, ModelGraph, Tensor
 
 _ROUNDING = 1e-6  # relative differences between constants below this are none
+_WIDTH = 6  # of which multiples are tried at once: as in `probing`, so that JAX has compiled it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def _constants(channels: Channels) -> Constants:
         elif behaviour == "each" and isinstance(call.layer, keras.layers.BatchNormalization):
             found[call.outputs[0]] = _of_batch_norm(call.layer, found[call.inputs[0]])
         elif behaviour in ("each", "moves"):
-            _of_operation(call, found)
+            _of_operation(call, found, each=behaviour == "each")
         elif isinstance(call.layer, _RECURRENT) and len(call.outputs) == 1:
             found[call.outputs[0]] = _of_recurrent(call.layer)
         elif isinstance(call.layer, keras.layers.Embedding):
@@ -92,23 +93,54 @@ def _varying(tensor: Tensor) -> np.ndarray:
     return np.full(tensor.shape[-1] or 0 if len(tensor.shape) > 1 else 0, np.nan)
 
 
-def _of_operation(call: Call, found: Constants) -> None:
+def _of_operation(call: Call, found: Constants, *, each: bool) -> None:
     """Run an operation on random numbers, with the constants in their place."""
     known = any(np.isfinite(found[tensor]).any() for tensor in call.inputs)
     if not known and not getattr(call.layer, "weights", None):
         return
 
+    inputs, again = [found[tensor] for tensor in call.inputs], None
+    if each:
+        inputs, again = _different(inputs, call)
+    constants = dict(zip(call.inputs, inputs, strict=True))
+
     def fill(tensor: Tensor, drawn: np.ndarray) -> np.ndarray:
-        constant = found[tensor]
+        constant = constants[tensor]
         if len(constant) != drawn.shape[-1]:
             return drawn
         return np.where(np.isnan(constant), drawn, constant).astype(drawn.dtype)
 
-    for tensor, output in zip(call.outputs, probing.outputs_for(call, fill), strict=True):
+    sizes = {} if again is None else {len(again): len(inputs[0])}
+    for tensor, output in zip(call.outputs, probing.outputs_for(call, fill, sizes), strict=True):
         flat = output.reshape(-1, output.shape[-1]).astype(np.float64)
         low, high = flat.min(axis=0), flat.max(axis=0)
         same = high - low <= _ROUNDING * np.maximum(np.abs(low), np.abs(high))
-        found[tensor] = np.where(same, flat[0], np.nan)
+        values = np.where(same, flat[0], np.nan)
+        found[tensor] = values if again is None else values[again]
+
+
+def _different(
+    constants: list[np.ndarray], call: Call
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Of channels that all inputs have the same constants in, one; and where each stands for.
+
+    A layer without weights that treats each channel alone gives them the same. It is then run on
+    few channels, and on few shapes, which JAX compiles one by one. None: it is run on all.
+    """
+    is_free = probing.is_of_keras(call.layer) and not getattr(call.layer, "weights", None)
+    alike = len({len(numbers) for numbers in constants}) == 1
+    if not is_free or not alike or any(len(o.shape) < 2 for o in call.outputs):
+        return constants, None
+    if any(tensor.shape[-1] != len(constants[0]) for tensor in call.outputs):
+        return constants, None
+    columns = np.where(np.isnan(constants), np.inf, constants)
+    few, again = np.unique(columns, axis=1, return_inverse=True)
+    few = np.where(np.isinf(few), np.nan, few)
+    missing = -few.shape[1] % _WIDTH
+    few = np.pad(few, ((0, 0), (0, missing)), mode="edge")
+    if few.shape[1] >= len(constants[0]):
+        return constants, None
+    return list(few), again.reshape(-1)
 
 
 def _of_batch_norm(layer: Any, inputs: np.ndarray) -> np.ndarray:

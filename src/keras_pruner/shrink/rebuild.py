@@ -201,8 +201,11 @@ def _without_shapes(config: Any) -> Any:
 
 
 def _is_of_keras(operation: Any) -> bool:
-    is_layer = isinstance(operation, keras.layers.Layer)
-    return is_layer and type(operation).__module__.startswith("keras.src.layers.")
+    """Whether it is a layer whose parts all keep their initializers where Keras' layers do."""
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    parts = operation._flatten_layers()
+    return all(type(part).__module__.startswith("keras.src.layers.") for part in parts)
 
 
 def _with_zeros(config: Any) -> Any:

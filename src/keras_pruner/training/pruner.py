@@ -439,10 +439,11 @@ class Pruner:
         """Zero the moving mean of removed channels where no scale does it."""
         if self._means is None:
             self._means = means_without_scale(self.model)
-        masks = {id(masked.variable): masked.read_mask() for masked in pruning.masked}
+        masked = {id(each.variable): each for each in pruning.masked}
         for mean, offset in self._means:
-            if id(offset) in masks:
-                mean.assign(backends.current().to_numpy(mean) * masks[id(offset)])
+            if id(offset) in masked:
+                mask = masked[id(offset)].read_mask()
+                mean.assign(np.where(mask, backends.current().to_numpy(mean), 0))
 
 
 @dataclasses.dataclass
