@@ -2,7 +2,7 @@
 # A second run reuses the environment unless what it is made from has changed.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
-BACKENDS := tensorflow jax torch
+BACKENDS := jax tensorflow torch  # tests that need none run on the first
 PYTEST := -m pytest -p no:cacheprovider
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 

@@ -15,14 +15,13 @@ def what_stays_is_passed_over():
 
 
 @pytest.fixture(autouse=True)
-def fresh_state(request):
+def fresh_state():
     """Each test begins with the same seed, default precision and no leftovers."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
-    if request.node.get_closest_marker("backend_free") is None:
-        keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)  # collected once a module
 
 
 @pytest.fixture

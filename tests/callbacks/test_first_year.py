@@ -5,7 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
-from models import EveryStep, kernels, mlp, sparsity
+from models import EveryStep, kernels, mlp_by_sgd, sparsity
 
 import keras_pruner as kp
 from keras_pruner.training.optimizer import find
@@ -23,7 +23,7 @@ def test_law_17_what_a_callback_sets_on_the_optimizer_is_the_users(attribute, da
             setattr(self.model.optimizer, attribute, 0.5)
 
     optimizer = keras.optimizers.Adam(0.01, weight_decay=0.1)
-    model = mlp(optimizer)
+    model = mlp_by_sgd(optimizer)
     fit(model, data, kp.GradualPruning(0.8), Set())
     assert model.optimizer is optimizer
     assert float(getattr(optimizer, attribute)) == 0.5
@@ -38,7 +38,7 @@ def test_law_17_methods_that_a_subclass_overrides_are_called(data):
             calls.append(self.learning_rate)
             super().apply(grads, trainable_variables)
 
-    model = mlp(Own(0.1))
+    model = mlp_by_sgd(Own(0.1))
     fit(model, data, kp.GradualPruning(0.8))
     assert calls
     assert sparsity(kernels(model)) == pytest.approx(0.8)
@@ -49,14 +49,14 @@ def test_a_warm_restart_that_sets_iterations_back_does_not_stall_the_schedule(da
         def on_epoch_begin(self, epoch, logs=None):
             self.model.optimizer.iterations.assign(0)
 
-    model = mlp()
+    model = mlp_by_sgd()
     fit(model, data, kp.GradualPruning(0.8), Restart())
     assert sparsity(kernels(model)) == pytest.approx(0.8)
     assert int(model.optimizer.iterations) == 4
 
 
 def test_nothing_left_to_train_is_an_empty_history_as_in_plain_keras(data):
-    model = mlp()
+    model = mlp_by_sgd()
     optimizer = model.optimizer
     for callback in (kp.GradualPruning(0.8), kp.KeepZeros()):
         assert fit(model, data, callback, initial_epoch=4).history == {}
@@ -67,14 +67,14 @@ def test_nothing_left_to_train_is_an_empty_history_as_in_plain_keras(data):
 
 
 def test_terminate_on_nan_stops_quietly_with_a_history(data):
-    model = mlp(keras.optimizers.SGD(1e30))
+    model = mlp_by_sgd(keras.optimizers.SGD(1e30))
     history = fit(model, data, kp.GradualPruning(0.8), keras.callbacks.TerminateOnNaN())
     assert len(history.history["loss"]) == 1
 
 
 @pytest.mark.parametrize("make", [lambda: kp.GradualPruning(0.8), kp.KeepZeros])
 def test_a_fit_per_epoch_with_one_callback_compiles_the_step_once(make, data):
-    model, callback = mlp(), make()
+    model, callback = mlp_by_sgd(), make()
     fit(model, data, callback)
     steps = []
     see = EveryStep(lambda model: steps.append(model.train_function))
@@ -87,7 +87,7 @@ def test_a_fit_per_epoch_with_one_callback_compiles_the_step_once(make, data):
 
 
 def test_a_model_pruned_in_two_threads_is_refused_in_the_second(data):
-    model, errors = mlp(), []
+    model, errors = mlp_by_sgd(), []
 
     class Second(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -112,7 +112,7 @@ def test_a_best_file_from_before_the_zeros_is_told(data, tmp_path):
         best = keras.callbacks.ModelCheckpoint(
             tmp_path / "best.keras", "loss", mode="max", save_best_only=True
         )  # the first epoch has the largest loss
-        fit(mlp(keras.optimizers.SGD(0.5)), data, kp.GradualPruning(0.8), wrap(best))
+        fit(mlp_by_sgd(keras.optimizers.SGD(0.5)), data, kp.GradualPruning(0.8), wrap(best))
         return sparsity(kernels(keras.saving.load_model(tmp_path / "best.keras")))
 
     with pytest.warns(UserWarning, match=r"best\.keras.*denser than the model.*kp\.WhenSparse"):
@@ -124,7 +124,7 @@ def test_when_sparse_that_never_woke_says_so(data):
     schedule = kp.PolynomialDecay(0.8, end_step=99)
     lazy = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))
     with pytest.warns() as told:
-        fit(mlp(), data, kp.GradualPruning(schedule), lazy)
+        fit(mlp_by_sgd(), data, kp.GradualPruning(schedule), lazy)
     said = [str(each.message) for each in told]
     assert any("EarlyStopping" in each and "was never called" in each for each in said)
 
@@ -136,7 +136,7 @@ def test_data_that_runs_out_before_the_end_of_the_schedule_is_told(data):
             yield data[0][i : i + 16], data[1][i : i + 16]
 
     with pytest.warns(UserWarning, match="before the end of the schedule"):
-        mlp().fit(
+        mlp_by_sgd().fit(
             batches(),
             steps_per_epoch=10,
             shuffle=False,
@@ -151,7 +151,7 @@ def test_a_plain_fit_after_an_interrupted_one_says_that_it_does_not_advance(data
             if batch == 2:
                 raise KeyboardInterrupt
 
-    model = mlp()
+    model = mlp_by_sgd()
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, kp.GradualPruning(0.8), Interrupt())
     reached = sparsity(kernels(model))
@@ -162,7 +162,7 @@ def test_a_plain_fit_after_an_interrupted_one_says_that_it_does_not_advance(data
 
 def test_a_list_of_callbacks_without_params_works_where_the_schedule_has_an_end(data):
     def drive(callback):
-        model = mlp()
+        model = mlp_by_sgd()
         callbacks = keras.callbacks.CallbackList([callback], model=model)
         callbacks.on_train_begin()
         callbacks.on_epoch_begin(0)
@@ -179,7 +179,7 @@ def test_a_list_of_callbacks_without_params_works_where_the_schedule_has_an_end(
 
 
 def test_an_optimizer_that_trains_more_than_the_pruners_model_names_the_ways_out(data):
-    encoder, projector = mlp(), mlp()
+    encoder, projector = mlp_by_sgd(), mlp_by_sgd()
     pruner = kp.Pruner(encoder, kp.ConstantSparsity(0.5))
     optimizer = pruner.wrap(keras.optimizers.SGD())
     pruner.update()
@@ -195,11 +195,11 @@ def test_an_optimizer_that_trains_more_than_the_pruners_model_names_the_ways_out
 
 def test_a_sparsity_that_a_pattern_cannot_meet_is_told(data):
     with pytest.warns(UserWarning, match=r"0\.5"):
-        fit(mlp(), data, kp.GradualPruning(0.5, pattern=kp.Block((8, 10)), filters="hidden"))
+        fit(mlp_by_sgd(), data, kp.GradualPruning(0.5, pattern=kp.Block((8, 10)), filters="hidden"))
 
 
 def test_a_folder_beside_the_backups_is_no_backup(data, tmp_path):
     (tmp_path / "epoch-best").mkdir()
-    fit(mlp(), data, kp.GradualPruning(0.8), kp.callbacks.AtomicBackup(tmp_path))
+    fit(mlp_by_sgd(), data, kp.GradualPruning(0.8), kp.callbacks.AtomicBackup(tmp_path))
     assert kp.callbacks.AtomicBackup(tmp_path).epoch == 4
     assert (tmp_path / "epoch-best").exists()

@@ -6,7 +6,7 @@ import pickle
 import keras
 import numpy as np
 import pytest
-from models import LOSS, EveryStep, Subclassed, compile_, kernels, label, mlp, sparsity, values
+from models import LOSS, EveryStep, compile_, kernels, label, mlp_by_sgd, sparsity, values
 
 import keras_pruner as kp
 from keras_pruner.training.optimizer import find
@@ -29,7 +29,7 @@ def lawful(s, units=UNITS):
 
 
 def test_a_number_is_the_cubic_schedule_over_three_quarters_of_the_training(data):
-    model, watch = mlp(), sparsity_per_step()
+    model, watch = mlp_by_sgd(), sparsity_per_step()
     history = fit(model, data, kp.GradualPruning(0.8), watch)
     schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.0, end_step=12)
     assert watch.noted == pytest.approx([lawful(schedule.sparsity_at(t)) for t in range(16)])
@@ -37,7 +37,7 @@ def test_a_number_is_the_cubic_schedule_over_three_quarters_of_the_training(data
 
 
 def test_the_cubic_schedule_begins_at_the_sparsity_the_model_has(data):
-    model = mlp()
+    model = mlp_by_sgd()
     kernel = values([model.layers[0].kernel])[0]
     kernel[:4] = 0
     model.layers[0].kernel.assign(kernel)
@@ -47,7 +47,7 @@ def test_the_cubic_schedule_begins_at_the_sparsity_the_model_has(data):
 
 
 def test_a_schedule_that_begins_below_the_models_own_sparsity_says_so(data):
-    model = mlp()
+    model = mlp_by_sgd()
     kp.prune(model, 0.9)
     with pytest.warns(UserWarning, match=r"sparsity of 0.9 already.*kp.KeepZeros\(\)"):
         model.fit(*data, verbose=0, callbacks=[kp.GradualPruning(0.5)])
@@ -57,7 +57,7 @@ def test_a_schedule_that_begins_below_the_models_own_sparsity_says_so(data):
 
 
 def test_law_6_masks_update_at_begin_at_the_beat_and_at_the_end(data):
-    model, watch = mlp(), sparsity_per_step()
+    model, watch = mlp_by_sgd(), sparsity_per_step()
     schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3)
     fit(model, data, kp.GradualPruning(schedule), watch)
     held = [0, 0, *[schedule.sparsity_at(t) for t in (2, 2, 2, 5, 5, 5, 8)]]
@@ -67,7 +67,7 @@ def test_law_6_masks_update_at_begin_at_the_beat_and_at_the_end(data):
 def test_law_6_with_steps_per_execution_at_the_first_boundary_with_its_sparsity(data):
     if keras.backend.backend() == "torch":
         pytest.skip("Keras refuses steps_per_execution > 1 on torch")
-    model, watch = mlp(steps_per_execution=4), sparsity_per_step()
+    model, watch = mlp_by_sgd(steps_per_execution=4), sparsity_per_step()
     schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.2, begin_step=2, end_step=9, frequency=3)
     fit(model, data, kp.GradualPruning(schedule), watch)
     # Boundaries at 0, 4, 8, 12; due at 2, at 5 and 8, at 9.
@@ -76,13 +76,13 @@ def test_law_6_with_steps_per_execution_at_the_first_boundary_with_its_sparsity(
 
 
 def test_law_6_an_update_due_at_the_very_end_happens(data):
-    model = mlp()
+    model = mlp_by_sgd()
     fit(model, data, kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=16, frequency=100)))
     assert sparsity(kernels(model)) == pytest.approx(lawful(0.8))
 
 
 def test_law_6_validation_sees_the_masks_that_are_due(data):
-    model = mlp()
+    model = mlp_by_sgd()
 
     class Validation(keras.callbacks.Callback):
         def on_test_batch_begin(self, batch, logs=None):
@@ -97,7 +97,7 @@ def test_law_6_validation_sees_the_masks_that_are_due(data):
 @pytest.mark.parametrize("accumulation", [None, 2])
 def test_law_8_steps_count_from_the_beginning_of_the_schedule(accumulation, data):
     optimizer = keras.optimizers.Adam(gradient_accumulation_steps=accumulation)
-    model, watch = mlp(optimizer), sparsity_per_step()
+    model, watch = mlp_by_sgd(optimizer), sparsity_per_step()
     fit(model, data)
     schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.2, end_step=6, frequency=2)
     fit(model, data, kp.GradualPruning(schedule), watch)
@@ -109,8 +109,8 @@ def test_law_8_steps_count_from_the_beginning_of_the_schedule(accumulation, data
 def test_law_8_a_second_fit_goes_on_where_the_first_ended(data):
     schedule = kp.PolynomialDecay(0.8, end_step=12)
     at_once, in_parts = sparsity_per_step(), sparsity_per_step()
-    fit(mlp(), data, kp.GradualPruning(schedule), at_once)
-    model, callback = mlp(), kp.GradualPruning(schedule)
+    fit(mlp_by_sgd(), data, kp.GradualPruning(schedule), at_once)
+    model, callback = mlp_by_sgd(), kp.GradualPruning(schedule)
     for _ in range(2):
         with pytest.warns(UserWarning, match="too short for the schedule"):
             fit(model, data, callback, in_parts, epochs=1)
@@ -121,7 +121,7 @@ def test_law_8_a_second_fit_goes_on_where_the_first_ended(data):
 
 
 def test_law_8_the_same_callback_holds_the_zeros_after_its_end(data):
-    model, callback, watch = mlp(), kp.GradualPruning(0.8), sparsity_per_step()
+    model, callback, watch = mlp_by_sgd(), kp.GradualPruning(0.8), sparsity_per_step()
     fit(model, data, callback)
     zeros = [v == 0 for v in values(kernels(model))]
     fit(model, data, callback, watch)
@@ -131,7 +131,7 @@ def test_law_8_the_same_callback_holds_the_zeros_after_its_end(data):
 
 
 def test_law_9_a_training_too_short_says_so_before_it_starts(data):
-    model, watch = mlp(), sparsity_per_step()
+    model, watch = mlp_by_sgd(), sparsity_per_step()
     callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=100))
     with pytest.warns(UserWarning, match=r"ends at step 16, at a sparsity of 0\.\d+, and the "):
         fit(model, data, callback, watch)
@@ -139,7 +139,7 @@ def test_law_9_a_training_too_short_says_so_before_it_starts(data):
     with pytest.raises(
         ValueError, match=r"Nothing would be pruned: the schedule begins at step 50"
     ):
-        fit(mlp(), data, kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)))
+        fit(mlp_by_sgd(), data, kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_a_mapping_that_does_not_fit_says_so_before_the_first_batch(final, mappi
     schedule = kp.PolynomialDecay(final, begin_step=3, end_step=6)
     seen = sparsity_per_step()
     with pytest.raises(ValueError, match=message):
-        fit(mlp(), data, kp.GradualPruning(schedule, allocation=mapping), seen)
+        fit(mlp_by_sgd(), data, kp.GradualPruning(schedule, allocation=mapping), seen)
     assert not seen.noted
 
 
 def test_epochs_say_when(data):
-    model, watch = mlp(), sparsity_per_step()
+    model, watch = mlp_by_sgd(), sparsity_per_step()
     fit(model, data, kp.GradualPruning(0.8, epochs=(1, 2)), watch)
     schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.0, begin_step=4, end_step=8)
     assert watch.noted == pytest.approx([lawful(schedule.sparsity_at(t)) for t in range(16)])
@@ -182,8 +182,8 @@ def test_data_of_unknown_length_is_refused_by_the_shorthand_and_named(data):
             yield data
 
     with pytest.raises(ValueError, match=r"steps_per_epoch.*kp\.PolynomialDecay\(0\.8, end_step"):
-        mlp().fit(batches(), shuffle=False, verbose=0, callbacks=[kp.GradualPruning(0.8)])
-    model = mlp()
+        mlp_by_sgd().fit(batches(), shuffle=False, verbose=0, callbacks=[kp.GradualPruning(0.8)])
+    model = mlp_by_sgd()
     callbacks = [kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=3))]
     with pytest.warns(UserWarning, match="ran out of data"):
         model.fit(batches(), shuffle=False, verbose=0, callbacks=callbacks)
@@ -191,7 +191,7 @@ def test_data_of_unknown_length_is_refused_by_the_shorthand_and_named(data):
 
 
 def test_when_it_is_done_the_optimizer_is_the_users_own_and_the_file_plain(data, tmp_path):
-    model = mlp()
+    model = mlp_by_sgd()
     mine = model.optimizer
     fit(model, data, kp.GradualPruning(0.8))
     assert model.optimizer is mine
@@ -202,7 +202,7 @@ def test_when_it_is_done_the_optimizer_is_the_users_own_and_the_file_plain(data,
 
 
 def test_evaluate_and_predict_with_the_same_callback_leave_no_trace(data):
-    model, callback = mlp(), kp.GradualPruning(0.8)
+    model, callback = mlp_by_sgd(), kp.GradualPruning(0.8)
     fit(model, data, epochs=1)
     mine, step, config = model.optimizer, model.train_function, str(model.get_compile_config())
     model.evaluate(*data, verbose=0, callbacks=[callback])
@@ -226,7 +226,7 @@ class Interrupt(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")], ids=label)
 def test_an_interrupted_fit_is_taken_up_by_the_next(error, data):
-    model, watch = mlp(), sparsity_per_step()
+    model, watch = mlp_by_sgd(), sparsity_per_step()
     schedule = kp.PolynomialDecay(0.8, end_step=6)
     with pytest.raises(type(error)):
         fit(model, data, kp.GradualPruning(schedule), watch, Interrupt(error))
@@ -242,7 +242,7 @@ def test_data_that_stops_early_is_not_the_end_of_it(data):
         for _ in range(3):
             yield data
 
-    model = mlp()
+    model = mlp_by_sgd()
     callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=8))
     with pytest.warns() as told:
         model.fit(batches(), steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[callback])
@@ -254,7 +254,7 @@ def test_data_that_stops_early_is_not_the_end_of_it(data):
 
 
 def test_an_unfinished_pruning_of_another_plan_is_replaced_with_a_word(data):
-    model = mlp()
+    model = mlp_by_sgd()
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, kp.GradualPruning(0.5), Interrupt(KeyboardInterrupt()))
     with pytest.warns(UserWarning, match="was being pruned by another plan"):
@@ -278,7 +278,7 @@ def test_of_two_weights_of_one_shape_the_one_that_the_plan_names_is_held_at_zero
 
 
 def test_dense_then_pruned_then_dense_do_what_they_say(data):
-    model = mlp()
+    model = mlp_by_sgd()
     fit(model, data)
     assert sparsity(kernels(model)) == 0
     fit(model, data, kp.GradualPruning(0.5))
@@ -288,7 +288,7 @@ def test_dense_then_pruned_then_dense_do_what_they_say(data):
 
 
 def test_keep_zeros_keeps_what_is_zero_and_trains_the_rest(data):
-    model, watch = mlp(), sparsity_per_step()
+    model, watch = mlp_by_sgd(), sparsity_per_step()
     fit(model, data, kp.GradualPruning(0.8))
     before = values(kernels(model))
     fit(model, data, kp.KeepZeros(), watch)
@@ -300,7 +300,7 @@ def test_keep_zeros_keeps_what_is_zero_and_trains_the_rest(data):
 
 
 def test_keep_zeros_keeps_the_zeros_of_now_after_an_interruption(data):
-    model = mlp()
+    model = mlp_by_sgd()
     kp.prune(model, 0.5)
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, kp.KeepZeros(), Interrupt(KeyboardInterrupt()))
@@ -311,7 +311,7 @@ def test_keep_zeros_keeps_the_zeros_of_now_after_an_interruption(data):
 
 
 def test_keep_zeros_does_not_freeze_a_weight_that_is_zero_altogether(data):
-    model = mlp()
+    model = mlp_by_sgd()
     model.layers[1].kernel.assign(np.zeros((10, 3)))
     fit(model, data, kp.KeepZeros())
     assert sparsity([model.layers[1].kernel]) == 0
@@ -319,7 +319,7 @@ def test_keep_zeros_does_not_freeze_a_weight_that_is_zero_altogether(data):
 
 def test_when_sparse_a_best_epoch_is_one_with_zeros(data):
     def run(wrap):
-        model = mlp(keras.optimizers.SGD(0.5))
+        model = mlp_by_sgd(keras.optimizers.SGD(0.5))
         early = keras.callbacks.EarlyStopping("loss", restore_best_weights=True, patience=10)
         early.monitor_op, early.mode = np.greater, "max"  # the first epoch looks best
         schedule = kp.ConstantSparsity(0.8, begin_step=8)
@@ -348,12 +348,12 @@ class Heard(keras.callbacks.Callback):
 def test_callbacks_can_be_copied_and_sent(again, data):
     """By a search over settings, for one, to other processes."""
     mine = [kp.GradualPruning(0.8, epochs=(0, 2)), kp.WhenSparse(Heard())]
-    model, (pruning, lazy) = mlp(), again(mine)
+    model, (pruning, lazy) = mlp_by_sgd(), again(mine)
     fit(model, data, pruning, lazy)
     assert lazy.callback.epochs == [1, 2, 3]
     assert mine[1].callback.epochs == []
     assert sparsity(kernels(model)) == pytest.approx(lawful(0.8))
-    other = mlp()
+    other = mlp_by_sgd()
     assert fit(other, data, again(pruning))["sparsity"][0] < 0.8  # from the beginning
     assert sparsity(kernels(other)) == pytest.approx(lawful(0.8))
 
@@ -361,7 +361,7 @@ def test_callbacks_can_be_copied_and_sent(again, data):
 def test_when_sparse_passes_the_logs_on(data):
     epochs = []
     begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
-    fit(mlp(), data, kp.GradualPruning(0.8, epochs=(0, 1)), kp.WhenSparse(begin))
+    fit(mlp_by_sgd(), data, kp.GradualPruning(0.8, epochs=(0, 1)), kp.WhenSparse(begin))
     assert epochs == [1, 2, 3]
 
 
@@ -381,7 +381,7 @@ def test_when_sparse_in_the_midst_of_an_epoch_begins_with_that_epoch(data, tmp_p
     schedule = kp.PolynomialDecay(0.8, end_step=6, frequency=1)  # of four steps an epoch
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", save_freq=2)
     callbacks = [kp.GradualPruning(schedule), kp.WhenSparse(Listener()), kp.WhenSparse(checkpoint)]
-    fit(mlp(), data, *callbacks, epochs=3, validation_data=data)
+    fit(mlp_by_sgd(), data, *callbacks, epochs=3, validation_data=data)
     second = [("epoch", 1), ("batch", 2), ("batch", 3), ("test",)]
     third = [("epoch", 2), *(("batch", i) for i in range(4)), ("test",)]
     assert heard == second + third
@@ -397,7 +397,7 @@ def test_when_sparse_has_no_hooks_that_its_callback_has_not():
 
 def test_what_was_reached_can_be_asked_for_after_the_end(data):
     callback = kp.GradualPruning(0.8)
-    fit(mlp(), data, callback)
+    fit(mlp_by_sgd(), data, callback)
     assert callback.pruner.finished
     assert callback.pruner.step == 16
     assert callback.pruner.sparsity == pytest.approx(lawful(0.8))
@@ -428,7 +428,7 @@ def test_keep_zeros_keeps_what_an_override_admitted(data):
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_a_resumed_fit_on_data_of_unknown_length_knows_its_schedule(data):
-    model, callback = mlp(), kp.GradualPruning(0.8)
+    model, callback = mlp_by_sgd(), kp.GradualPruning(0.8)
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, callback, Interrupt(KeyboardInterrupt()))
     before = callback.pruner.step
@@ -446,7 +446,7 @@ def test_a_resumed_fit_on_data_of_unknown_length_knows_its_schedule(data):
 def test_a_criterion_that_wants_inputs_is_refused_with_what_to_do():
     for make in (
         lambda c: kp.GradualPruning(0.8, criterion=c),
-        lambda c: kp.Pruner(mlp(), 0.8, criterion=c),
+        lambda c: kp.Pruner(mlp_by_sgd(), 0.8, criterion=c),
     ):
         with pytest.raises(ValueError, match=r"wanda.*kp\.prune\(model, sparsity, calibration"):
             make(kp.criteria.wanda)
@@ -456,7 +456,7 @@ def test_what_fails_in_a_step_is_what_is_heard(data):
     def broken(y, prediction):
         raise ZeroDivisionError("a loss with a mistake in it")
 
-    model = mlp()
+    model = mlp_by_sgd()
     model.compile("adam", loss=broken)
     with pytest.raises(ZeroDivisionError, match="a mistake in it"):
         fit(model, data, kp.GradualPruning(0.8))
@@ -464,7 +464,7 @@ def test_what_fails_in_a_step_is_what_is_heard(data):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_weights_denser_than_their_masks_are_told(order, data):
-    model = mlp()
+    model = mlp_by_sgd()
 
     class Restore(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -486,11 +486,11 @@ def test_what_fails_before_the_first_step_is_what_is_heard(first, data):
             raise KeyError("a callback with a mistake in it")
 
     with pytest.raises(KeyError, match="a mistake in it"):
-        fit(mlp(), data, *[Broken(), kp.GradualPruning(0.8)][:: 1 if first else -1])
+        fit(mlp_by_sgd(), data, *[Broken(), kp.GradualPruning(0.8)][:: 1 if first else -1])
 
 
 def test_the_same_callback_in_another_fold_says_that_it_has_ended(data):
-    model, callback = mlp(), kp.GradualPruning(0.8)
+    model, callback = mlp_by_sgd(), kp.GradualPruning(0.8)
     fresh = model.get_weights()
     fit(model, data, callback)
     model.set_weights(fresh)
@@ -503,7 +503,7 @@ def test_the_same_callback_in_another_fold_says_that_it_has_ended(data):
 
 @pytest.mark.filterwarnings("ignore:The training is too short")
 def test_many_batches_for_one_step_are_no_idleness(data):
-    model = mlp(keras.optimizers.Adam(gradient_accumulation_steps=120))
+    model = mlp_by_sgd(keras.optimizers.Adam(gradient_accumulation_steps=120))
     schedule = kp.PolynomialDecay(0.8, end_step=2, frequency=1)
     fit(model, data, kp.GradualPruning(schedule), batch_size=1)
     assert sparsity(kernels(model)) == pytest.approx(lawful(0.8))
@@ -511,7 +511,7 @@ def test_many_batches_for_one_step_are_no_idleness(data):
 
 def test_when_sparse_without_pruning_is_refused(data):
     with pytest.raises(ValueError, match=r"nothing prunes 'mlp'.*GradualPruning"):
-        fit(mlp(), data, kp.WhenSparse(keras.callbacks.EarlyStopping()))
+        fit(mlp_by_sgd(), data, kp.WhenSparse(keras.callbacks.EarlyStopping()))
     with pytest.raises(ValueError, match="must be a Keras callback"):
         kp.WhenSparse(3)
 
@@ -524,16 +524,18 @@ def test_a_schedule_of_ones_own_that_speaks_in_per_cent_is_refused(data):
             return 80.0
 
     with pytest.raises(ValueError, match=r"Received: sparsity=80\.0\. For 80% zeros pass"):
-        fit(mlp(), data, kp.GradualPruning(PerCent()))
+        fit(mlp_by_sgd(), data, kp.GradualPruning(PerCent()))
 
 
 def test_two_prunings_in_one_fit_are_refused(data):
     with pytest.raises(ValueError, match="Two callbacks prune the same model"):
-        fit(mlp(), data, kp.GradualPruning(0.8), kp.KeepZeros())
+        fit(mlp_by_sgd(), data, kp.GradualPruning(0.8), kp.KeepZeros())
 
 
 def test_law_11_a_shared_layer_is_pruned_once_per_step(data):
-    model = compile_(Subclassed())
+    inputs, shared = keras.Input((8,)), keras.layers.Dense(8, activation="tanh")
+    outputs = keras.layers.Dense(3)(shared(shared(inputs)))
+    model = compile_(keras.Model(inputs, outputs))
     callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=8))
     steps = EveryStep(lambda model: callback.pruner.step)
     fit(model, data, callback, steps)
@@ -542,7 +544,7 @@ def test_law_11_a_shared_layer_is_pruned_once_per_step(data):
 
 
 def test_law_11_frozen_weights_are_left_alone_and_the_plan_says_so(data):
-    model = mlp()
+    model = mlp_by_sgd()
     model.layers[0].trainable = False
     compile_(model)
     before = values([model.layers[0].kernel])[0]
@@ -559,7 +561,7 @@ def test_law_11_frozen_weights_are_left_alone_and_the_plan_says_so(data):
 
 
 def test_nan_weights_are_named_and_nothing_is_pruned(data):
-    model = mlp()
+    model = mlp_by_sgd()
     kernel = values([model.layers[1].kernel])[0]
     kernel[0, 0] = np.nan
     model.layers[1].kernel.assign(kernel)
@@ -577,7 +579,7 @@ def test_a_model_with_nothing_to_prune_is_refused_with_the_reasons(data):
 
 
 def test_patterns_hold_after_every_step(data):
-    model = mlp()
+    model = mlp_by_sgd()
     watch = EveryStep(lambda model: (values([model.layers[0].kernel])[0] != 0).copy())
     fit(model, data, kp.GradualPruning(pattern=kp.NM(2, 4), filters="hidden"), watch)
     for kept in watch.noted:
@@ -585,19 +587,19 @@ def test_patterns_hold_after_every_step(data):
 
 
 def test_what_was_reached_is_said_at_the_end(data, capsys):
-    fit(mlp(), data, kp.GradualPruning(0.8), verbose=2)
+    fit(mlp_by_sgd(), data, kp.GradualPruning(0.8), verbose=2)
     out = capsys.readouterr().out
     assert "sparsity: 0.8000" in out
     assert "Pruned to a sparsity of 0.8." in out
     with pytest.warns(UserWarning, match="too short"):
-        fit(mlp(), data, kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=99)), verbose=2)
+        fit(mlp_by_sgd(), data, kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=99)), verbose=2)
     assert "at step 16 of 99" in capsys.readouterr().out
 
 
 def test_law_4_sparsity_zero_changes_nothing(data):
-    model = mlp()
+    model = mlp_by_sgd()
     fit(model, data, kp.GradualPruning(0.0))
-    plain = mlp()
+    plain = mlp_by_sgd()
     fit(plain, data)
     for a, b in zip(values(model.variables), values(plain.variables), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -607,7 +609,7 @@ def test_law_4_sparsity_zero_changes_nothing(data):
     "schedule", [0.8, kp.ConstantSparsity(0.8, end_step=9)], ids=["0.8", "constant"]
 )
 def test_a_schedule_that_asks_for_nothing_more_ends_too(schedule, data):
-    model = mlp()
+    model = mlp_by_sgd()
     fit(model, data, kp.GradualPruning(0.8))
     fit(model, data, kp.GradualPruning(schedule))
     assert find(model) is None
@@ -663,7 +665,7 @@ class TwoOptimizers(OwnOptimizer):
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step there returns its state")
 def test_a_second_optimizer_that_revives_weights_is_told(data):
     def network():
-        model = TwoOptimizers(mlp())
+        model = TwoOptimizers(mlp_by_sgd())
         model.build((None, 8))
         return compile_(model)
 
@@ -676,7 +678,7 @@ def test_a_second_optimizer_that_revives_weights_is_told(data):
 @pytest.mark.parametrize("scales", [False, True])
 def test_a_model_that_trains_with_an_optimizer_of_its_own_is_refused(scales, data):
     """It would stay dense without a word."""
-    model = OwnOptimizer(mlp())
+    model = OwnOptimizer(mlp_by_sgd())
     model.build((None, 8))
     adam = keras.optimizers.Adam()
     compile_(model, keras.optimizers.LossScaleOptimizer(adam) if scales else adam)
@@ -689,7 +691,7 @@ def test_an_epoch_whose_steps_a_loss_scale_skips_is_no_error(data):
     """The scale is halved from 2^30 in each step until gradients are finite."""
     keras.config.set_dtype_policy("mixed_float16")
     sgd = keras.optimizers.SGD(0.01)
-    model = mlp(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=2.0**30))
+    model = mlp_by_sgd(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=2.0**30))
     fit(model, data, kp.GradualPruning(kp.ConstantSparsity(0.8)), epochs=1)
     assert int(sgd.iterations) == 0
     fit(model, data, kp.GradualPruning(kp.ConstantSparsity(0.8)), epochs=5)
@@ -698,7 +700,7 @@ def test_an_epoch_whose_steps_a_loss_scale_skips_is_no_error(data):
 
 
 def test_a_refused_fit_leaves_the_model_as_it_was(data):
-    model = mlp()
+    model = mlp_by_sgd()
     for callback in (
         kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)),
         kp.GradualPruning(kp.PolynomialDecay(0.8, begin_step=30, end_step=60)),
@@ -711,7 +713,7 @@ def test_a_refused_fit_leaves_the_model_as_it_was(data):
 
 def test_a_training_stopped_before_the_end_of_the_schedule_says_so(data):
     early = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=0)
-    model = mlp()
+    model = mlp_by_sgd()
     with pytest.warns(UserWarning, match=r"stopped at step 8.*release.*kp\.WhenSparse"):
         fit(model, data, kp.GradualPruning(0.8), early)
     with pytest.warns(UserWarning, match="unfinished pruning schedule"):
@@ -720,7 +722,7 @@ def test_a_training_stopped_before_the_end_of_the_schedule_says_so(data):
 
 
 def test_layers_unfrozen_after_the_end_are_pruned_from_the_beginning(data):
-    model, callback = mlp(), kp.GradualPruning(0.8)
+    model, callback = mlp_by_sgd(), kp.GradualPruning(0.8)
     model.layers[0].trainable = False
     compile_(model)
     with pytest.warns(UserWarning, match="left alone"):
