@@ -27,6 +27,8 @@ def missing(code):
         return "it needs the extra tflm"
     if "ethos_u" in code and not importlib.util.find_spec("ethosu"):
         return "it needs the extra ethos-u"
+    if "keras_tuner" in code and not importlib.util.find_spec("keras_tuner"):
+        return "it needs KerasTuner"
     if "quantize(" in code and "filters" not in inspect.signature(keras.Model.quantize).parameters:
         return "this Keras quantizes whole models only"
     return None

@@ -882,6 +882,19 @@ def test_what_is_reached_is_said_where_it_is_not_what_was_asked(options, sparsit
     assert (found in " ".join(plan.notes())) == bool(found) or not found
 
 
+def test_tied_channels_are_counted_by_group_and_not_by_weight():
+    inputs = keras.Input((8, 8, 6))
+    x = layers.Conv2D(10, 3, groups=2, use_bias=False, name="grouped")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.Conv2D(5, 1, name="odd")(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    plan = kp.plan(model, 0.5, pattern=Channel())
+    (told,) = [note for note in plan.notes() if "was asked for" in note]
+    assert "of the tied channels" in told
+    assert all(f": {group.units}" in told for group in plan.groups)
+    assert "kernel: 1" not in told
+
+
 def test_a_large_embedding_that_gets_most_zeros_is_said():
     model = keras.Sequential(
         [keras.Input((6,)), layers.Embedding(100, 16, name="words"), layers.Dense(64, name="d")]

@@ -158,7 +158,8 @@ class Global:
         if not (number and 0 <= float(self.floor) < 1):
             raise ValueError(
                 "`floor` must be a fraction of the overall density, in [0, 1). "
-                f"Received: floor={self.floor!r}."
+                f"Received: floor={self.floor!r}. For at least a tenth of the overall density in "
+                "each weight pass floor=0.1."
             )
 
     def __call__(self, shares: Sequence[Share], sparsity: float) -> Sparsities:

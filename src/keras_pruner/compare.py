@@ -291,7 +291,8 @@ def compare(
     _check_data(data)
     if names is not None and len(names) != 2:
         raise ValueError(
-            f"`names` must be two, for the dense and the pruned model. Received: names={names!r}."
+            "`names` must be two names, for the dense and the pruned model. Received: "
+            f"names={names!r}. Pass for example names=('dense', 'pruned')."
         )
     given = (dense, pruned)
     with show_progress("comparing", shown=progress) as announce:
@@ -361,7 +362,10 @@ def _check_data(data: Any) -> None:
             f"Received: data={shown(data)}. Pass arrays, data=(x, y), or a dataset."
         )
     if pair and any(map(_is_empty, keras.tree.flatten(data[0]))):
-        raise ValueError("`data` holds no samples to measure on. Received: data=(x, y), x empty.")
+        raise ValueError(
+            "`data` holds no samples to measure on. Received: data=(x, y) with an empty x. Pass "
+            "the samples of a test set."
+        )
 
 
 def _is_empty(inputs: Any) -> bool:

@@ -87,7 +87,8 @@ class MaskedWeight:
         if scores.shape != kernel.shape:
             raise ValueError(
                 "`criterion` must give one score for each weight. Received: scores of shape "
-                f"{scores.shape} for {self.path}, of shape {kernel.shape}."
+                f"{scores.shape} for {self.path}, of shape {kernel.shape}. Return an array of the "
+                "shape of the weights."
             )
         if not scores.max() < np.inf:
             raise self._not_finite()

@@ -152,7 +152,8 @@ def check_model(model: object) -> None:
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(
             "`model` must be a Keras model, not an output of one. "
-            f"Received: an object of type {module}.{type(model).__name__}."
+            f"Received: an object of type {module}.{type(model).__name__}. Pass the model itself, "
+            "such as keras.Model(inputs, outputs)."
         )
     if not model.built:
         raise ValueError(

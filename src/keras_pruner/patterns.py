@@ -409,8 +409,8 @@ class Channel(BudgetedPattern):
         """The number of channels."""
         if len(shape) < 2:
             raise ValueError(
-                f"A kernel with channels has the shape (..., inputs, outputs). Received: "
-                f"shape={shape}."
+                "`Channel` needs a kernel of shape (..., inputs, outputs). Received: "
+                f"shape={shape}. Leave this weight alone with overrides={{its_name: None}}."
             )
         return shape[self.axis]
 

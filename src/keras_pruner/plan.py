@@ -12,6 +12,7 @@ from keras_pruner.model_weights import WeightView
 from keras_pruner.patterns import Channel, FixedPattern, Pattern, Unstructured
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+from keras_pruner.selection.top_k import kept_count
 from keras_pruner.validation import value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
@@ -234,11 +235,18 @@ class Plan(Report):
         Returns:
             A sentence for each budget that is not met; empty if all are.
         """
+        tied = {member.path for group in self.groups for member in group.members}
         budgets: dict[tuple[Pattern, float], list[tuple[Target, int]]] = {}
         for target, count in zip(self.targets, kept, strict=True):
             asked = sparsity if target.sparsity is None else target.sparsity
-            budgets.setdefault((target.pattern, asked), []).append((target, count))
-        found = (_unmet(*budget, members) for budget, members in budgets.items())
+            if target.path not in tied:
+                budgets.setdefault((target.pattern, asked), []).append((target, count))
+        groups: dict[float, list[Group]] = {}
+        for group in self.groups:
+            asked = sparsity if group.sparsity is None else group.sparsity
+            groups.setdefault(asked, []).append(group)
+        found = [_unmet(*budget, members) for budget, members in budgets.items()]
+        found += [_unmet_groups(*budget) for budget in groups.items()]
         return " ".join(filter(None, found))
 
     def wasted(self, kept: Sequence[int]) -> str:
@@ -305,7 +313,7 @@ def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]
     sizes = [math.prod(target.shape) for target, _ in members]
     reached = 1 - sum(count for _, count in members) / sum(sizes)
     least = len(members) / sum(sizes)  # one weight in each is rounding
-    if abs(reached - asked) <= max(min(TOLERANCE, 0.1 * (1 - asked)), least):
+    if abs(reached - asked) <= max(_tolerance(asked), least):
         return ""
     if reached > asked and isinstance(pattern, Unstructured):
         return f"A sparsity of {asked:.4g} was asked for and it is {reached:.4g}: more was zero."
@@ -317,3 +325,21 @@ def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]
         else f"whole units of the pattern are removed and at least one stays in each weight ({few})"
     )
     return f"A sparsity of {asked:.4g} was asked for and {pattern!r} reaches {reached:.4g}: {why}."
+
+
+def _unmet_groups(asked: float, groups: Sequence[Group]) -> str:
+    """The sentence for groups of tied weights, in units: several groups may meet in a weight."""
+    units = {group.path: group.units for group in groups}
+    kept = sum(kept_count(count, asked) for count in units.values())
+    reached = 1 - kept / sum(units.values())
+    if abs(reached - asked) <= _tolerance(asked):
+        return ""
+    few = _few([f"{path}: {units[path]:,}" for path in sorted(units, key=units.__getitem__)])
+    return (
+        f"A sparsity of {asked:.4g} was asked for and {groups[0].pattern!r} reaches {reached:.4g} "
+        f"of the tied channels: each group keeps a whole number of them, at least one ({few})."
+    )
+
+
+def _tolerance(asked: float) -> float:
+    return min(TOLERANCE, 0.1 * (1 - asked))

@@ -81,7 +81,11 @@ def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[Zeros
     found = []
     for path, before in zeros.items():
         if path not in now or now[path].size < before.size:
-            raise ValueError(f"`model` no longer has a kernel {path!r} of shape {before.shape}.")
+            raise ValueError(
+                f"`model` no longer has a kernel {path!r} of shape {before.shape}, of which "
+                "`zeros` was made. Pass the model that was pruned, or its "
+                "quantized form."
+            )
         after = now[path].reshape(before.shape)
         found.append(ZerosKept(path, int(before.sum()), int(np.count_nonzero(after[before]))))
     lost = [kept for kept in found if kept.lost]
@@ -89,6 +93,8 @@ def check_zeros(zeros: dict[str, np.ndarray], model: keras.Model) -> tuple[Zeros
         raise ValueError(
             f"{lost[0].lost} of {lost[0].before} zeros of {lost[0].path!r} are no longer zero"
             + (f", and zeros of {len(lost) - 1} more kernels." if lost[1:] else ".")
+            + " Something has trained or replaced them: prune again, and train on with "
+            "kp.KeepZeros()."
         )
     return tuple(found)
 
@@ -181,7 +187,10 @@ def merge_lora(model: keras.Model, *, keep_zeros: bool = True) -> Merge:
     check_model(model)
     layers = [x for x in model._flatten_layers() if getattr(x, "lora_enabled", False)]
     if not layers:
-        raise ValueError("`model` has no layer with LoRA enabled, so there is nothing to merge.")
+        raise ValueError(
+            "`model` has no layer with LoRA enabled, so there is nothing to merge. Call this after "
+            "`layer.enable_lora(rank)` and the training."
+        )
     for layer in layers:
         if getattr(layer, "quantization_mode", None) is not None:
             raise ValueError(

@@ -344,3 +344,11 @@ def as_schedule(schedule: object) -> Schedule:
         return FunctionSchedule(schedule)
     check_sparsity("schedule", schedule)
     return PolynomialDecay(float(schedule))  # type: ignore[arg-type]
+
+
+def depends_on_length(schedule: Schedule) -> bool:
+    """Whether the end of a schedule is open, and set by the length of the training."""
+    if schedule.end_step is not None or not dataclasses.is_dataclass(schedule):
+        return False
+    lengths = (schedule.begin_step + n for n in (100, 1000))
+    return len({schedule.resolve(length, 0.0).end_step for length in lengths}) > 1

@@ -105,7 +105,7 @@ def test_norms_in_a_traced_loop_keep_what_they_have_and_are_told():
         [keras.Input((6, 4)), layers.BatchNormalization(), layers.RNN(NormCell())]
     )
     before = [np.array(v) for v in model.layers[1].non_trainable_variables]
-    with pytest.warns(UserWarning, match="left as they are.*traced"):
+    with pytest.warns(UserWarning, match="not re-estimated.*traced"):
         kp.oneshot.reestimate_batch_norm(model, images()[:, 0])
     for a, b in zip(model.layers[1].non_trainable_variables, before, strict=True):
         np.testing.assert_array_equal(np.array(a), b)

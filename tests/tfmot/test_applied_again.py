@@ -180,3 +180,26 @@ def test_the_optimizer_may_be_set_after_the_callback_has_its_model():
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
     callback.on_epoch_end(-1)
     assert [sparsity([k]) for k in kernels_of(model)] == [0.5, 0.5]
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_data_that_runs_out_before_the_end_of_the_schedule_is_said(data):
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            return data[0][6 * i : 6 * i + 6], data[1][6 * i : 6 * i + 6]
+
+    model = mlp()
+    S.prune_low_magnitude(model, S.PolynomialDecay(0.0, 0.8, 0, 25, frequency=1))
+    compile_(model)
+    with pytest.warns(UserWarning, match="ended at step 20.*end of the schedule at step 25"):
+        model.fit(
+            Batches(),
+            steps_per_epoch=7,
+            epochs=4,
+            verbose=0,
+            shuffle=False,
+            callbacks=[S.UpdatePruningStep()],
+        )

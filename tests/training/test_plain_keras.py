@@ -136,7 +136,8 @@ def test_a_copied_model_goes_on(again, data):
 
 
 @pytest.mark.filterwarnings("ignore:The training is too short")
-def test_a_schedule_that_cannot_be_saved_is_said_when_the_file_is_loaded(data, tmp_path):
+@pytest.mark.parametrize("problem", ["Own", "safe_mode=False"])
+def test_a_schedule_that_cannot_be_saved_is_said_when_the_file_is_loaded(problem, data, tmp_path):
     """Its weights and its optimizer are there, and `fit` goes on by loading them."""
 
     class Own(kp.schedules.Schedule):
@@ -145,9 +146,11 @@ def test_a_schedule_that_cannot_be_saved_is_said_when_the_file_is_loaded(data, t
         def sparsity_at(self, step):
             return 0.5 + step / 40
 
-    model = fit(mlp(), data, kp.GradualPruning(Own()), last=2)
+    stairs = kp.schedules.FunctionSchedule(lambda step: 0.5 if step < 9 else 0.8, end_step=12)
+    schedule = {"Own": Own(), "safe_mode=False": stairs}[problem]
+    model = fit(mlp(), data, kp.GradualPruning(schedule), last=2)
     model.save(tmp_path / "own.keras")
-    with pytest.warns(UserWarning, match=r"cannot be loaded.*Own"):
+    with pytest.warns(UserWarning, match=rf"cannot be loaded.*{problem}.*load the file's weights"):
         loaded = keras.saving.load_model(tmp_path / "own.keras")
     assert find(loaded) is None
     assert type(loaded.optimizer) is type(keras.optimizers.Adam())

@@ -59,6 +59,7 @@ def current() -> ModuleType:
     name = keras.backend.backend()
     if name not in ("tensorflow", "jax", "torch"):
         raise NotImplementedError(
-            f"Pruning runs on TensorFlow, JAX and PyTorch. Received: KERAS_BACKEND={name!r}."
+            f"Pruning runs on TensorFlow, JAX and PyTorch. Received: KERAS_BACKEND={name!r}. "
+            "Set it to one of the three before `import keras`."
         )
     return importlib.import_module(f"keras_pruner.backends.{name}")

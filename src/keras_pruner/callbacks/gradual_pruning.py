@@ -81,18 +81,34 @@ class GradualPruning(PruningCallback):
                 f"Received: epochs={epochs!r}, schedule={self.schedule!r}. Leave one out."
             )
 
-    def _settle(self, updates_per_epoch: float | None, epochs: int | None) -> None:
-        super()._settle(updates_per_epoch, epochs)
+    def _settle(self, epoch: int) -> None:
         if self.epochs is None:
+            super()._settle(epoch)
             return
-        if updates_per_epoch is None:
+        per_epoch = self._fit.per_epoch
+        if per_epoch is None:
             raise ValueError(
                 "`epochs` needs to know how long an epoch is, and this data does not say. "
                 f"Received: epochs={self.epochs!r}. Pass `steps_per_epoch` to `fit`, or give "
                 "the schedule steps: kp.PolynomialDecay(0.8, end_step=2000)."
             )
-        begin, end = (int(updates_per_epoch * epoch) for epoch in self.epochs)
-        self.pruner.settle(begin_step=begin, end_step=end)
+        super()._settle(epoch)
+        begin, end = (int(per_epoch * each) for each in self.epochs)
+        self.pruner.settle(epoch, begin_step=begin, end_step=end)
+
+    @property
+    def _is_open(self) -> bool:
+        return self.epochs is not None or super()._is_open
+
+    def _settle_anew(self, epoch: int, pace: float) -> None:
+        if self.epochs is None:
+            super()._settle_anew(epoch, pace)
+            return
+        step, first = self.pruner.step, self._fit.first_epoch
+        begin, end = (step + int(pace * max(0, first + each - epoch)) for each in self.epochs)
+        if first + self.epochs[0] <= epoch:
+            begin = self.pruner.schedule.begin_step
+        self.pruner.settle_anew(end, begin_step=min(begin, end), end_step=end)
 
 
 def _is_span(epochs: Any) -> bool:

@@ -17,7 +17,7 @@ from keras_pruner.backends import keras_private
 from keras_pruner.masks import MaskedWeight, count_entries
 from keras_pruner.plan import Plan
 from keras_pruner.rules import Rules
-from keras_pruner.schedules import Schedule
+from keras_pruner.schedules import Schedule, depends_on_length
 from keras_pruner.training.checkpoint import Pruning, PruningState
 from keras_pruner.training.optimizer import KerasPruning, find, prunings_of
 from keras_pruner.training.pruner import Pruner, sparsity_of_weights
@@ -104,8 +104,9 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         """Put this callback's pruning on the model's optimizer, in place of what is there."""
         if present is not None and present.state.has_begun and not pruner.can_adopt(present):
             warnings.warn(
-                f"{model.name!r} was being pruned by another plan, which ends here; its "
-                "zeros count as the smallest weights of the new one.",
+                f"{model.name!r} was being pruned by another plan, which ends here; its zeros "
+                "count as the smallest weights of the new one. To go on with it instead, pass the "
+                "callback that it began with.",
                 stacklevel=3,
             )
         step, before = model.train_function, prunings_of(model)
@@ -153,25 +154,67 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         fit, pruner = self._fit, self.pruner
         if fit.has_epochs:
             fit.note_bests(pruner.finished)
+            self._follow_pace(epoch)
             return
         fit.has_epochs = True
         params = self.params or {}
-        batches, epochs = params.get("steps"), params.get("epochs")
+        batches, fit.last_epoch = params.get("steps"), params.get("epochs")
         pruner.updates_per_call = self.model.steps_per_execution
+        if batches is not None:
+            fit.per_epoch = batches / pruner.pruning.accumulation
+        state = pruner.state
+        goes_on = 0 <= state.epoch < epoch  # as after a restart
+        fit.first_epoch = state.epoch if goes_on else epoch
+        fit.first_step = 0 if goes_on else max(0, state.step)
         try:
-            per_epoch = None if batches is None else batches / pruner.pruning.accumulation
-            self._settle(per_epoch, None if epochs is None else epochs - epoch)
+            self._settle(epoch)
             fit.is_short = pruner.check_length()
         except ValueError:
             self._undo()  # the model can be trained as before
             raise
         if fit.sparsity_before is not None:
             _check_goes_on(self.model.name, fit.sparsity_before, pruner.pruning)
+        self._follow_pace(epoch)
 
-    def _settle(self, updates_per_epoch: float | None, epochs: int | None) -> None:
+    def _settle(self, epoch: int) -> None:
         """Tell the pruner how long the training is."""
-        if updates_per_epoch is not None and epochs is not None:
-            self.pruner.updates = int(updates_per_epoch * epochs)
+        fit, pruner = self._fit, self.pruner
+        left = 0 if fit.last_epoch is None else fit.last_epoch - epoch
+        if fit.per_epoch is not None and left:
+            pruner.updates = int(fit.per_epoch * left)
+        waits = fit.per_epoch is None and left > 1 and depends_on_length(self.schedule)
+        pruner.settle(epoch, waits=waits)
+        if waits and not pruner.state.has_begun:
+            warnings.warn(
+                "The data does not say how long an epoch is, so pruning begins with the second "
+                "epoch. To begin with the first, pass `steps_per_epoch` to `fit`.",
+                stacklevel=4,
+            )
+
+    def _follow_pace(self, epoch: int) -> None:
+        """Settle the schedule for fewer updates, if that is what the epochs so far have made.
+
+        What is found depends only on what a checkpoint holds.
+        """
+        fit, state = self._fit, self.pruner.state
+        epochs = epoch - fit.first_epoch
+        if epochs < 1 or state.has_ended or fit.last_epoch is None or not self._is_open:
+            return
+        made = state.step - fit.first_step
+        rounding = int(self.pruner.pruning.accumulation > 1)
+        if fit.per_epoch is None or made + rounding < int(fit.per_epoch * epochs):
+            self.pruner.update()  # what a backup of the last epoch may not have seen
+            self._settle_anew(epoch, made / epochs)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether the end of the schedule depends on the length of the training."""
+        return depends_on_length(self.schedule)
+
+    def _settle_anew(self, epoch: int, pace: float) -> None:
+        """Settle the schedule for an epoch that begins, and so many updates in each."""
+        left = (self._fit.last_epoch or 0) - epoch
+        self.pruner.settle_anew(self.pruner.step + int(pace * left))
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Update the masks if due."""
@@ -221,7 +264,8 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             _when_all_have_ended(model, check)
         finished, state = pruner.finished, pruner.state
         if (self.params or {}).get("verbose") or is_broken:
-            end = "" if finished else f" at step {pruner.step} of {state.schedule.end_step}"
+            end_step = state.schedule.end_step
+            end = "" if finished or end_step is None else f" at step {pruner.step} of {end_step}"
             print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
         if not (finished or is_broken or fit.is_short):
             _warn_of_unfinished(pruner, stopped=model.stop_training)
@@ -327,6 +371,10 @@ class _Fit:
         beside: the callbacks of the same `fit`.
         is_training: whether it is a training, and no `evaluate` or `predict`.
         has_epochs: whether an epoch has begun.
+        first_epoch: in which the schedule began, or this `fit` if that is not known.
+        first_step: the step of the schedule at that time.
+        last_epoch: the number of epochs, if it is known.
+        per_epoch: the updates of the weights in an epoch, if the data says it.
         is_short: whether the training was said to be too short before it began.
         batches: how many have begun.
         density_seen: whether pruned weights were looked at.
@@ -337,6 +385,10 @@ class _Fit:
     beside: Sequence[keras.callbacks.Callback] = ()
     is_training: bool = False
     has_epochs: bool = False
+    first_epoch: int = 0
+    first_step: int = 0
+    last_epoch: int | None = None
+    per_epoch: float | None = None
     is_short: bool = False
     batches: int = 0
     density_seen: bool = False
@@ -353,11 +405,19 @@ class _Fit:
         for callback, best in self.bests.items():
             if best is not None and _best_of(callback) == best:
                 where = getattr(callback, "filepath", None)
+                fix = (
+                    "Wrap that one: kp.WhenSparse(keras.callbacks.ModelCheckpoint(path, "
+                    "save_best_only=True))."
+                )
+                if hasattr(callback, "best_value"):  # KerasTuner's
+                    fix = (
+                        "Score the trials of KerasTuner by an objective that only sparse epochs "
+                        "have: see docs/callbacks-and-saving.md."
+                    )
                 warnings.warn(
                     f"{type(callback).__name__}{f'({where!r})' if where else ''} has saved an "
-                    "epoch from before the final sparsity: the file is denser than the model. "
-                    "Wrap that one: kp.WhenSparse(keras.callbacks.ModelCheckpoint(path, "
-                    "save_best_only=True)).",
+                    f"epoch from before the final sparsity: the file is denser than the model. "
+                    f"{fix}",
                     stacklevel=2,
                 )
 
@@ -453,6 +513,8 @@ def _unmet(pruner: Pruner) -> str:
 def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
     """Say at which step a training has ended before its schedule."""
     how, advice = "ended", "Should the data have run out, `steps_per_epoch` must be smaller."
+    end_step = pruner.state.schedule.end_step
+    end = "pruning began" if end_step is None else f"the end of the schedule at step {end_step}"
     if stopped:
         how = "was stopped"
         advice = (
@@ -460,9 +522,8 @@ def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
         )
     warnings.warn(
         f"The training {how} at step {pruner.step}, at a sparsity of {pruner.sparsity:.4g}, before "
-        f"the end of the schedule at step {pruner.state.schedule.end_step}. Call `fit` again with "
-        "the same callback to go on, or `kp.Pruner(model).release()` to leave it at that. "
-        f"{advice}",
+        f"{end}. Call `fit` again with the same callback to go on, or "
+        f"`kp.Pruner(model).release()` to leave it at that. {advice}",
         stacklevel=3,
     )
 

@@ -41,7 +41,8 @@ class WhenSparse(keras.callbacks.Callback):
         super().__init__()
         if not isinstance(callback, keras.callbacks.Callback):
             raise ValueError(
-                f"`callback` must be a Keras callback. Received: callback={callback!r}."
+                f"`callback` must be a Keras callback. Received: callback={callback!r}. Pass an "
+                "object, such as keras.callbacks.EarlyStopping()."
             )
         self.callback = callback
         self._epoch: int | None = None

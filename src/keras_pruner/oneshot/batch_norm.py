@@ -70,8 +70,9 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any) -> None:
     traced = [norm.path for norm in calls if norm not in norms]
     if traced:
         warnings.warn(
-            f"The statistics of these batch norms were left as they are: {traced}. They are called "
-            "in a loop or a function that is traced, where their inputs cannot be seen.",
+            f"The statistics of these BatchNormalization layers were not re-estimated: {traced}. "
+            "They are called in a loop or in a traced function, where their inputs cannot be "
+            "recorded. To update them, train the model for some steps with kp.KeepZeros().",
             stacklevel=2,
         )
     reestimate(model, norms, inputs)

@@ -316,7 +316,8 @@ def _check_shapes(samples: Samples, model: keras.Model) -> None:
     if not _fits(wanted[1:], shape[1:]):
         raise ValueError(
             f"`calibration` must have the shape of the model's input, {wanted}. "
-            f"Received: samples of shape {shape}."
+            f"Received: samples of shape {shape}. The first axis numbers the samples; the others "
+            "must be those of the model's input."
         )
 
 

@@ -289,7 +289,8 @@ class Reconstruction:
         if any(np.isnan(output).any() for output in outputs):
             raise ValueError(
                 f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
-                "samples for which some of its outputs are NaN."
+                "samples for which some of its outputs are NaN. Look for NaN in the model's "
+                "weights, and leave out samples outside the range it was trained on."
             )
         return cls(sparsity, options, recorder, outputs, in_rounds)
 
@@ -364,7 +365,8 @@ class Reconstruction:
             if given.shape != matrix.shape:
                 raise ValueError(
                     "`criterion` must give one score for each weight. Received: scores of shape "
-                    f"{given.shape} for {weight.path}, as a matrix {matrix.shape}."
+                    f"{given.shape} for {weight.path}, as a matrix {matrix.shape}. Return an array "
+                    "of the shape of the matrix."
                 )
             scores = linear.view.from_matrix(given)
         return dataclasses.replace(weight, variable=scores)

@@ -8,6 +8,11 @@ _INSTEAD = {
     "`tfmot.sparsity.keras`.",
     "core": "TFMOT's internal modules have no counterpart; what users need of them is in "
     "`tfmot.sparsity.keras`.",
+    "experimental": "To quantize a pruned model with its zeros kept, use "
+    '`kp.export_litert(model, path, weights="int8")`.',
+    "pruning_schedule": "Its classes are in `tfmot.sparsity.keras`.",
+    "pruning_callbacks": "Its classes are in `tfmot.sparsity.keras`.",
+    "prune": "Its functions are in `tfmot.sparsity.keras`.",
     "__version__": "The version is `keras_pruner.__version__`. Its pruning API is that of TFMOT "
     "0.8.1.",
     "pruning_wrapper": "Layers are not wrapped here; the optimizer applies the masks.",

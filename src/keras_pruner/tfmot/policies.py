@@ -78,7 +78,9 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
     def ensure_model_supports_pruning(self, model: keras.Model) -> None:
         """Raise a ValueError with TFMOT's message, followed by everything that is in the way."""
         if not model.built:
-            raise ValueError("Unbuilt models are not supported currently.")
+            raise ValueError(
+                "Unbuilt models are not supported currently. Call the model on a batch first."
+            )
         try:
             found = obstacles(model)
         except ValueError as error:

@@ -116,7 +116,11 @@ def _check_plan(model: keras.Model) -> None:
     asked = dict.fromkeys(marks.marks_of(model).values())
     try:
         if model.built and not any(marks.plan_of(model, mark).targets for mark in asked):
-            raise ValueError(f"There is nothing to prune in {model.name!r}.")
+            raise ValueError(
+                f"There is nothing to prune in {model.name!r}. Apply `prune_low_magnitude` to a "
+                "model or layer with trainable kernels; kp.plan(model) says why each weight is "
+                "left alone."
+            )
     except ValueError:
         marks.remove(model)
         raise

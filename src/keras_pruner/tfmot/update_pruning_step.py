@@ -37,12 +37,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._pruners: list[Pruner] = []
-        self._checked = False
+        self._checked = self._is_short = False
 
     def set_model(self, model: keras.Model) -> None:
         """Continue the pruning of the model from its current step."""
         super().set_model(model)
-        self._checked = False
+        self._checked = self._is_short = False
         self._pruners = pruners_for(model)
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -62,7 +62,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         for pruner in self._pruners:
             pruner.updates_per_call = self.model.steps_per_execution
             batches = self.params["steps"] * (self.params["epochs"] - epoch)
-            _check_reach(pruner, batches)
+            self._is_short |= _is_too_short(pruner, batches)
 
     def on_train_batch_begin(self, batch: int = 0, logs: Logs = None) -> None:
         """Update the masks if the schedule says so."""
@@ -88,9 +88,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
         raise ValueError(
             f"UpdatePruningStep finds nothing to prune in {self.model.name!r}, which would be "
             "trained dense. Apply `prune_low_magnitude` to it before `compile`: also to a clone of "
-            "a pruned model, and to one that was loaded and then compiled again. (A loaded model "
-            "that is not compiled again goes on by itself.) To train without pruning leave out "
-            "the callback."
+            "a pruned model, to one that was compiled again after loading, and to one that was "
+            "loaded from an `.h5` file. (A model loaded from a `.keras` file goes on by itself.) "
+            "To train without pruning leave out the callback."
         )
 
     def on_epoch_end(self, batch: int = 0, logs: Logs = None) -> None:
@@ -99,9 +99,22 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._zero()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Note that the training has ended."""
+        """Say it if a schedule has not reached its end, and nothing has said so before."""
         del logs
         training.discard(self.model)
+        if not self._in_fit or self._is_short:
+            return
+        backends.current().sync(self.model)
+        for pruner in self._pruners:
+            end_step = pruner.schedule.end_step
+            if end_step is not None and 0 < pruner.step <= end_step:
+                warnings.warn(
+                    f"The training ended at step {pruner.step}, at a sparsity of "
+                    f"{pruner.sparsity:.4g}, before the end of the schedule at step {end_step}. "
+                    "Call `fit` again to go on. Should the data have run out, `steps_per_epoch` "
+                    "must be smaller.",
+                    stacklevel=2,
+                )
 
     @property
     def _in_fit(self) -> bool:
@@ -120,8 +133,8 @@ class UpdatePruningStep(keras.callbacks.Callback):
                     pruner.pruning.zero_pruned()
 
 
-def _check_reach(pruner: Pruner, batches: int) -> None:
-    """Warn before the training if it is too short for the schedule; steps are TFMOT's."""
+def _is_too_short(pruner: Pruner, batches: int) -> bool:
+    """Whether the training is too short for the schedule, said before it; steps are TFMOT's."""
     schedule: Any = pruner.schedule
     last = batches // pruner.pruning.accumulation + pruner.step
     if last <= schedule.begin_step:
@@ -129,12 +142,13 @@ def _check_reach(pruner: Pruner, batches: int) -> None:
     elif schedule.end_step is not None and last <= schedule.end_step:
         problem = f"The final sparsity is not reached: it is due at step {schedule.end_step + 1}"
     else:
-        return
+        return False
     warnings.warn(
         f"{problem}, and this training ends at step {last}. Received: "
         f"{schedule.schedule!r}. End the schedule earlier, or train for longer.",
         stacklevel=3,
     )
+    return True
 
 
 def hook(model: keras.Model) -> None:

@@ -26,11 +26,13 @@ class PruningState:
         schedule: with everything settled that it left open; as it was given before it begins.
         step: updates of the weights completed since the schedule began; -1 before that.
         updated_at: the step of the last mask update; -1 before the first.
+        epoch: the epoch of `fit` in which the schedule began; -1 before that and in other loops.
     """
 
     schedule: Schedule
     step: int = -1
     updated_at: int = -1
+    epoch: int = -1
 
     SETTLED: ClassVar = ("begin_step", "end_step", "frequency", "initial_sparsity")
 
@@ -46,30 +48,30 @@ class PruningState:
         return end_step is not None and 0 <= end_step <= self.updated_at
 
     @classmethod
-    def begin(cls, given: Schedule, settled: Schedule) -> "PruningState":
+    def begin(cls, given: Schedule, settled: Schedule, epoch: int = -1) -> "PruningState":
         """The state at step 0 of a schedule, exactly as it is read from a checkpoint later."""
-        return cls.from_numbers(given, 0, cls(settled, 0).settled_numbers())
+        return cls.from_numbers(given, 0, cls(settled, 0, epoch=epoch).settled_numbers())
 
     def updated(self) -> "PruningState":
         """The state after a mask update at the present step."""
         return dataclasses.replace(self, updated_at=self.step)
 
     def settled_numbers(self) -> list[int]:
-        """`updated_at` and what was settled, as integers; -1 for what the schedule lacks.
+        """`updated_at`, `epoch` and what was settled, as integers; -1 for what is open.
 
         The initial sparsity is in billionths. All are -1 before the schedule begins.
         """
         if not self.has_begun:
-            return [-1] * (1 + len(self.SETTLED))
+            return [-1] * (2 + len(self.SETTLED))
         found = [getattr(self.schedule, name, None) for name in self.SETTLED]
         numbers = [-1 if number is None else number for number in found]
         numbers[-1] = round(numbers[-1] * _BILLION) if numbers[-1] >= 0 else -1
-        return [self.updated_at, *map(int, numbers)]
+        return [self.updated_at, self.epoch, *map(int, numbers)]
 
     @classmethod
     def from_numbers(cls, given: Schedule, step: int, numbers: Sequence[int]) -> "PruningState":
         """The state from its numbers and the schedule as it was given."""
-        updated_at, *settled = map(int, numbers)
+        updated_at, epoch, *settled = map(int, numbers)
         known: dict[str, Any] = {
             name: number for name, number in zip(cls.SETTLED, settled, strict=True) if number >= 0
         }
@@ -80,7 +82,7 @@ class PruningState:
             fields = {field.name for field in dataclasses.fields(given)}
             changes = {name: value for name, value in known.items() if name in fields}
             schedule = dataclasses.replace(given, **changes)
-        return cls(schedule, int(step), updated_at)
+        return cls(schedule, int(step), updated_at, epoch)
 
 
 Unattended = Literal["refuse", "warn"] | None

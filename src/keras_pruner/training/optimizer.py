@@ -131,7 +131,8 @@ class KerasPruning:
             if tuple(variable.shape) != target.shape:
                 raise ValueError(
                     f"The pruning state belongs to another model: {target.path} was of shape "
-                    f"{target.shape}, and here is {variable.path} of shape {variable.shape}."
+                    f"{target.shape}, and here is {variable.path} of shape {variable.shape}. Load "
+                    "the file into a model of the same architecture."
                 )
         return bound
 
@@ -401,6 +402,10 @@ class Prunings(keras_private.Saveable):
     def _make(self, configs: Sequence[Mapping[str, Any]]) -> bool:
         """Make the prunings that a file names; whether there are any that can be made."""
         problems = [config["problem"] for config in configs if "problem" in config]
+        try:
+            made = [] if problems else [_from_config(config, self._loading) for config in configs]
+        except (TypeError, ValueError) as error:  # unknown classes, or lambdas in safe mode
+            problems = [one_line(error)]
         if problems:
             warnings.warn(
                 f"The pruning that this model carries cannot be loaded: {problems[0]} Only its "
@@ -411,7 +416,7 @@ class Prunings(keras_private.Saveable):
             )
             detach(self._optimizer())
             return False
-        self.all = [_from_config(config, self._loading) for config in configs]
+        self.all = made
         for pruning in self.all:
             pruning.optimizer = pruning.outer = self._optimizer()
         self.build()
@@ -604,10 +609,23 @@ def attach(
         vars(inner)["pruning"] = Prunings(inner)
     inner.pruning.all.append(pruning)
     pruning.optimizer, pruning.outer = inner, optimizer
-    if inner.built:
+    if variables and inner.built and not keras_private.trained_by(inner):
+        _warn_of_lost_state(inner)
+        inner.build(variables)
+    elif inner.built:
         inner.pruning.build()
     if variables and not optimizer.built:
         optimizer.build(variables)
+
+
+def _warn_of_lost_state(optimizer: keras.optimizers.Optimizer) -> None:
+    """Say it of an optimizer that Keras has loaded from an `.h5` file: built for no variables."""
+    warnings.warn(
+        f"{type(optimizer).__name__} begins without its state, and a schedule at step 0: this "
+        "model was loaded from an `.h5` file, from which Keras restores neither. To stop and go "
+        "on exactly, save the model as `.keras`.",
+        stacklevel=4,
+    )
 
 
 def detach(optimizer: Any, pruning: KerasPruning | None = None) -> None:

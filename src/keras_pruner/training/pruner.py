@@ -18,7 +18,7 @@ from keras_pruner.masks import MaskedWeight, choose, count_entries
 from keras_pruner.patterns import FixedPattern, Pattern, Unstructured, settle_sparsity
 from keras_pruner.plan import Criterion, Plan
 from keras_pruner.rules import Filters, Override, Rules
-from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule
+from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule, depends_on_length
 from keras_pruner.training.checkpoint import Pruning, PruningState
 from keras_pruner.training.optimizer import (
     KerasPruning,
@@ -132,6 +132,8 @@ class Pruner:
         self._own_loop = True  # which may set the state back
         self._given = schedule
         self._given_steps: dict[str, int] = {}
+        self._epoch = -1
+        self._waits = False  # for the length of the training
         self._find_plan = find_plan
         self._pruning: Pruning | None = None
         self._optimizer: Any = None  # as it was given to `wrap`
@@ -348,9 +350,43 @@ class Pruner:
     def _trains_model(self) -> bool:
         return getattr(self.model, "optimizer", None) is self._optimizer
 
-    def settle(self, **steps: int) -> None:
-        """Fix fields of the schedule for when it begins."""
-        self._given_steps = steps
+    def settle(self, epoch: int, *, waits: bool = False, **steps: int) -> None:
+        """Say what is known before the schedule begins.
+
+        Args:
+            epoch: in which it begins.
+            waits: whether the length of the training is not known yet. Steps are counted, and
+                nothing is pruned before `settle_anew` ends the schedule.
+            steps: fields of the schedule to fix.
+        """
+        self._epoch, self._waits, self._given_steps = epoch, waits, steps
+
+    def settle_anew(self, updates: int, **steps: int) -> None:
+        """End the schedule earlier, for a training with fewer updates than it was settled for.
+
+        One that waits for its end begins its pruning now. The curve starts at the same sparsity
+        as before.
+
+        Args:
+            updates: of the whole training, counted from the schedule's beginning.
+            steps: fields of the schedule to fix.
+        """
+        backends.current().sync(self.model)
+        pruning, state = self.pruning, self.pruning.state
+        before = state.schedule
+        fixed = {"begin_step": before.begin_step}
+        if before.end_step is None:
+            fixed["begin_step"] = max(before.begin_step, state.step)
+        elif getattr(before, "initial_sparsity", None) is not None:
+            fixed["initial_sparsity"] = before.initial_sparsity  # type: ignore[attr-defined]
+        given: Any = dataclasses.replace(self._given, **fixed | steps)  # type: ignore[type-var]
+        schedule = given.resolve(updates, round(sparsity_of_weights(pruning), 9))
+        end_step = max(state.step, schedule.end_step)
+        if before.end_step is None or end_step < before.end_step:
+            schedule = dataclasses.replace(schedule, end_step=end_step)
+            with backends.current().eagerly():
+                pruning.state = dataclasses.replace(state, schedule=schedule)
+            self._known = _Known(pruning.loads)
 
     def check_length(self) -> bool:
         """Say before the training if it is too short for the schedule.
@@ -404,6 +440,8 @@ class Pruner:
         if known.idle >= patience and not state.has_ended:
             known.idle = -math.inf  # once is enough
             _warn_of_no_steps(patience)
+        if depends_on_length(state.schedule):
+            return False  # it waits for the length of the training
         if not any(map(known.is_due, range(state.updated_at + 1, state.step + 1))):
             return False
         known.sparsity = state.schedule.sparsity_at(state.step)
@@ -418,14 +456,14 @@ class Pruner:
         _check_begin(schedule, self._given, self.model.name, sparsity)
         if isinstance(pruning, KerasPruning) and not is_of_keras(pruning.optimizer):
             _check_class(pruning, sparsity)
-        pruning.state = PruningState.begin(self._given, schedule)
+        pruning.state = PruningState.begin(self._given, schedule, self._epoch)
         return pruning.state
 
     def _schedule_to_begin(self, sparsity: float) -> Schedule:
         given = self._given
         if self._given_steps:
             given = dataclasses.replace(given, **self._given_steps)  # type: ignore[type-var]
-        return given.resolve(self.updates, sparsity)
+        return given if self._waits else given.resolve(self.updates, sparsity)
 
     def _prune(self, pruning: Pruning, sparsity: float) -> None:
         choices = choose(pruning.masked, pruning.plan, sparsity, self.schedule.sparsity_at_end)
