@@ -14,8 +14,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 class Score(keras.callbacks.Callback):
     """The loss of sparse epochs; as it is maximized, a first dense epoch would be the best."""
 
+    given = []  # by the copies that KerasTuner makes
+
     def on_epoch_end(self, epoch, logs=None):
         logs["sparse_loss"] = logs["loss"]
+        self.given.append(logs["loss"])
 
 
 def search(objective, callbacks, data, folder):
@@ -40,6 +43,5 @@ def test_with_a_score_of_sparse_epochs_model_and_score_are_sparse(data, tmp_path
     callbacks = [kp.GradualPruning(0.8), kp.WhenSparse(Score())]
     found, trial = search("sparse_loss", callbacks, data, tmp_path)
     assert found == pytest.approx(0.8)
-    assert trial.metrics.exists("sparse_loss")
-    scores = [o.value[0] for o in trial.metrics.get_history("sparse_loss")]
-    assert trial.score in scores
+    assert 1 <= len(Score.given) < 4
+    assert trial.score == pytest.approx(max(Score.given))

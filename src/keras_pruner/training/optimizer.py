@@ -611,7 +611,9 @@ def attach(
     pruning.optimizer, pruning.outer = inner, optimizer
     if variables and inner.built and not keras_private.trained_by(inner):
         _warn_of_lost_state(inner)
+        inner.built = False
         inner.build(variables)
+        inner.iterations.assign(0)
     elif inner.built:
         inner.pruning.build()
     if variables and not optimizer.built:
