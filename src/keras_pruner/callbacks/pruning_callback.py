@@ -411,8 +411,8 @@ class _Fit:
                 )
                 if hasattr(callback, "best_value"):  # KerasTuner's
                     fix = (
-                        "Score the trials of KerasTuner by an objective that only sparse epochs "
-                        "have: see docs/callbacks-and-saving.md."
+                        "Score the trials of KerasTuner by an objective that counts sparse epochs "
+                        "only: see docs/callbacks-and-saving.md."
                     )
                 warnings.warn(
                     f"{type(callback).__name__}{f'({where!r})' if where else ''} has saved an "
