@@ -1,5 +1,7 @@
 """KerasTuner scores and keeps the best epoch of a trial, which must be a sparse one."""
 
+from typing import ClassVar
+
 import keras
 import pytest
 from models import kernels, mlp, sparsity
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 class Score(keras.callbacks.Callback):
     """The loss of sparse epochs; as it is maximized, a first dense epoch would be the best."""
 
-    given = []  # by the copies that KerasTuner makes
+    given: ClassVar = []  # by the copies that KerasTuner makes
 
     def on_epoch_end(self, epoch, logs=None):
         is_sparse = logs["sparsity"] > 0.79
