@@ -311,7 +311,7 @@ def test_percent_is_refused(pattern, sparsity):
             lambda: NM(2, 4)(np.ones((8, 8)), 0.8),
             "NM.* fixes the sparsity at 0.5.* Received: sparsity=0.8",
         ),
-        (lambda: Channel(-2).units((8,)), r"A kernel with channels .* Received: shape=\(8,\)"),
+        (lambda: Channel(-2).units((8,)), r"`Channel` needs a kernel .* Received: shape=\(8,\)"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

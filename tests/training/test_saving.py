@@ -84,7 +84,7 @@ def test_the_masks_are_saved_as_bits(data, tmp_path):
         stored = file["optimizer/pruning/vars"]
         sizes = {name: array.nbytes for name, array in stored.items()}
     assert sizes.pop("prunings") + sizes.pop("0.settings") < 3000
-    assert sizes == {"0.state": 48, "0.mask0": 10, "0.mask1": 4}
+    assert sizes == {"0.state": 56, "0.mask0": 10, "0.mask1": 4}
 
 
 @pytest.mark.parametrize("allocation", ["lamp", {"hidden": 0.9, "head": 0.5}, lamp], ids=label)
