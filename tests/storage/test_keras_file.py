@@ -217,7 +217,7 @@ def test_only_kernels_take_one_byte(tmp_path):
 def test_float8_refuses_what_it_cannot_hold(tmp_path, value):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
     model.layers[0].kernel.assign(np.full((4, 4), value, "float32"))
-    with pytest.raises(ValueError, match=r"cannot be 'float8' for dense/kernel: .* below 32768"):
+    with pytest.raises(ValueError, match=r"cannot be 'float8' for dense/kernel: .* below 16384"):
         save_compressed(model, tmp_path / "small.keras", weights="float8")
     assert list(tmp_path.iterdir()) == []
 

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 
 import keras_pruner as kp
 
-NM = st.sampled_from([None, (1, 2), (1, 4), (2, 4), (4, 8)])
 BOUNDS = {"float16": 2**-11, "float8": 1 / 16, "shared": np.inf}
+NM = st.sampled_from([None, (1, 2), (1, 4), (2, 4), (4, 8)])
 
 
 def many(function):
@@ -34,7 +34,7 @@ def many(function):
 def numbers(finite):
     width = {"width": 32, "allow_nan": not finite, "allow_infinity": not finite}
     few = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, 2.0**-126])
-    return st.one_of(few, st.floats(-6e4, 6e4, width=32) if finite else st.floats(**width))
+    return st.one_of(few, st.floats(-16000, 16000, width=32) if finite else st.floats(**width))
 
 
 @st.composite
@@ -59,9 +59,10 @@ def model_of(weight):
     *window, inputs, outputs = weight.shape
     if window:
         kind = keras.layers.Conv1D if len(window) == 1 else keras.layers.Conv2D
-        layer = kind(outputs, window if len(window) > 1 else window[0], padding="same")
+        size = window if len(window) > 1 else window[0]
+        layer = kind(outputs, size, padding="same", name="layer")
     else:
-        layer = keras.layers.Dense(outputs)
+        layer = keras.layers.Dense(outputs, name="layer")
     model = keras.Sequential([layer])
     model.build((None, *(4 for _ in window), inputs))
     layer.set_weights([weight, np.full(outputs, -0.0, np.float32)])

@@ -53,7 +53,7 @@ def float8(kernel: np.ndarray) -> Bytes:
     smaller ones have fewer bits, and the smallest become zero.
 
     Args:
-        kernel: finite weights of any shape, below 2**15 in size.
+        kernel: finite weights of any shape, below 2**14 in size.
 
     Raises:
         ValueError: for weights that are not finite or too large.
@@ -63,8 +63,8 @@ def float8(kernel: np.ndarray) -> Bytes:
         [0.0, 0.3125, -0.5, 1.0]
     """
     largest = float(np.abs(kernel).max(initial=0))
-    if not largest < 2.0**15:
-        raise ValueError("one-byte floats need finite weights below 32768")
+    if not largest < 2.0**14:  # HDF5 cannot read floats with a bias of 0
+        raise ValueError("one-byte floats need finite weights below 16384")
     exponent = int(np.floor(np.log2(largest))) if largest else 0
     bias = _EXPONENTS - 1 - exponent
     positive = _table(bias)[: _EXPONENTS << _MANTISSA]

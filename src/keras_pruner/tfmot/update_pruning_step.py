@@ -110,7 +110,8 @@ class UpdatePruningStep(keras.callbacks.Callback):
             if end_step is not None and 0 < pruner.step <= end_step:
                 warnings.warn(
                     f"The training ended at step {pruner.step}, at a sparsity of "
-                    f"{pruner.sparsity:.4g}, before the end of the schedule at step {end_step}. "
+                    f"{pruner.sparsity:.4g}, before the end of the schedule at step "
+                    f"{end_step + 1}. "
                     "Call `fit` again to go on. Should the data have run out, `steps_per_epoch` "
                     "must be smaller.",
                     stacklevel=2,
