@@ -101,6 +101,7 @@ def test_a_keras_file_gives_back_every_bit(weight, compression):
     np.testing.assert_array_equal(bits(read(loaded)), bits(weight))
 
 
+@pytest.mark.slow
 @many
 @given(kernels(finite=True), st.sampled_from(list(BOUNDS)))
 def test_rounding_keeps_zeros_and_the_order_of_the_error(weight, stored):
@@ -116,6 +117,7 @@ def test_rounding_keeps_zeros_and_the_order_of_the_error(weight, stored):
     assert (error <= BOUNDS[stored] * np.abs(weight[normal]) * (1 + 1e-6)).all()
 
 
+@pytest.mark.slow
 @many
 @given(st.data())
 def test_a_damaged_safetensors_file_is_refused_or_changes_no_weight(data):
