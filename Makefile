@@ -90,8 +90,6 @@ SMOKE := $(or $(TMPDIR),/tmp)/keras-pruner-smoke
 smoke = --smoke --results $(SMOKE) --work $(SMOKE)/work
 against = --seeds 5 --tfmot-python .venv-tfmot/bin/python --methods ours tfmot
 imdb = --words 5000 --length 30 --units 32 $(reviews)
-# GNMT with more weights than its sentences fill.
-short = --pairs 1250 --width 192 --batch 16 --epochs 50 70
 
 results-smoke: .venv-examples/complete
 	rm -rf $(SMOKE)
@@ -123,7 +121,7 @@ ifdef SPEECH
 	$(RECIPE)/speech_recognition.py $(against) $(speech)
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif
-	KERAS_BACKEND=jax .venv-examples/bin/python examples/recipes/translation.py $(short) --seeds 5
+	KERAS_BACKEND=jax .venv-examples/bin/python examples/recipes/translation.py --seeds 5
 	$(RECIPE)/transformer.py --seeds 5 $(reviews)
 	$(RECIPE)/imagenet.py $(against)
 	$(RECIPE)/imagenet.py --seeds 5 --sparsity 0.75 --pattern unstructured

@@ -109,7 +109,8 @@ class Recipe:
         data: seed -> data. Called on both sides, so it imports neither Keras nor libraries that
             only compute features; `datasets.cached` stores features.
         build: keras, data -> model, not compiled.
-        score: model, data -> a score; higher is better, 0 means nothing was learned.
+        score: model, data -> a score; higher is better, 0 means nothing was learned. Or a dict of
+            scores, among them `measure`; the others are stored beside it.
         budget: epochs, batch and rates.
         measure: the name of the score.
         loss: a loss for `compile`, or keras -> loss.
@@ -122,7 +123,7 @@ class Recipe:
     name: str
     data: Callable[[int], Data]
     build: Callable[[Any, Data], Any]
-    score: Callable[[Any, Data], float]
+    score: Callable[[Any, Data], float | dict[str, float]]
     budget: Budget
     measure: str = "accuracy"
     loss: Any = "sparse_categorical_crossentropy"
@@ -130,6 +131,12 @@ class Recipe:
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     left_alone: str | None = None
     tfmot: bool = True
+
+    def scores(self, model, data):
+        """The score as "score", and what else is measured."""
+        found = self.score(model, data)
+        others = dict(found) if isinstance(found, dict) else {self.measure: found}
+        return {"score": others.pop(self.measure), **others}
 
     def loss_of(self, keras):
         """The loss, made with this Keras."""

@@ -156,7 +156,7 @@ class Side:
         The network is left with its weights rounded to float16.
         """
         seconds, steps = spent or (None, None)
-        score, zeros = self.recipe.score(model, self.data), kp.summarize(model).prunable.sparsity
+        scores, zeros = self.recipe.scores(model, self.data), kp.summarize(model).prunable.sparsity
         with tempfile.TemporaryDirectory() as folder:
             half = Path(folder, "half.keras")
             packed = kp.save_compressed(model, Path(folder, "packed.keras")).size
@@ -166,8 +166,8 @@ class Side:
                 warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
                 model.load_weights(half)
         return {
-            "score": score,
-            "score, float16": self.recipe.score(model, self.data),
+            **scores,
+            "score, float16": self.recipe.scores(model, self.data)["score"],
             "zeros": zeros,
             "weights": model.count_params(),
             "bytes": packed,

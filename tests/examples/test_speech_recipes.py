@@ -90,6 +90,42 @@ def test_a_wide_beam_finds_the_best_of_all_hypotheses():
     assert len(found) > 3 or [*found, END] == best
 
 
+def page(folder, name, **paragraphs):
+    path = folder / "usr/help/text/guide" / f"{name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags = "".join(f'<p id="{key}" class="x">{text}</p>' for key, text in paragraphs.items())
+    path.write_text(f"<html><h1 id='t'>A <b>title</b> of\n{name} here</h1><p>none</p>{tags}</html>")
+
+
+@pytest.mark.backend_free
+def test_the_paragraphs_of_a_manual_are_paired_by_id_and_split_by_page(tmp_path):
+    for number in range(6):
+        text = f"the page {number} says &amp; means this"
+        page(tmp_path / "en", number, a=text, b="the same in both", c="too short", d="x " * 50)
+        page(tmp_path / "de", number, a=f"die Seite {number} sagt das", b="the same in both", c="k")
+    page(tmp_path / "en", "alone", a="not there in the other language")
+    corpus = translation.prose(tmp_path, ["en", "de"], "en-de", tests=2)
+    back = translation.prose(tmp_path, ["en", "de"], "de-en", tests=2)
+    assert (len(corpus.train), len(corpus.test)) == (4, 2)
+    for english, german in corpus.train + corpus.test:
+        assert english == f"the page {german.split()[2]} says & means this"
+    assert [pair[::-1] for pair in corpus.test] == back.test
+
+
+def test_cross_entropy_is_that_of_the_pieces():
+    import keras
+
+    model = translation.gnmt(keras, vocabulary=6, width=8, layers=2, dropout=0.0)
+    source = np.array([[4, 5, END, PAD], [4, END, PAD, PAD]], "int32")
+    target = np.array([[5, 4, END, PAD], [5, END, PAD, PAD]], "int32")
+    shifted = np.array([[BEGIN, 5, 4, PAD], [BEGIN, 5, PAD, PAD]], "int32")
+    likely = keras.ops.softmax(model([source, shifted]))
+    likely = keras.ops.convert_to_numpy(likely)
+    pairs = [(0, 0, 5), (0, 1, 4), (0, 2, END), (1, 0, 5), (1, 1, END)]
+    expected = -np.mean([np.log(likely[at]) for at in pairs])
+    assert translation.nats(model, source, target) == pytest.approx(expected, rel=1e-5)
+
+
 def test_padding_and_company_do_not_change_a_translation():
     model = small_network()
     sources = np.array([[4, END, PAD, PAD], [5, 4, 5, END], [5, END, PAD, PAD]], "int32")
