@@ -1,9 +1,20 @@
-"""Size of a pruned MobileNetV1 in each form of storage; prints a table of MB and ratios."""
+"""Size of pruned networks in each form of storage, as ratios to the plain file of the dense one.
+
+    python benchmarks/file_size.py                    # MobileNetV1 with random weights
+    python benchmarks/file_size.py --networks demo mnist mobilenet-v2 --work trained
+    python benchmarks/file_size.py --networks ctc ds-cnn-l lstm --speech recordings.npz \\
+        --reviews vaderSentiment-3.3.2.tar.gz --work trained
+
+With --networks, networks of examples/recipes are trained first, unless --work has their weights;
+then each form is loaded again, and the table shows the points of accuracy that its rounding costs.
+The data are described in `--help` of keyword_spotting.py and imdb_lstm.py.
+"""
 
 import argparse
 import bz2
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -86,14 +97,98 @@ def measure(model, sparsity, directory, litert):
     return {"sparsity": sparsity, **sizes}
 
 
+FORMS = {  # -> `weights`, and whether samples choose the rounding
+    "exact": (None, False),
+    "float16": ("float16", False),
+    "float8": ("float8", False),
+    "float8+x": ("float8", True),
+    "shared": ("shared", False),
+    "shared+x": ("shared", True),
+}
+ROUNDED = list(FORMS)[1:]
+SAMPLES = 256  # of the training data
+
+
+def trained(name, seed, arguments):
+    """For each sparsity of a network: bytes and score of each form, as loaded from its file."""
+    from trained_networks import trained as prepare
+
+    one = prepare(name, seed, arguments.work, arguments.speech, arguments.reviews)
+    for sparsity in one.sparsities:
+        model = one.pruned(sparsity)
+        if arguments.prepare:
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "model.keras")
+            model.save(path)
+            row = {"network": name, "seed": seed, "sparsity": sparsity}
+            row |= {"plain": path.stat().st_size, "score": one.score(model)}
+            values = [keras.ops.convert_to_numpy(variable.value) for variable in model.weights]
+            row["bound"] = round(sum(map(entropy_bytes, values)))
+            row["vectors"] = round(sum(entropy_bytes(v) for v in values if v.ndim < 2))
+            train = one.side.data.train
+            x, _ = train.take(np.arange(min(SAMPLES, len(train))))
+            for form, (weights, chosen) in FORMS.items():
+                samples = x if chosen else None
+                row[form] = kp.save_compressed(model, path, weights=weights, samples=samples).size
+                loaded = keras.saving.load_model(path, compile=False)
+                loaded.compile(jit_compile=False)
+                row[f"{form}, score"] = one.score(loaded)
+        yield row
+
+
+def show_trained(rows):
+    """Means over the seeds: how many times smaller, and points lost to the rounding."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["sparsity"]), []).append(row)
+    print(f"{'network':13} {'zeros':>5} {'seeds':>5} {'score':>7} {'exact':>7} {'bound':>6}"
+          f"{''.join(f'{form:>15}' for form in ROUNDED)} {'vectors':>8}")  # fmt: skip
+    for (name, sparsity), found in groups.items():
+
+        def mean(value, found=found):
+            return statistics.fmean(map(value, found))
+
+        cells = [
+            f"{mean(lambda r, f=form: r['plain'] / r[f]):7.2f}x"
+            f" {100 * mean(lambda r, f=form: r['score'] - r[f + ', score']):+6.2f}"
+            for form in ROUNDED
+        ]
+        print(f"{name:13} {sparsity:5.0%} {len(found):5} {100 * mean(lambda r: r['score']):6.2f}% "
+              f"{mean(lambda r: r['plain'] / r['exact']):6.2f}x "
+              f"{mean(lambda r: r['exact'] / r['bound']):6.3f}{''.join(cells)} "
+              f"{mean(lambda r: r['vectors'] / r['plain']):8.1%}")  # fmt: skip
+    print("Rounded forms: plain dense file / file, and the points of the score lost; "
+          "+x: samples choose the rounding. "
+          "bound: exact file / entropy of its weights. vectors: biases and statistics, which stay "
+          "exact, at their entropy, as a share of the plain file.")  # fmt: skip
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="*", metavar="NAME", help="those to train, see above")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of --networks")
+    parser.add_argument("--work", default="trained", help="directory of the trained weights")
+    parser.add_argument("--speech", help="recordings of spoken digits, for ds-cnn-l and ctc")
+    parser.add_argument("--reviews", help="the archive with film snippets, for lstm")
+    parser.add_argument("--prepare", action="store_true", help="only train, into --work")
     parser.add_argument("--sparsity", type=float, nargs="*", default=[0.5, 0.8, 0.9, 0.95])
     parser.add_argument("--size", type=int, default=224, help="of the image")
     parser.add_argument("--alpha", type=float, default=1.0, help="width of the model")
     parser.add_argument("--no-litert", action="store_true", help="leave out .tflite files")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.networks:
+        rows = [
+            row
+            for name in arguments.networks
+            for seed in arguments.seeds
+            for row in trained(name, seed, arguments)
+        ]
+        print(json.dumps(rows)) if arguments.json else show_trained(rows)
+        return
     keras.utils.set_random_seed(0)
     shape = (arguments.size, arguments.size, 3)
     model = keras.applications.MobileNet(weights=None, input_shape=shape, alpha=arguments.alpha)
@@ -110,6 +205,8 @@ def main():
         for name, size in row.items():
             ratio = row["keras"] / size
             print(f"  {name:26} {size / 1e6:7.2f} MB  {ratio:6.2f}x smaller than .keras")
+        above = row["save_compressed"] / row["entropy of the weights"]
+        print(f"  the exact file is {above:.3f} times the entropy of its weights")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import keras_pruner as kp
+from keras_pruner import model_file
 from keras_pruner.compare import stored_sizes
 from keras_pruner.litert.latency import Latency, Timing
-from keras_pruner.storage import model_file
 from keras_pruner.validation import one_line
 
 
@@ -79,6 +79,17 @@ def test_zeros_bytes_and_scores_of_both(data, tmp_path):
         assert side.scores == pytest.approx(expected, rel=1e-5)
     assert found.pruned.report == kp.summarize(pruned)
     assert found.pruned.sizes["save_compressed"] < found.dense.sizes["save_compressed"]
+    for side in (found.dense, found.pruned):
+        assert set(side.file_scores) == set(side.sizes)
+        assert side.file_scores["plain .keras"] == side.scores
+        changes = [
+            abs(side.file_scores[f"save_compressed, {form}"]["loss"] - side.scores["loss"])
+            for form in ("float16", "float8")
+        ]
+        assert changes[0] < changes[1] < 0.1
+    files = found.tables()[1]
+    assert list(files.columns)[-2:] == [">plain dense / pruned", ">acc, pruned"]
+    assert len(files.rows) == len(found.dense.sizes)
     text = str(found)
     ratio = found.dense.sizes["plain .keras"] / found.pruned.sizes["save_compressed"]
     assert text.startswith(f"after against before: {ratio:.1f}x smaller file, acc")
@@ -146,9 +157,19 @@ def test_litert_files_are_converted_and_timed_when_asked():
     pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
     if keras.backend.backend() != "tensorflow":
         pytest.skip("six conversions, each in a process of its own")
-    found = kp.compare(network(), network(0.8), litert=True, latency=True)
+    dense = network()
+    dense.compile(loss="mse", metrics=["mae"])
+    x = np.random.default_rng(0).normal(size=(50, 32)).astype("float32")
+    data = (x, dense.predict(x, verbose=0))
+    found = kp.compare(dense, network(0.8), litert=True, latency=True, data=data)
     forms = {"export_litert", "export_litert, int8", "export_litert, int8, deflated"}
     assert forms <= set(found.pruned.sizes)
+    exact, whole, small = (
+        found.pruned.file_scores[form]["mae"]
+        for form in ("save_compressed", "export_litert", "export_litert, int8")
+    )
+    assert whole == pytest.approx(exact, rel=1e-3)
+    assert small == pytest.approx(exact, rel=0.1)
     assert found.latency.runtime == "native"
     assert "LiteRT, native, milliseconds (batch 1)" in str(found)
 

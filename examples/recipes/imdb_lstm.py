@@ -33,8 +33,8 @@ def network(keras, options):
     )
 
 
-def main():
-    options = OPTIONS.parse_args()
+def recipes(options):
+    """The recipe, as the options have it."""
     size = f"{options.words} words, {options.units} units"
     reviews = recipe.Recipe(
         name=f"IMDB LSTM, {size}",
@@ -44,7 +44,12 @@ def main():
         loss="binary_crossentropy",
         budget=recipe.budget(options, recipe.Budget(3, 2, 128)),
     )
-    recipe.run(options, [reviews])
+    return [reviews]
+
+
+def main():
+    options = OPTIONS.parse_args()
+    recipe.run(options, recipes(options))
 
 
 if __name__ == "__main__":

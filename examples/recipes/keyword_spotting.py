@@ -68,9 +68,9 @@ def sources(options):
     }
 
 
-def main():
-    options = OPTIONS.parse_args()
-    recipes = [
+def recipes(options):
+    """A recipe for each size and split."""
+    return [
         recipe.Recipe(
             name=f"DS-CNN-{size}, {name}",
             data=data,
@@ -84,7 +84,11 @@ def main():
         for size in options.size
         for name, data in sources(options).items()
     ]
-    recipe.run(options, recipes)
+
+
+def main():
+    options = OPTIONS.parse_args()
+    recipe.run(options, recipes(options))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def network(keras, width):
     )
 
 
-def main():
-    options = OPTIONS.parse_args()
+def recipes(options):
+    """The recipe, as the options have it."""
     rows = 1000 if options.smoke else None
     mnist = recipe.Recipe(
         name="MNIST CNN" + (f", width {options.width:g}" if options.width != 1 else ""),
@@ -47,7 +47,12 @@ def main():
         score=recipe.accuracy,
         budget=recipe.budget(options, recipe.Budget(4, 3, 128)),
     )
-    recipe.run(options, [mnist])
+    return [mnist]
+
+
+def main():
+    options = OPTIONS.parse_args()
+    recipe.run(options, recipes(options))
 
 
 if __name__ == "__main__":

@@ -156,8 +156,8 @@ def edits(found, said):
     return int(row[-1])
 
 
-def main():
-    options = OPTIONS.parse_args()
+def recipes(options):
+    """The recipe, as the options have it."""
     if not (options.smoke and options.data is None):
         spoken_words.layout(options.data)
     recognition = recipe.Recipe(
@@ -169,7 +169,12 @@ def main():
         loss=ctc,
         budget=recipe.budget(options, recipe.Budget(12, 8, 32, 3e-3, 2e-3)),
     )
-    recipe.run(options, [recognition])
+    return [recognition]
+
+
+def main():
+    options = OPTIONS.parse_args()
+    recipe.run(options, recipes(options))
 
 
 if __name__ == "__main__":

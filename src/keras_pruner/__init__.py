@@ -27,6 +27,7 @@ from keras_pruner.callbacks import GradualPruning, KeepZeros, WhenSparse
 from keras_pruner.compare import compare
 from keras_pruner.litert.advise import advise
 from keras_pruner.litert.export import export_litert
+from keras_pruner.model_file import FileError
 from keras_pruner.oneshot.prune import prune
 from keras_pruner.oneshot.search import find_sparsity, sensitivity
 from keras_pruner.patterns import NM, Block, Channel, Unstructured
@@ -35,7 +36,6 @@ from keras_pruner.rules import plan
 from keras_pruner.schedules import ConstantSparsity, PolynomialDecay
 from keras_pruner.shrink.shrink_model import shrink
 from keras_pruner.storage import save_compressed
-from keras_pruner.storage.model_file import FileError
 from keras_pruner.training.pruner import Pruner
 
 __version__ = "0.1.0"

@@ -6,12 +6,15 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_pruner import model_file
+from keras_pruner.litert import interpreter
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.latency import Latency, benchmark
 from keras_pruner.model_weights import check_model
@@ -21,7 +24,6 @@ from keras_pruner.reporting.html import numbers
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import SparsityReport, Weight, bar, share, summarize
 from keras_pruner.reporting.tables import Table
-from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import save_sparse
 from keras_pruner.validation import one_line, shown
@@ -47,6 +49,9 @@ class Side:
         layers: the class of each layer.
         sizes: kind of file -> bytes.
         scores: loss and metrics on the data; empty without data.
+        file_scores: kind of file -> loss and metrics of the model read back from it. A kind is
+            missing without data, for a file that Keras cannot load without classes of its own,
+            and for LiteRT models with several inputs or outputs.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Side:
     layers: tuple[str, ...]
     sizes: Mapping[str, int]
     scores: Mapping[str, float]
+    file_scores: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def nonzero(self) -> int:
@@ -108,17 +114,12 @@ class Comparison(Report):
 
     def tables(self) -> list[Table]:
         """The models as a whole, their files, then weight by weight."""
-        files = [
-            _counts(form, self.dense.sizes[form], self.pruned.sizes[form])
-            for form in self.dense.sizes
-            if form in self.pruned.sizes
-        ]
         pairs = self._pairs()
         layers = [_layer(*pair) for pair in pairs]
         sides = [">dense", ">pruned"]
         return [
             Table("", ["", *sides, ">dense / pruned"], self._overall()),
-            Table("files", ["bytes", *sides, ">dense / pruned"], files),
+            self._files(),
             Table("channels removed", ["weight", *sides], list(self._narrower())),
             Table(
                 "layer by layer",
@@ -128,6 +129,29 @@ class Comparison(Report):
                 bars=[_bar(*pair) for pair in pairs],
             ),
         ]
+
+    def _files(self) -> Table:
+        """The ladder of file sizes, with what each costs in accuracy."""
+        a, b = self._sides
+        name = self._metric() if b.file_scores else ""
+        rows = []
+        for form in (form for form in a.sizes if form in b.sizes):
+            before = a.sizes.get(PLAIN, a.sizes[form])
+            row = [
+                *_counts(form, a.sizes[form], b.sizes[form])[:3],
+                f"{before / b.sizes[form]:.2f}",
+            ]
+            score = b.file_scores.get(form, {}).get(name)
+            rows.append([*row, *(["-" if score is None else f"{score:.4f}"] if name else [])])
+        against = "plain dense / pruned" if PLAIN in a.sizes else "dense / pruned"
+        heads = [
+            "bytes",
+            ">dense",
+            ">pruned",
+            f">{against}",
+            *([f">{name}, pruned"] if name else []),
+        ]
+        return Table("files", heads, rows)
 
     def notes(self) -> list[str]:
         """Differences between the models that make the comparison unfair."""
@@ -300,13 +324,16 @@ def compare(
         models = [_loaded(one, compile=data is not None) for one in given]
         names = names or _names(given)
         announce("evaluating")
-        scores = [{}, {}] if data is None else _scores(models, data)
+        judge = None if data is None else _judge(models)
+        scores = [_score(model, judge, data) if judge else {} for model in models]
         sides = []
         for model, name, score in zip(models, names, scores, strict=True):
             announce(f"measuring {name}")
             layers = tuple(type(layer).__name__ for layer in model._flatten_layers())
-            sizes = stored_sizes(model, litert=litert)
-            sides.append(Side(name, summarize(model), layers, sizes, score))
+            files = _files(model, litert, score, lambda one: _score(one, judge, data))
+            sizes = {form: size for form, size, _ in files}
+            in_files = {form: found for form, _, found in files if found}
+            sides.append(Side(name, summarize(model), layers, sizes, score, in_files))
         measured = None
         if latency:
             announce("timing")
@@ -330,23 +357,89 @@ def stored_sizes(model: keras.Model, *, litert: bool = False) -> dict[str, int]:
         >>> list(stored_sizes(model))[:3]
         ['plain .keras', 'save_compressed', 'save_compressed, float16']
     """
-    sizes: dict[str, int] = {}
+    return {form: size for form, size, _ in _files(model, litert, {}, None)}
+
+
+_File = tuple[str, int, Mapping[str, float]]  # kind, bytes, loss and metrics
+
+
+def _files(
+    model: keras.Model,
+    litert: bool,
+    scores: Mapping[str, float],
+    score: Callable[[Any], Mapping[str, float]] | None,
+) -> list[_File]:
+    """Write a model in each kind of file; a kind that cannot hold it is left out.
+
+    Args:
+        model: the model.
+        litert: also convert it to LiteRT.
+        scores: those of the model; empty if none are wanted.
+        score: measures another model.
+    """
+    found: list[_File] = []
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
         for form, options in _FORMS.items():
+            path = here / "model.keras"
             # A model without a config, weights above the range of the type, no SciPy.
             with contextlib.suppress(NotImplementedError, ValueError, ImportError):
-                sizes[form] = save_compressed(model, here / "model.keras", **options).size
-        sizes["save_sparse"] = save_sparse(model, here / "weights.safetensors")
+                size = save_compressed(model, path, **options).size
+                read = _score_of_file(path, score) if scores and "weights" in options else scores
+                found.append((form, size, read))
+        found.append(("save_sparse", save_sparse(model, here / "weights.safetensors"), scores))
         if litert:
-            sizes["export_litert"] = export_litert(model, here / "32.tflite", progress=False).size
-            # The size does not depend on how much the outputs differ.
-            options = {"weights": "int8", "tolerance": math.inf, "progress": False}
-            small = export_litert(model, here / "8.tflite", **options)
-            sizes["export_litert, int8"] = small.size
-            packed = zlib.compress(Path(small.path).read_bytes(), 9)
-            sizes["export_litert, int8, deflated"] = len(packed)
-    return sizes
+            found += _litert_files(model, here, score if scores else None)
+    return found
+
+
+def _score_of_file(
+    path: Path, score: Callable[[Any], Mapping[str, float]] | None
+) -> Mapping[str, float]:
+    """Loss and metrics of a file; empty if it needs a class that is not registered."""
+    try:
+        return score(model_file.load(path, trust=True)) if score else {}
+    except model_file.FileError:
+        return {}
+
+
+def _litert_files(
+    model: keras.Model, here: Path, score: Callable[[Any], Mapping[str, float]] | None
+) -> Iterator[_File]:
+    """A model as LiteRT files, float32 and int8."""
+    whole = export_litert(model, here / "32.tflite", progress=False)
+    # The size does not depend on how much the outputs differ.
+    options: dict[str, Any] = {"weights": "int8", "tolerance": math.inf, "progress": False}
+    small = export_litert(model, here / "8.tflite", **options)
+    scores: list[Mapping[str, float]] = [{}, {}]
+    if score and len(model.inputs) == len(model.outputs) == 1:
+        scores = [score(_LiteRT(Path(file.path))) for file in (whole, small)]
+    yield "export_litert", whole.size, scores[0]
+    yield "export_litert, int8", small.size, scores[1]
+    packed = zlib.compress(Path(small.path).read_bytes(), 9)
+    yield "export_litert, int8, deflated", len(packed), scores[1]
+
+
+class _LiteRT:
+    """A LiteRT file with one input and one output, called like a model.
+
+    Args:
+        path: the file.
+    """
+
+    compiled, output_names = False, None
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._runner = interpreter.load(path)
+        signature = next(iter(self._runner.get_signature_list().values()))
+        (self._input,) = signature["inputs"]
+
+    def __call__(self, x: Any, **_: Any) -> Any:
+        """The outputs, computed one sample at a time."""
+        rows = keras.ops.convert_to_numpy(x)[:, None]
+        found = [interpreter.run(self._runner, {self._input: row})[0] for row in rows]
+        return keras.ops.convert_to_tensor(np.concatenate(found))
 
 
 def _check_data(data: Any) -> None:
@@ -387,29 +480,35 @@ def _loaded(model: Any, *, compile: bool) -> keras.Model:
     return model
 
 
-def _scores(models: Sequence[keras.Model], data: Any) -> list[dict[str, float]]:
-    """Loss and metrics of each model; one that is not compiled takes those of the other."""
+def _judge(models: Sequence[keras.Model]) -> keras.Model:
+    """The model whose loss and metrics are used where another is not compiled.
+
+    Raises:
+        ValueError: if none is compiled.
+    """
     judge = next((model for model in models if getattr(model, "compiled", False)), None)
     if judge is None:
         raise ValueError(
             "`data` needs a loss and metrics, and neither model is compiled. Load one, call "
             "model.compile(loss=..., metrics=[...]), and pass it or save it again."
         )
+    return judge
+
+
+def _score(model: Any, judge: keras.Model, data: Any) -> dict[str, float]:
+    """Loss and metrics of a model; if it is not compiled, those of the judge."""
     arguments = tuple(data) if isinstance(data, tuple | list) else (data,)
-    found = []
-    for model in models:
-        try:
-            judged = model if model.compiled else _Judged(model, judge)
-            scores = judged.evaluate(*arguments, verbose=0, return_dict=True)
-        except Exception as error:  # a backend raises classes of its own
-            problem = f"Loss and metrics of {model.name!r} cannot be measured on `data`. Pass "
-            problem += "inputs and labels that its own `evaluate` takes."
-            if not model.compiled:
-                problem = f"{model.name!r} is not compiled, and the loss and metrics of "
-                problem += f"{judge.name!r} do not fit it. Compile both."
-            raise ValueError(f"{problem} Keras said: {one_line(error)}") from error
-        found.append({key: x for name in scores for key, x in numbers(name, scores[name])})
-    return found
+    try:
+        judged = model if model.compiled else _Judged(model, judge)
+        scores = judged.evaluate(*arguments, verbose=0, return_dict=True)
+    except Exception as error:  # a backend raises classes of its own
+        problem = f"Loss and metrics of {model.name!r} cannot be measured on `data`. Pass "
+        problem += "inputs and labels that its own `evaluate` takes."
+        if not model.compiled:
+            problem = f"{model.name!r} is not compiled, and the loss and metrics of "
+            problem += f"{judge.name!r} do not fit it. Compile both."
+        raise ValueError(f"{problem} Keras said: {one_line(error)}") from error
+    return {key: x for name in scores for key, x in numbers(name, scores[name])}
 
 
 class _Judged(keras.Model):
@@ -420,7 +519,7 @@ class _Judged(keras.Model):
         judge: a compiled model; the wrapper takes its loss, and new metrics like its metrics.
     """
 
-    def __init__(self, model: keras.Model, judge: keras.Model) -> None:
+    def __init__(self, model: Any, judge: keras.Model) -> None:
         super().__init__(name="judged")
         self._inner = model
         mine, names = (getattr(m, "output_names", None) for m in (model, judge))
@@ -432,8 +531,11 @@ class _Judged(keras.Model):
             name: keras.tree.map_structure(_like, given[name])
             for name in ("metrics", "weighted_metrics")
         }
-        same = ("loss", "loss_weights", "run_eagerly", "jit_compile")
-        self.compile(**{name: given[name] for name in same}, **own)
+        own |= {name: given[name] for name in ("loss", "loss_weights", "jit_compile")}
+        eager = isinstance(model, _LiteRT)
+        if eager:
+            own["jit_compile"] = False
+        self.compile(run_eagerly=eager or given["run_eagerly"], **own)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the inner model."""

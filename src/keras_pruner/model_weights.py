@@ -202,6 +202,11 @@ class OwnedWeight:
         """What its axes mean."""
         return view_of(self.layer, self.variable)
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a kernel with one input for each output."""
+        return self.is_kernel and _is_depthwise(self.layer, self.variable)
+
     def reason(self, *, by_default: bool) -> str:
         """Why the variable is left alone; empty if it is not."""
         if len(self.variable.shape) < 2:
@@ -224,7 +229,7 @@ class OwnedWeight:
             return _WRAPPED
         if not self.is_kernel:
             return _BUILT_IN if self._is_of_keras else _UNNAMED
-        if _is_depthwise(self.layer, self.variable):
+        if self.is_depthwise:
             return "a depthwise kernel: few weights, large loss of accuracy; an override admits it"
         return ""
 

@@ -9,9 +9,9 @@ import pytest
 
 import keras_pruner as kp
 import keras_pruner_cli
+from keras_pruner import model_file
 from keras_pruner.cli import commands
 from keras_pruner.criteria import magnitude, wanda
-from keras_pruner.storage import model_file
 
 
 @pytest.fixture

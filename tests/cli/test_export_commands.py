@@ -8,8 +8,8 @@ import pytest
 from test_commands import fails, misused, succeeds
 
 import keras_pruner as kp
+from keras_pruner import model_file
 from keras_pruner.cli import commands
-from keras_pruner.storage import model_file
 
 CONVERTS = keras.backend.backend() == "tensorflow"
 

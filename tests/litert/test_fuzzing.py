@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner import model_file
 from keras_pruner.litert import flatbuffer, sparse_tensors
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.inspection import inspect
 from keras_pruner.litert.micro import export_micro, run_micro
 from keras_pruner.litert.vela import ethos_u
-from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
 

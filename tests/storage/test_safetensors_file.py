@@ -5,11 +5,11 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner.model_file import FileError
 from keras_pruner.model_weights import WeightView
 from keras_pruner.patterns import NM
 from keras_pruner.rules import Rules
 from keras_pruner.storage.bitmaps import GROUPS, Groups, pack_mask, unpack_mask
-from keras_pruner.storage.model_file import FileError
 from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
 
 

@@ -11,7 +11,7 @@ import pytest
 from models import sparsity
 
 import keras_pruner.tfmot as tfmot
-from keras_pruner.storage.model_file import FileError
+from keras_pruner.model_file import FileError
 from keras_pruner.tfmot.keras2_files import load_model
 
 FOLDER = Path(__file__).parent / "golden"

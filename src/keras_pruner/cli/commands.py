@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import __version__
+from keras_pruner import __version__, model_file
 from keras_pruner.allocations import NAMED
 from keras_pruner.cli import demo
 from keras_pruner.compare import compare
@@ -48,7 +48,6 @@ from keras_pruner.reporting import tables
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.sparsity import summarize
 from keras_pruner.shrink.shrink_model import shrink
-from keras_pruner.storage import model_file
 from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import save_sparse
 from keras_pruner.validation import as_json, check_sparsity, one_line

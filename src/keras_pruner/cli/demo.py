@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_pruner import model_file
 from keras_pruner.callbacks.gradual_pruning import GradualPruning
 from keras_pruner.compare import Comparison, compare
 from keras_pruner.oneshot.calibration import Calibration
@@ -18,7 +19,6 @@ from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.shrink.report import ShrinkReport
 from keras_pruner.shrink.shrink_model import shrink
-from keras_pruner.storage import model_file
 
 TRAIN_SAMPLES = 8000
 BATCH_SIZE = 64

@@ -15,11 +15,11 @@ from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
 from keras_pruner.litert.operators import missing_in_micro
 from keras_pruner.litert.samples import Signature, batches_of, random_batch, signature_of
 from keras_pruner.litert.sparse_tensors import StoredWeight, store_sparse, table_of
+from keras_pruner.model_file import atomic_write
 from keras_pruner.model_weights import check_model, weights_of
 from keras_pruner.reporting.console import Announce, show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
-from keras_pruner.storage.model_file import atomic_write
 
 # Largest difference of an output, in units of the largest output, by the type of the weights.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}

@@ -26,10 +26,10 @@ from keras_pruner.litert.export import Export, export_litert
 from keras_pruner.litert.flatbuffer import Graph
 from keras_pruner.litert.samples import batches_of, by_name, signature_of
 from keras_pruner.litert.tflm_decode import Encoded, insert, pruned, table
+from keras_pruner.model_file import atomic_write, check_destination
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
-from keras_pruner.storage.model_file import atomic_write, check_destination
 from keras_pruner.validation import check_installed, check_integer
 
 _RUNS = 16  # samples to run in TFLM, whose kernels for PCs are slow

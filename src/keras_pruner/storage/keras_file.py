@@ -1,13 +1,14 @@
 """Small `.keras` files that open with plain Keras."""
 
 import dataclasses
+import io
 import json
 import lzma
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ import keras
 import numpy as np
 
 from keras_pruner import backends
+from keras_pruner.model_file import atomic_write, expands_too_far
 from keras_pruner.model_weights import check_model, weights_of
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
-from keras_pruner.storage.model_file import atomic_write, expands_too_far
-from keras_pruner.storage.rounding import Bytes, float8, shared_values
+from keras_pruner.storage.rounding import (
+    COMPACT,
+    FEW,
+    Bytes,
+    float8,
+    layout,
+    shared_values,
+)
+from keras_pruner.storage.rounding_by_samples import SampleRounding, roundings
 
 _WEIGHTS = "model.weights.h5"
 _CHUNK = 1 << 22
@@ -108,10 +117,13 @@ def save_compressed(
             "float16": 16 bits. "float8": one byte, with an exponent range for each kernel; the
             relative error is at most 1/16, more below 1/8192 of the largest weight. "shared": 16
             values for each kernel, zero among them, chosen by k-means; needs the extra "shared".
-            With one byte, depthwise kernels and unknown matrices take float16. All of these files
-            open in plain Keras, since HDF5 converts the values while they are read.
-        samples: inputs of the model, with which the file is loaded and compared before this
-            returns. None: no comparison.
+            Depthwise kernels then take float8, and matrices that are no kernels float16. All of
+            these files open in plain Keras, since HDF5 converts the values while they are read.
+        samples: inputs of the model. The file is loaded and compared with the model on them
+            before this returns. One-byte kernels are also rounded so that the outputs of their
+            layers change least on these inputs, which halves the errors of the outputs at least
+            (on the networks of benchmarks/file_size.py), so that "shared" uses 8 values. Some
+            hundred inputs are enough. None: nearest values, no comparison.
         optimizer: also store the compile configuration and the state of the optimizer, which
             takes once or twice the size of the weights. Without it, compile the loaded model
             before you evaluate or train it.
@@ -138,17 +150,16 @@ def save_compressed(
         True
     """
     check_model(model)
-    _check_choice("weights", weights, tuple(_FILTERS))
-    _check_choice("compression", compression, tuple(_METHODS))
+    _check_choice("weights", weights, (None, "float16", "float8", "shared"))
+    _check_choice("compression", compression, ("lzma", "deflate", None))
     with atomic_write(path, ".keras") as unfinished:
         plain = unfinished.parent / "plain"
         keras.saving.save_model(model, plain, zipped=False)
         if not optimizer:
             _forget_compilation(plain / "config.json")
-        rounded: list[RoundedWeight] = []
-        if weights or not optimizer:
-            kernels = {} if weights is None else _kernels(model, weights)
-            rounded = _rewrite_weights(plain / _WEIGHTS, kernels, optimizer)
+        kernels = {} if weights is None else _kernels(model, weights, samples)
+        small = compression is not None or weights is not None
+        rounded = _rewrite_weights(plain / _WEIGHTS, kernels, optimizer=optimizer, small=small)
         _take_signs_off_zeros(plain / _WEIGHTS)
         _pack(plain, unfinished, compression, weights)
         difference = None if samples is None else _difference(model, unfinished, samples)
@@ -182,21 +193,72 @@ def _difference(model: keras.Model, path: Path, samples: Any) -> float:
 _Key = tuple[tuple[int, ...], int]  # the shape of a weight and the checksum of its values
 
 
-def _kernels(model: keras.Model, stored: str) -> dict[_Key, tuple[str, str]]:
-    """The weights to round -> their paths and how to store them.
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """A weight to round.
+
+    Attributes:
+        path: its name in the model.
+        stored: "float16", "float8" or "shared".
+        by_samples: improves the rounding of one byte a weight; None without samples.
+    """
+
+    path: str
+    stored: str
+    by_samples: SampleRounding | None = None
+
+    def write(
+        self, group: h5py.Group, name: str, weight: np.ndarray
+    ) -> tuple[h5py.Dataset, np.ndarray]:
+        """Store the rounded weight; returns its dataset and its values."""
+        try:
+            if self.stored == "float16":
+                values = _float16(weight)
+                options = layout(values.nbytes)
+                return group.create_dataset(name, data=values, dcpl=options), values
+            rounded = self._one_byte(weight)
+        except ValueError as error:
+            raise ValueError(
+                f"`weights` cannot be {self.stored!r} for {self.path}: {error}. "
+                "Leave `weights` out."
+            ) from None
+        return rounded.write(group, name), rounded.values()
+
+    def _one_byte(self, weight: np.ndarray) -> Bytes:
+        if self.by_samples is None:
+            return float8(weight) if self.stored == "float8" else shared_values(weight)
+        if self.stored == "float8":
+            return self.by_samples(weight, float8(weight))
+        return self.by_samples(weight, shared_values(weight, FEW))
+
+
+def _float16(weight: np.ndarray) -> np.ndarray:
+    if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
+        raise ValueError("float16 needs weights of at most 65504")
+    # NumPy rounds; the conversion of HDF5 itself turns 0.99999 into 2.0.
+    return weight.astype(np.float16)
+
+
+def _kernels(model: keras.Model, stored: str, samples: Any) -> dict[_Key, _Kernel]:
+    """The weights to round.
 
     The names in the file do not tell kernels from biases, of which some are matrices; so weights
     are found by their values.
     """
+    by_samples = {} if samples is None or stored == "float16" else roundings(model, samples)
     found = {}
     for owned in weights_of(model):
         is_bias = "bias" in owned.variable.name
         dtype = keras.backend.standardize_dtype(owned.variable.dtype)
         if dtype != "float32" or len(owned.variable.shape) < 2 or is_bias:
             continue
-        one_byte = stored != "float16" and not owned.reason(by_default=True)
+        if owned.is_depthwise and stored == "shared":
+            kind = "float8"  # few weights, and the network is sensitive to them
+        else:
+            known = owned.is_depthwise or not owned.reason(by_default=True)
+            kind = stored if known else "float16"
         key = _key(np.asarray(backends.current().to_numpy(owned.variable)))
-        found[key] = owned.path, stored if one_byte else "float16"
+        found[key] = _Kernel(owned.path, kind, by_samples.get(id(owned.variable)))
     return found
 
 
@@ -205,19 +267,27 @@ def _key(weight: np.ndarray) -> _Key:
 
 
 def _rewrite_weights(
-    path: Path, kernels: Mapping[_Key, tuple[str, str]], optimizer: bool
+    path: Path, kernels: Mapping[_Key, _Kernel], *, optimizer: bool, small: bool
 ) -> list[RoundedWeight]:
-    """Rewrite the HDF5 file without the optimizer and with rounded kernels."""
+    """Rewrite the HDF5 file without the optimizer and with rounded kernels.
+
+    Args:
+        path: the file.
+        kernels: the weights to round.
+        optimizer: keep the state of the optimizer.
+        small: leave out empty groups, store vectors before kernels, and small arrays beside
+            their descriptions. Otherwise the layout is that of Keras.
+    """
     copy = path.with_suffix(".copy")
-    rounded: list[RoundedWeight] = []
     with h5py.File(path, "r") as old, h5py.File(copy, "w") as new:
+        names = [name for name in old if name != "optimizer" or optimizer]
         _copy_attributes(old, new)
-        for name in old:
-            if name == "optimizer":
-                if optimizer:
-                    old.copy(name, new)
-            else:
-                rounded += _copy_rounded(old, new, name, kernels)
+        if small:
+            rounded = list(_copy_small(old, new, names, kernels))
+        else:
+            rounded = []
+            for name in names:
+                old.copy(name, new)
     os.replace(copy, path)
     return rounded
 
@@ -227,62 +297,52 @@ def _copy_attributes(old: Any, new: Any) -> None:
         new.attrs[key] = attribute
 
 
-def _copy_rounded(
-    old: h5py.Group, new: h5py.Group, name: str, kernels: Mapping[_Key, tuple[str, str]]
+def _copy_small(
+    old: h5py.File,
+    new: h5py.File,
+    names: Sequence[str],
+    kernels: Mapping[_Key, _Kernel],
 ) -> Iterator[RoundedWeight]:
-    """Copy a group or a dataset; kernels are rounded."""
-    item = old[name]
-    if isinstance(item, h5py.Group):
-        group = new.create_group(name)
-        _copy_attributes(item, group)
-        for child in item:
-            yield from _copy_rounded(item, group, child, kernels)
-        return
-    weight = item[...] if kernels and item.ndim > 1 and item.dtype == np.float32 else None
-    found = None if weight is None else kernels.get(_key(weight))
-    if weight is None or found is None:
-        old.copy(name, new)
-        return
-    path, stored = found
-    try:
-        dataset, values = _ROUNDINGS[stored](new, name, weight)
-    except ValueError as error:
-        raise ValueError(
-            f"`weights` cannot be {stored!r} for {path}: {error}. Leave `weights` out."
-        ) from None
-    _copy_attributes(item, dataset)
-    yield _rounding(path, stored, weight, values)
+    """Copy the datasets of some groups, vectors first; yields what was rounded."""
+    found: list[Any] = [old[name] for name in names]
+    for group in list(filter(_is_group, found)):
+        group.visititems(lambda _, item: found.append(item))
+    found = [item for item in found if not _is_group(item)]
+    for item in sorted(found, key=lambda item: item.ndim > 1):  # keeps the order otherwise
+        group = _like(item.parent, new)
+        name = item.name.rpartition("/")[2]
+        weight = item[...] if kernels and item.ndim > 1 and item.dtype == np.float32 else None
+        known = None if weight is None else kernels.get(_key(weight))
+        if weight is not None and known:
+            dataset, values = known.write(group, name, weight)
+            yield _rounding(known, weight, values)
+        elif item.nbytes <= COMPACT:
+            dataset = group.create_dataset(name, data=item[()], dcpl=layout(item.nbytes))
+        else:
+            item.file.copy(item, group, name)
+            continue
+        _copy_attributes(item, dataset)
 
 
-def _float16(group: h5py.Group, name: str, weight: np.ndarray) -> tuple[h5py.Dataset, np.ndarray]:
-    if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
-        raise ValueError("float16 needs weights of at most 65504")
-    # NumPy rounds; the conversion of HDF5 itself turns 0.99999 into 2.0.
-    values = weight.astype(np.float16)
-    return group.create_dataset(name, data=values), values
+def _is_group(item: Any) -> bool:
+    return isinstance(item, h5py.Group)
 
 
-def _one_byte(rounded: Callable[[np.ndarray], Bytes]) -> Any:
-    def write(group: h5py.Group, name: str, weight: np.ndarray) -> tuple[h5py.Dataset, np.ndarray]:
-        found = rounded(weight)
-        return found.write(group, name), found.values()
-
-    return write
-
-
-_ROUNDINGS = {
-    "float16": _float16,
-    "float8": _one_byte(float8),
-    "shared": _one_byte(shared_values),
-}
+def _like(group: h5py.Group, new: h5py.File) -> h5py.Group:
+    """The group with the same name and attributes in a new file."""
+    if group.name not in new:
+        _like(group.parent, new)
+        _copy_attributes(group, new.create_group(group.name))
+    return new[group.name]
 
 
-def _rounding(path: str, stored: str, weight: np.ndarray, values: np.ndarray) -> RoundedWeight:
+def _rounding(kernel: _Kernel, weight: np.ndarray, values: np.ndarray) -> RoundedWeight:
     before = weight.astype(np.float64)
     error, kept = np.abs(values - before), before != 0
     largest = float((error[kept] / np.abs(before[kept])).max(initial=0))
     norm = float(np.linalg.norm(before)) or 1.0
-    return RoundedWeight(path, weight.shape, stored, largest, float(np.linalg.norm(error)) / norm)
+    total = float(np.linalg.norm(error)) / norm
+    return RoundedWeight(kernel.path, weight.shape, kernel.stored, largest, total)
 
 
 def _take_signs_off_zeros(path: Path) -> None:
@@ -313,58 +373,96 @@ def _pack(plain: Path, destination: Path, compression: str | None, weights: str 
     files = sorted(p for p in plain.rglob("*") if p.is_file())
     with zipfile.ZipFile(destination, "w") as archive:
         for file in files:
-            info = zipfile.ZipInfo.from_file(file, file.relative_to(plain).as_posix())
-            info.date_time = (1980, 1, 1, 0, 0, 0)
-            _write_member(archive, file, info, compression, weights)
+            name = file.relative_to(plain).as_posix()
+            chosen = _coders(compression, weights if file.name == _WEIGHTS else "text")
+            coder = chosen[0] if len(chosen) == 1 else min(chosen, key=lambda c: c.size(file))
+            coder.write(archive, file, name)
     members = zipfile.ZipFile(destination).infolist()
     if any(expands_too_far(member.file_size, member.compress_size) for member in members):
-        with zipfile.ZipFile(
-            destination, "w"
-        ) as archive:  # nearly all zeros: Keras would refuse it
+        with zipfile.ZipFile(destination, "w") as archive:  # so many zeros: Keras would refuse it
             for file in files:
                 archive.write(file, file.relative_to(plain).as_posix())
 
 
-def _write_member(
-    archive: zipfile.ZipFile,
-    file: Path,
-    info: zipfile.ZipInfo,
-    compression: str | None,
-    weights: str | None,
-) -> None:
-    info.compress_type = _METHODS[compression]
-    with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as member:
-        if compression == "lzma":
-            # zipfile has no argument for it; without it files are valid and about 10 % larger.
-            coder = _Lzma(_FILTERS[weights] if file.name == _WEIGHTS else _TEXT)
-            member._compressor = coder  # type: ignore[attr-defined]
-        while chunk := source.read(_CHUNK):
-            member.write(chunk)
+@dataclasses.dataclass(frozen=True)
+class _Coder:
+    """A way to compress a member of a zip file.
+
+    Attributes:
+        method: the constant of `zipfile`.
+        options: of LZMA; None for another method.
+    """
+
+    method: int
+    options: Mapping[str, int] | None = None
+
+    def size(self, file: Path) -> int:
+        """The number of bytes that a file takes."""
+        counted = _Counted()
+        with zipfile.ZipFile(counted, "w") as archive:
+            self.write(archive, file, "")
+        return counted.size
+
+    def write(self, archive: zipfile.ZipFile, file: Path, name: str) -> None:
+        """Add a file to an archive."""
+        info = zipfile.ZipInfo(name)
+        info.compress_type = self.method
+        info.external_attr = 0o644 << 16
+        with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as member:
+            if self.options is not None:
+                # zipfile has no argument for it; without it files are valid and 10 % larger.
+                member._compressor = _Lzma(self.options)  # type: ignore[attr-defined]
+            while chunk := source.read(_CHUNK):
+                member.write(chunk)
 
 
-_METHODS = {"lzma": zipfile.ZIP_LZMA, "deflate": zipfile.ZIP_DEFLATED, None: zipfile.ZIP_STORED}
+class _Counted(io.RawIOBase):
+    """A stream that only counts its bytes."""
+
+    size = 0
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Count."""
+        self.size += len(content)
+        return len(content)
 
 
-def _filter(lc: int, lp: int, pb: int, nice: int) -> dict[str, int]:
+def _coders(compression: str | None, content: str | None) -> tuple[_Coder, ...]:
+    """Those that are tried; `content` is "text", or how kernels are stored."""
+    if compression is None:
+        return (_Coder(zipfile.ZIP_STORED),)
+    if compression == "deflate":
+        return (_Coder(zipfile.ZIP_DEFLATED),)
+    return _BEST[content]
+
+
+def _lzma(lc: int, lp: int, pb: int, nice: int, depth: int = 2) -> _Coder:
     """LZMA for numbers: its contexts fit their width, and it prefers literals to short matches."""
-    options = {"lc": lc, "lp": lp, "pb": pb, "nice_len": nice, "depth": 2, "dict_size": 1 << 23}
-    return {"id": lzma.FILTER_LZMA1, "preset": 6, "mf": lzma.MF_BT2, **options}
+    options = {"lc": lc, "lp": lp, "pb": pb, "nice_len": nice, "depth": depth}
+    options |= {"id": lzma.FILTER_LZMA1, "preset": 6, "mf": lzma.MF_BT2, "dict_size": 1 << 23}
+    return _Coder(zipfile.ZIP_LZMA, options)
 
 
-# By measurement: benchmarks/file_size.py.
-_FILTERS: dict[str | None, dict[str, int]] = {
-    None: _filter(1, 2, 2, 273),
-    "float16": _filter(0, 1, 1, 64),
-    "float8": _filter(0, 0, 0, 64),
-    "shared": _filter(0, 0, 0, 64),
+# By measurement: benchmarks/file_size.py. Bytes are best alone, unless many float32 values stand
+# between them; bzip2 wins where nearly all of them are zeros.
+_BYTES = (_lzma(0, 0, 0, 64), _lzma(1, 2, 2, 273), _Coder(zipfile.ZIP_BZIP2))
+_BEST: dict[str | None, tuple[_Coder, ...]] = {
+    None: (_lzma(1, 2, 2, 273),),
+    "float16": (_lzma(0, 1, 1, 64),),
+    "float8": _BYTES,
+    "shared": _BYTES,
+    "text": (_lzma(3, 0, 0, 273, 1000),),
 }
-_TEXT = {"id": lzma.FILTER_LZMA1, "preset": 9, "lc": 3, "lp": 0, "pb": 0, "dict_size": 1 << 23}
 
 
 class _Lzma:
     """LZMA as a member of a zip file holds it."""
 
-    def __init__(self, options: dict[str, int]) -> None:
+    def __init__(self, options: Mapping[str, int]) -> None:
         self._coder = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[options])
         # Version of the coder, size of the properties, (pb * 5 + lp) * 9 + lc, dictionary size.
         properties = (options["pb"] * 5 + options["lp"]) * 9 + options["lc"]

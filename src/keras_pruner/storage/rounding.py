@@ -13,7 +13,9 @@ from keras_pruner.validation import need
 
 _EXPONENTS, _MANTISSA = 15, 3  # exponent fields 0 to 14 (15 means infinity), bits of the mantissa
 _SHARED = 16  # values of a kernel with shared values, zero among them
+FEW = 8  # the same where samples choose the rounding
 _SAMPLE = 1 << 17  # weights that k-means looks at
+COMPACT = 60_000  # bytes of an array that HDF5 stores with its description, which may have 64 KiB
 _LEAST = 1 << 10  # weights of a kernel that is worth sharing: smaller ones lose more than they save
 
 
@@ -33,6 +35,21 @@ class Bytes:
         """The kernel as readers of the file see it, in float64."""
         return _table(self.bias)[self.codes]
 
+    def grid(self) -> np.ndarray:
+        """The values to choose from, ascending, without zero: those used, or all floats."""
+        used = np.unique(self.codes)
+        if used.size <= _SHARED:
+            return np.sort(_table(self.bias)[used[used != 0]])
+        positive = _table(self.bias)[1 : _EXPONENTS << _MANTISSA]
+        return np.concatenate([-positive[::-1], positive])
+
+    def with_values(self, values: np.ndarray) -> "Bytes":
+        """The same type with other values of its grid."""
+        positive = _table(self.bias)[: _EXPONENTS << _MANTISSA]
+        codes = _nearest(positive, np.abs(values)).astype(np.uint8)
+        codes[values < 0] |= 0x80
+        return Bytes(codes, self.bias)
+
     def write(self, group: h5py.Group, name: str) -> h5py.Dataset:
         """Store the kernel as a dataset of a one-byte float type."""
         kind = h5py.h5t.IEEE_F16LE.copy()
@@ -41,9 +58,19 @@ class Bytes:
         kind.set_precision(8)
         kind.set_ebias(self.bias)
         space = h5py.h5s.create_simple(self.codes.shape)
-        dataset = h5py.h5d.create(group.id, name.encode(), kind, space)
+        options = layout(self.codes.nbytes)
+        dataset = h5py.h5d.create(group.id, name.encode(), kind, space, options)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, self.codes, kind)
         return h5py.Dataset(dataset)
+
+
+def layout(size: int) -> h5py.h5p.PropDCID:
+    """How HDF5 stores an array of so many bytes: small ones without a place of their own."""
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_obj_track_times(False)
+    if size <= COMPACT:
+        options.set_layout(h5py.h5d.COMPACT)
+    return options
 
 
 def float8(kernel: np.ndarray) -> Bytes:
@@ -73,11 +100,15 @@ def float8(kernel: np.ndarray) -> Bytes:
     return Bytes(codes, bias)
 
 
-def shared_values(kernel: np.ndarray) -> Bytes:
+def shared_values(kernel: np.ndarray, count: int = _SHARED) -> Bytes:
     """Round each weight to one of 16 values: zero and 15 that k-means chooses.
 
     Each value is a one-byte float. Zeros stay zeros, and no other weight becomes zero. Kernels of
     fewer than 1024 weights are left to `float8`.
+
+    Args:
+        kernel: finite weights of any shape.
+        count: the number of values, zero among them.
 
     Raises:
         ValueError: for weights that are not finite or too large.
@@ -92,7 +123,7 @@ def shared_values(kernel: np.ndarray) -> Bytes:
     exact = float8(kernel)
     if not weights.size or kernel.size < _LEAST:
         return exact
-    centers = np.unique(float8_like(exact.bias, _centers(weights)))
+    centers = np.unique(float8_like(exact.bias, _centers(weights, count - 1)))
     centers = centers[centers != 0]
     if not centers.size:
         return exact
@@ -109,13 +140,13 @@ def float8_like(bias: int, values: np.ndarray) -> np.ndarray:
     return np.sign(values) * positive[_nearest(positive, np.abs(values))]
 
 
-def _centers(weights: np.ndarray) -> np.ndarray:
+def _centers(weights: np.ndarray, count: int) -> np.ndarray:
     """The values that k-means chooses, from quantiles on; the weights themselves if few differ."""
     different = np.unique(weights)
-    if different.size < _SHARED:
+    if different.size <= count:
         return different
     sample = weights[:: max(1, weights.size // _SAMPLE)][:, None]
-    shares = (np.arange(_SHARED - 1) + 0.5) / (_SHARED - 1)
+    shares = (np.arange(count) + 0.5) / count
     start = np.unique(np.quantile(sample, shares))[:, None]
     kmeans = need("scipy.cluster.vq", "shared").kmeans2
     return kmeans(sample, start, iter=30, minit="matrix", missing="warn")[0].reshape(-1)

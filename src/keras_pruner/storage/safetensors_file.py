@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from keras_pruner import backends
+from keras_pruner.model_file import FileError, atomic_write
 from keras_pruner.model_weights import WeightView, check_model, unique_paths, view_of, weights_of
 from keras_pruner.storage.bitmaps import GROUPS, Groups, bits_of, pack_mask, unpack_mask
-from keras_pruner.storage.model_file import FileError, atomic_write
 
 _FORMAT, _VERSION = "keras-pruner sparse weights", "2"
 _HEADER = ("format", "version", "weights")

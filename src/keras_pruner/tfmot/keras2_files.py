@@ -22,7 +22,7 @@ import h5py
 import keras
 import numpy as np
 
-from keras_pruner.storage.model_file import FileError
+from keras_pruner.model_file import FileError
 
 _WRAPPER = "PruneLowMagnitude"
 _PREFIX = "prune_low_magnitude_"
@@ -61,7 +61,7 @@ def load_model(
         >>> import keras_pruner.tfmot as tfmot
         >>> tfmot.load_model("model.h5")
         Traceback (most recent call last):
-        keras_pruner.storage.model_file.FileError: model.h5 does not exist, or is not a file.
+        keras_pruner.model_file.FileError: model.h5 does not exist, or is not a file.
     """
     path = Path(path)
     if path.is_dir():

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.storage import model_file
+from keras_pruner import model_file
 
 pytestmark = pytest.mark.backend_free
 
