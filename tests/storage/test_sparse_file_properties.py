@@ -117,7 +117,6 @@ def test_rounding_keeps_zeros_and_the_order_of_the_error(weight, stored):
     assert (error <= BOUNDS[stored] * np.abs(weight[normal]) * (1 + 1e-6)).all()
 
 
-@pytest.mark.slow
 @many
 @given(st.data())
 def test_a_damaged_safetensors_file_is_refused_or_changes_no_weight(data):

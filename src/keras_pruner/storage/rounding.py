@@ -5,6 +5,7 @@ with such kernels opens in plain Keras.
 """
 
 import dataclasses
+import warnings
 
 import h5py
 import numpy as np
@@ -149,7 +150,9 @@ def _centers(weights: np.ndarray, count: int) -> np.ndarray:
     shares = (np.arange(count) + 0.5) / count
     start = np.unique(np.quantile(sample, shares))[:, None]
     kmeans = need("scipy.cluster.vq", "shared").kmeans2
-    return kmeans(sample, start, iter=30, minit="matrix", missing="warn")[0].reshape(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty cluster keeps its value
+        return kmeans(sample, start, iter=30, minit="matrix", missing="warn")[0].reshape(-1)
 
 
 def _table(bias: int) -> np.ndarray:
