@@ -24,7 +24,7 @@ def test_the_demo_prunes_saves_and_reports(result):
     assert len(result.history["test accuracy"]) == len(result.history["sparsity"]) == 2
     page = result.report.read_text()
     assert page.count("<svg") == 2  # sparsity and accuracy
-    assert "Sparsity by layer" in page
+    assert "layer by layer" in page
     assert "save_compressed" in page
     loaded = keras.saving.load_model(result.folder / "pruned.keras")
     assert kp.summarize(loaded) == pruned.report

@@ -438,7 +438,7 @@ def test_what_tfmot_would_prune_or_refuse_is_not_left_alone_in_silence():
         ("clustering", "has no `tfmot.clustering`. Keras 3 has no weight clustering"),
         ("python", "has no `tfmot.python`. TFMOT's internal modules"),
         ("__version__", "The version is `keras_pruner.__version__`"),
-        ("experimental", r"has no `tfmot.experimental`. To quantize .* kp\.export_litert"),
+        ("experimental", r"has no `tfmot.experimental`. To quantize .*kp\.export_litert"),
         ("sparsity.experimental", r"has no `tfmot.sparsity.experimental`"),
     ],
 )

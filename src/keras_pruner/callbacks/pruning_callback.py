@@ -241,6 +241,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         if not self._fit.density_seen:
             self._warn_of_another_optimizer()  # an update would zero what is not zero
         if not self._is_broken():
+            self.pruner.look_again()
             self.pruner.update()
         if logs is not None:
             logs["sparsity"] = self.pruner.sparsity

@@ -614,6 +614,8 @@ def attach(
         inner.built = False
         inner.build(variables)
         inner.iterations.assign(0)
+        if optimizer is not inner:  # scaling has its own variables already
+            keras.optimizers.Optimizer.build(optimizer, variables)
     elif inner.built:
         inner.pruning.build()
     if variables and not optimizer.built:

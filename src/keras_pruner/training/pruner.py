@@ -266,6 +266,19 @@ class Pruner:
         finally:
             pruning.attended_to = self._known.until + self.updates_per_call
 
+    def look_again(self) -> None:
+        """Read the state anew if something has set it back since the last update.
+
+        Keras does on JAX where data runs out: what the hook before the missing batch has changed
+        is lost.
+        """
+        state, pruning = self._known.state, self.pruning
+        if state is None:
+            return
+        backends.current().sync(self.model)
+        if pruning.state.settled_numbers() != state.settled_numbers():
+            self._known = _Known(pruning.loads)
+
     def stateless_update(
         self, trainable_variables: Sequence[Any], optimizer_variables: Sequence[Any]
     ) -> tuple[Sequence[Any], Sequence[Any]]:
