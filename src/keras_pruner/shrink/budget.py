@@ -10,7 +10,6 @@ from keras_pruner.channels.classes import Channels, Group, Work
 from keras_pruner.shrink.scores import Ranking
 
 _FLOOR = 0.1  # of a group's channels stay in any case
-_NEAR = 0.02  # of the whole size: a target that is undershot by no more is met
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,43 +49,50 @@ def allocate(
     steps = {group: _steps(channels, group, multiple) for group in ranked}
     works = {group: _touched(budget.work, group) for group in ranked}
     sharing = {g: [o for o in ranked if set(works[o]) & set(works[g])] for g in ranked}
-    size, nexts, stale = whole, dict[Group, _Step](), list(ranked)
+    taken: dict[Group, list[int]] = {group: [len(group.classes)] for group in ranked}
+    size, ratios = whole, dict.fromkeys(ranked, math.nan)
+    stale = list(ranked)
     while size > budget.fraction * whole:
         for group in stale:
-            nexts[group] = _next(group, ranked[group], steps[group], works[group], kept)
-        best = _best(nexts, size - budget.fraction * whole, _NEAR * whole)
-        if best is None:
+            ratios[group] = _ratio(group, ranked[group], steps[group], works[group], kept)
+        best = min(ranked, key=lambda group: ratios[group], default=None)
+        if best is None or ratios[best] == math.inf:
             raise _out_of_reach(channels, budget, size / whole, multiple)
-        _keep(ranked[best], steps[best].pop(0), kept)
+        taken[best].append(steps[best].pop(0))
+        _keep(ranked[best], taken[best][-1], kept)
         stale, size = sharing[best], budget.size(kept)
-    return kept
+    return _given_back(ranked, budget, taken, kept)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """The next step of a group: the error it adds, and the multiplications it saves."""
+def _given_back(
+    ranked: Mapping[Group, Ranking], budget: Budget, taken: dict[Group, list[int]], kept: np.ndarray
+) -> np.ndarray:
+    """Take steps back, those that help most first, as long as the size is met without them.
 
-    error: float = math.inf
-    saved: int = 0
-
-    @property
-    def ratio(self) -> float:
-        """The error for each multiplication saved."""
-        return self.error / self.saved if self.saved else math.inf
-
-
-def _best(nexts: Mapping[Group, _Step], missing: float, near: float) -> Group | None:
-    """The group that is next: where the error is least for what is saved, near the target.
-
-    Rounded steps are large in small networks. One that saves far more than is missing is taken
-    only if no smaller one adds less error.
+    Rounded steps are large in small networks, and the last one may save far more than was missing.
     """
-    by_ratio = sorted((g for g in nexts if nexts[g].saved), key=lambda group: nexts[group].ratio)
-    if not by_ratio:
-        return None
-    best = nexts[by_ratio[0]]
-    fitting = (g for g in by_ratio if nexts[g].saved <= missing + near)
-    return next((g for g in fitting if nexts[g].error <= best.error), by_ratio[0])
+    most = budget.fraction * budget.size()
+    while True:
+        found: dict[float, tuple[Group, np.ndarray]] = {}
+        for group, counts in taken.items():
+            if len(counts) > 1:
+                before = _kept_before(ranked[group], counts, kept)
+                costs, count = ranked[group].costs, len(group.classes)
+                gain = float(costs[count - counts[-1]] - costs[count - counts[-2]])
+                if budget.size(before) <= most and gain > 0:
+                    found[gain] = group, before
+        if not found:
+            return kept
+        group, kept = found[max(found)]
+        taken[group].pop()
+
+
+def _kept_before(ranking: Ranking, counts: Sequence[int], kept: np.ndarray) -> np.ndarray:
+    """What was kept before the last step of a group."""
+    before = kept.copy()
+    before[ranking.classes] = True
+    _keep(ranking, counts[-2], before)
+    return before
 
 
 def _steps(channels: Channels, group: Group, multiple: int) -> list[int]:
@@ -106,18 +112,19 @@ def _touched(work: Sequence[Work], group: Group) -> list[Work]:
     ]
 
 
-def _next(
+def _ratio(
     group: Group, ranking: Ranking, steps: list[int], works: list[Work], kept: np.ndarray
-) -> _Step:
+) -> float:
+    """The error that the next step adds for each multiplication it saves."""
     if not steps:
-        return _Step()
+        return math.inf
     after = kept.copy()
     _keep(ranking, steps[0], after)
     saved = sum(work.macs(kept) - work.macs(after) for work in works)
     present = int(np.count_nonzero(kept[group.classes]))
     count = len(group.classes)
     added = ranking.costs[count - steps[0]] - ranking.costs[count - present]
-    return _Step(float(added), saved)
+    return float(added) / saved if saved else math.inf
 
 
 def _keep(ranking: Ranking, count: int, kept: np.ndarray) -> None:
