@@ -201,7 +201,8 @@ def _table(
 
 
 # PyTorch 2.13 with one thread: for each number of rows, (overhead, slope) at each size of the
-# weight in bytes. Between two runs on the same two cores, one of them beside much other work.
+# weight in bytes. Set by hand, near two noisy runs on two cores; those for 512 rows are guesses.
+# `measure_speedups` replaces them by figures of the user's machine.
 _ROWS = (1, 8, 64, 512)
 _TORCH_SIZES = (2.6e5, 1.05e6, 4.2e6)
 _TORCH = {

@@ -121,9 +121,8 @@ def save_compressed(
             these files open in plain Keras, since HDF5 converts the values while they are read.
         samples: inputs of the model. The file is loaded and compared with the model on them
             before this returns. One-byte kernels are also rounded so that the outputs of their
-            layers change least on these inputs, which halves the errors of the outputs at least
-            (on the networks of benchmarks/file_size.py), so that "shared" uses 8 values. Some
-            hundred inputs are enough. None: nearest values, no comparison.
+            layers change least on these inputs; "shared" then uses 8 values. Some hundred inputs
+            are enough. None: nearest values, no comparison.
         optimizer: also store the compile configuration and the state of the optimizer, which
             takes once or twice the size of the weights. Without it, compile the loaded model
             before you evaluate or train it.
