@@ -79,6 +79,15 @@ def sparsity(variables):
     return 1 - sum(map(np.count_nonzero, arrays)) / sum(a.size for a in arrays)
 
 
+def drawn(model):
+    """The model with kernels from a normal distribution, the same each time."""
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            layer.kernel.assign(rng.normal(size=layer.kernel.shape) / 8)
+    return model
+
+
 def kernels(model):
     """The variables of rank 2 or more."""
     return [v for v in model.trainable_variables if len(v.shape) > 1]

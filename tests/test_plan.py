@@ -895,6 +895,17 @@ def test_tied_channels_are_counted_by_group_and_not_by_weight():
     assert "kernel: 1" not in told
 
 
+def test_rounded_channels_say_what_they_reach():
+    """Groups of 10 and 5 in multiples of 8 keep 8 and 5 of them, whatever half would be."""
+    inputs = keras.Input((8, 8, 6))
+    x = layers.Conv2D(5, 1, name="odd")(layers.Conv2D(10, 3, name="wide")(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    plan = kp.plan(model, 0.5, pattern=Channel(multiple=8))
+    (told,) = [note for note in plan.notes() if "was asked for" in note]
+    assert f"reaches {1 - 13 / 15:.4g} of the tied channels" in told
+    assert "keeps a multiple of 8 of them, at least 8" in told
+
+
 def test_a_large_embedding_that_gets_most_zeros_is_said():
     model = keras.Sequential(
         [keras.Input((6,)), layers.Embedding(100, 16, name="words"), layers.Dense(64, name="d")]

@@ -188,7 +188,7 @@ class Comparison(Report):
             drawn.append(html.pairs(title, "milliseconds", names, times))
         return [*drawn, b.report.picture]
 
-    def next_steps(self) -> dict[str, str]:
+    def next_steps(self) -> Mapping[str, str]:
         """How to ship the pruned model."""
         return self.pruned.report.next_steps()
 

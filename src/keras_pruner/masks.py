@@ -11,11 +11,11 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.allocations import Share
 from keras_pruner.criteria import magnitude
-from keras_pruner.patterns import NM, BudgetedPattern, FixedPattern, Pattern, Unstructured
+from keras_pruner.patterns import NM, BudgetedPattern, Pattern, Unstructured
 from keras_pruner.plan import Criterion, Group, Member, Plan, Target
 from keras_pruner.selection import top_k
 from keras_pruner.selection.across_weights import Scores
-from keras_pruner.selection.top_k import Cut, kept_count
+from keras_pruner.selection.top_k import Cut
 from keras_pruner.validation import check_sparsity, shown
 
 Choice = Cut | NM | np.ndarray
@@ -362,31 +362,26 @@ def _counts(
 ) -> dict[Decided, int]:
     """The number of units to keep of each, except under fixed patterns."""
     counts: dict[Decided, int] = {}
-    sharing: dict[Pattern, dict[Share, Decided]] = {}
+    sharing: dict[BudgetedPattern, dict[Share, Decided]] = {}
     for each in decided:
-        if isinstance(each.pattern, FixedPattern):
+        pattern = each.pattern
+        if not isinstance(pattern, BudgetedPattern):
             continue
         if each.sparsity is not None:
             progress = min(1.0, sparsity / final_sparsity) if final_sparsity else 1.0
-            counts[each] = _count(each, progress * each.sparsity)
+            counts[each] = pattern.count(each.units, progress * each.sparsity)
         else:
             scores = functools.partial(each.unit_scores, plan.criterion)
             in_parts = each.scores_in_parts(plan.criterion)
             share = Share(each.path, each.shape, each.units, scores, in_parts)
-            sharing.setdefault(each.pattern, {})[share] = each
-    for shares in sharing.values():
+            sharing.setdefault(pattern, {})[share] = each
+    for pattern, shares in sharing.items():
         check_sparsity("sparsity", sparsity)  # of a user's own schedule
         sparsities = plan.allocation(list(shares), sparsity)
         check_sparsities(sparsities, list(shares))
         for share, each in shares.items():
-            counts[each] = _count(each, sparsities[share])
+            counts[each] = pattern.count(each.units, sparsities[share])
     return counts
-
-
-def _count(each: Decided, sparsity: float) -> int:
-    if isinstance(each.pattern, BudgetedPattern):
-        return each.pattern.count(each.units, sparsity)
-    return kept_count(each.units, sparsity)
 
 
 def check_sparsities(sparsities: object, shares: Sequence[Share]) -> None:

@@ -12,7 +12,6 @@ from keras_pruner.model_weights import WeightView
 from keras_pruner.patterns import Channel, FixedPattern, Pattern, Unstructured
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
-from keras_pruner.selection.top_k import kept_count
 from keras_pruner.validation import value
 
 Criterion = Callable[[np.ndarray], np.ndarray]
@@ -241,12 +240,12 @@ class Plan(Report):
             asked = sparsity if target.sparsity is None else target.sparsity
             if target.path not in tied:
                 budgets.setdefault((target.pattern, asked), []).append((target, count))
-        groups: dict[float, list[Group]] = {}
+        groups: dict[tuple[Channel, float], list[Group]] = {}
         for group in self.groups:
             asked = sparsity if group.sparsity is None else group.sparsity
-            groups.setdefault(asked, []).append(group)
+            groups.setdefault((group.pattern, asked), []).append(group)
         found = [_unmet(*budget, members) for budget, members in budgets.items()]
-        found += [_unmet_groups(*budget) for budget in groups.items()]
+        found += [_unmet_groups(*budget, members) for budget, members in groups.items()]
         return " ".join(filter(None, found))
 
     def wasted(self, kept: Sequence[int]) -> str:
@@ -327,17 +326,18 @@ def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]
     return f"A sparsity of {asked:.4g} was asked for and {pattern!r} reaches {reached:.4g}: {why}."
 
 
-def _unmet_groups(asked: float, groups: Sequence[Group]) -> str:
+def _unmet_groups(pattern: Channel, asked: float, groups: Sequence[Group]) -> str:
     """The sentence for groups of tied weights, in units: several groups may meet in a weight."""
     units = {group.path: group.units for group in groups}
-    kept = sum(kept_count(count, asked) for count in units.values())
+    kept = sum(pattern.count(count, asked) for count in units.values())
     reached = 1 - kept / sum(units.values())
     if abs(reached - asked) <= _tolerance(asked):
         return ""
     few = _few([f"{path}: {units[path]:,}" for path in sorted(units, key=units.__getitem__)])
+    whole = "whole number" if pattern.multiple == 1 else f"multiple of {pattern.multiple}"
     return (
-        f"A sparsity of {asked:.4g} was asked for and {groups[0].pattern!r} reaches {reached:.4g} "
-        f"of the tied channels: each group keeps a whole number of them, at least one ({few})."
+        f"A sparsity of {asked:.4g} was asked for and {pattern!r} reaches {reached:.4g} of the "
+        f"tied channels: each group keeps a {whole} of them, at least {pattern.multiple} ({few})."
     )
 
 

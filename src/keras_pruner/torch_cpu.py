@@ -107,7 +107,7 @@ def sparse_inference(
         model: a trained and pruned Keras 3 model that computes in float32.
         batch_size: samples of a typical call, which decides what pays.
         speedups: of this machine, from `kp.litert.measure_speedups(runtime="torch-cpu")`; None: a
-            table measured on two x86-64 cores.
+            rough table for x86-64.
         samples: inputs to compare the outputs on: an array, or one for each input. None: one
             random batch.
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from models import drawn
 
 import keras_pruner as kp
 from keras_pruner.litert import agreement
@@ -25,12 +26,7 @@ def small_cnn(filters=64):
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.Dense(10, name="head"),
     ]
-    model = keras.Sequential([keras.Input((8, 8, 3), name="image"), *layers])
-    rng = np.random.default_rng(0)
-    for layer in model.layers:
-        if hasattr(layer, "kernel"):
-            layer.kernel.assign(rng.normal(size=layer.kernel.shape) / 8)
-    return model
+    return drawn(keras.Sequential([keras.Input((8, 8, 3), name="image"), *layers]))
 
 
 @pytest.fixture(scope="module")

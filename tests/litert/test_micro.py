@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from models import drawn
 
 import keras_pruner as kp
 from keras_pruner.litert import flatbuffer, micro
@@ -31,11 +32,7 @@ def small_cnn():
         keras.layers.Dense(64, activation="relu", name="wide"),
         keras.layers.Dense(10, name="head"),
     ]
-    model = keras.Sequential([keras.Input((12, 12, 4), name="image"), *layers])
-    rng = np.random.default_rng(0)
-    for layer in model.layers:
-        if hasattr(layer, "kernel"):
-            layer.kernel.assign(rng.normal(size=layer.kernel.shape) / 8)
+    model = drawn(keras.Sequential([keras.Input((12, 12, 4), name="image"), *layers]))
     kp.prune(model, 0.85, allocation="uniform")
     return model
 

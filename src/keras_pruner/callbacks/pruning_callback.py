@@ -226,6 +226,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
     def on_test_begin(self, logs: Logs = None) -> None:
         """Validate with the masks that are due; undo everything if this is no training."""
         if self._fit.is_training:
+            self.pruner.look_again()
             self.pruner.update()
         else:
             self._undo()

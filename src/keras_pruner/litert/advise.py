@@ -448,7 +448,10 @@ class _Site:
 
 def _hints(runtime: str, parts: list[_Part], *, is_faster: bool) -> tuple[str, ...]:
     if runtime == cost_model.TORCH:
-        found = ["kp.torch_cpu.sparse_inference(model) uses these kernels."]
+        found = [
+            "kp.torch_cpu.sparse_inference(model) uses these kernels. The built-in speed-ups are "
+            'rough: kp.litert.measure_speedups(runtime="torch-cpu") measures those of this machine.'
+        ]
         unchanged = "No layer runs faster: settings() prunes for a smaller file."
         return tuple(found if is_faster else [unchanged])
     hints = [
@@ -475,7 +478,9 @@ def _shrinking(model: keras.Model, runtime: str, parts: list[_Part]) -> Iterator
     kinds = {part.kind for part in parts}
     deep = "depthwise" in kinds
     share = cost_model.SHRUNK_SPEED.get(runtime, {}).get("depthwise" if deep else "other")
-    faster = f"about {max(1.0, share * fewer):.1f} times as fast" if share else "speed not measured"
+    faster = "speed not measured"
+    if share:
+        faster = f"about {max(1.0, share * fewer):.1f} times as fast, judging by other networks"
     yield (
         f"Fewer channels instead: kp.shrink(model, macs={1 / fewer:.2f}, calibration=x) removes "
         f"half of them; {fewer:.1f} times fewer multiplications, {faster}."

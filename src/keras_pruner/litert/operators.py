@@ -43,13 +43,13 @@ HELP = {
 
 
 def help_for(names: Iterable[str]) -> str:
-    """Sentences with what helps for operators, behind a space; empty if nothing is known."""
+    """A sentence that says how to replace these operators, with a leading space, or ""."""
     known = [f"{name}: {HELP[name]}" for name in dict.fromkeys(names) if name in HELP]
     return f" {'; '.join(known)}." if known else ""
 
 
 def missing_in_micro(content: Any, model: keras.Model) -> tuple[str, ...]:
-    """The operators that TensorFlow Lite Micro lacks, each with its layer, and what helps."""
+    """The operators that TensorFlow Lite Micro lacks, each with its layer and a replacement."""
     names = [layer.name for layer in model._flatten_layers(include_self=False)]
     found: dict[str, str] = {}
     for each in content.subgraphs:

@@ -8,7 +8,7 @@ import keras
 
 from keras_pruner.plan import Skip
 from keras_pruner.reporting.report import Report
-from keras_pruner.reporting.sparsity import summarize
+from keras_pruner.reporting.sparsity import TO_SHIP, summarize
 from keras_pruner.reporting.tables import Table
 
 NOTICEABLE = 0.3
@@ -176,7 +176,7 @@ class PruneReport(Report):
         """How to train on, and how to store the zeros."""
         return {
             "Train on, with the zeros kept:": "model.fit(..., callbacks=[kp.KeepZeros()])",
-            **summarize(self.model).next_steps(),
+            **TO_SHIP,
         }
 
     def notes(self) -> list[str]:

@@ -160,7 +160,7 @@ class SparsityForFlash(Report):
     metric: str
 
     def headline(self) -> str:
-        """The sparsity that was found, and what it does to the metric."""
+        """The least sparsity that fits, and the metric before and after pruning."""
         return (
             f"least sparsity at which the file for {self.target} fits into {self.flash:,} bytes: "
             f"{self.sparsity:.4g}; {self.metric} {self.dense:.4g} -> {self.pruned:.4g}"
@@ -360,7 +360,7 @@ class _FlashTrial:
         self, dense: float, tolerance: float, highest: float, announce: Callable[[str], None]
     ) -> SparsityForFlash:
         """The least sparsity that fits, by bisection."""
-        found: dict[float, tuple[Shipped, float]] = {}
+        found: dict[float, tuple[Shipped, float | None]] = {}
 
         def fits(sparsity: float) -> bool:
             announce(f"sparsity {sparsity:.4g}")
@@ -382,12 +382,14 @@ class _FlashTrial:
             middle = (low + high) / 2
             low, high = (low, middle) if fits(middle) else (middle, high)
         sizes = tuple((s, shipped.flash) for s, (shipped, _) in sorted(found.items()))
+        pruned = found[high][1]
+        assert pruned is not None
         return SparsityForFlash(
-            high, self.flash, self.target, sizes, dense, found[high][1], self.metric.name
+            high, self.flash, self.target, sizes, dense, pruned, self.metric.name
         )
 
-    def _try(self, sparsity: float, dense: float) -> tuple[Shipped, float]:
-        """The file at a sparsity, and the metric of the pruned Keras model."""
+    def _try(self, sparsity: float, dense: float) -> tuple[Shipped, float | None]:
+        """The file at a sparsity, and the metric of the pruned Keras model if the file fits."""
         samples = keras.tree.map_structure(
             lambda leaf: np.asarray(leaf)[:_RANGED], self.calibration.data
         )
@@ -397,6 +399,8 @@ class _FlashTrial:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch, "model.tflite")
                 shipped = ship(self.model, path, self.target, samples, progress=False)
+            if shipped.flash > self.flash:
+                return shipped, None
             return shipped, self.metric.measure(self.model) if sparsity else dense
         finally:
             self.weights.restore()

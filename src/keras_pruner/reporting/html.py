@@ -14,8 +14,8 @@ from keras_pruner.reporting.tables import Table
 
 History = Any  # `keras.callbacks.History`, or its dict: a name -> one number for each epoch
 
-KINDS = {"kept": "kept", "zero": "zero", "removed": "removed"}
-"""The parts that a bar of a table may have -> their names in its key."""
+KINDS = ("kept", "zero", "removed")
+"""The parts that a bar of a table may have, as its key names them."""
 
 # A notebook brings its own colours and tables.
 _CELL = ".kp-report th, .kp-report td { text-align: left } .kp-report .number { text-align: right }"
@@ -135,7 +135,7 @@ def _table_bars(shown: Table, numbers: Sequence[int]) -> list[str]:
 
 def _bar_key(shown: Table, drawn: Sequence[str]) -> str:
     present = {kind for parts in shown.bars for kind, number in parts if number}
-    kinds = [(kind, name) for kind, name in KINDS.items() if kind in present]
+    kinds = [(kind, kind) for kind in KINDS if kind in present]
     return _key(*kinds) if drawn and kinds else ""
 
 

@@ -1,7 +1,7 @@
 """The zeros in a model, weight by weight."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -10,6 +10,12 @@ from keras_pruner.model_weights import check_model, weights_of
 from keras_pruner.reporting import html
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
+
+TO_SHIP: Mapping[str, str] = {
+    "Save it; plain Keras opens the file:": 'kp.save_compressed(model, "small.keras")',
+    "See what the zeros bring where it runs:": "print(kp.advise(model))",
+}
+"""The next steps for a model with zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +131,11 @@ class SparsityReport(Report):
         """The mask of the largest weight."""
         return [self.picture]
 
-    def next_steps(self) -> dict[str, str]:
-        """How to store the zeros, and what they bring on a runtime."""
+    def next_steps(self) -> Mapping[str, str]:
+        """Commands that save the model and estimate its speed on a runtime."""
         if not self.prunable.zeros:
             return {"Prune while training:": "model.fit(..., callbacks=[kp.GradualPruning(0.8)])"}
-        return {
-            "Save it; plain Keras opens the file:": 'kp.save_compressed(model, "small.keras")',
-            "See what the zeros bring where it runs:": "print(kp.advise(model))",
-        }
+        return TO_SHIP
 
 
 def share(counted: Weight | Count) -> str:

@@ -446,8 +446,8 @@ def _lzma(lc: int, lp: int, pb: int, nice: int, depth: int = 2) -> _Coder:
     return _Coder(zipfile.ZIP_LZMA, options)
 
 
-# By measurement: benchmarks/file_size.py. Bytes are best alone, unless many float32 values stand
-# between them; bzip2 wins where nearly all of them are zeros.
+# The smallest of a few is taken, since none wins on every network: bytes are best coded alone,
+# unless many float32 values stand between them; bzip2 is for nearly all zeros.
 _BYTES = (_lzma(0, 0, 0, 64), _lzma(1, 2, 2, 273), _Coder(zipfile.ZIP_BZIP2))
 _BEST: dict[str | None, tuple[_Coder, ...]] = {
     None: (_lzma(1, 2, 2, 273),),
