@@ -117,3 +117,21 @@ def test_a_training_that_stops_while_it_waits_says_so(data):
     with pytest.warns() as told:
         run(generator(data), kp.GradualPruning(0.8), StopAtOnce(), steps_per_epoch=None)
     assert any("before pruning began" in str(each.message) for each in told)
+
+
+def test_where_data_runs_out_validation_sees_the_masks_of_the_epoch(data):
+    zeros = {"on_test_begin": [], "on_epoch_end": []}
+
+    class See(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            zeros["on_test_begin"].append(sparsity(kernels(self.model)))
+
+        def on_epoch_end(self, epoch, logs=None):
+            zeros["on_epoch_end"].append(sparsity(kernels(self.model)))
+
+    steps = {"end_step": 10, "frequency": 1, "power": 1}
+    schedule = kp.PolynomialDecay(0.8, initial_sparsity=0.1, **steps)
+    options = {"steps_per_epoch": 12, "validation_data": data, "epochs": 1}
+    run(generator(data), kp.GradualPruning(schedule), See(), **options)
+    assert zeros["on_test_begin"] == zeros["on_epoch_end"]
+    assert len(zeros["on_epoch_end"]) == 1
