@@ -1,7 +1,7 @@
 """Every architecture in `keras.applications` plans, and prunes to exactly the lawful counts.
 
-The whole set runs on one backend, the one that builds models fastest, and a few families on each
-of the others; the rest is marked slow there, as is what takes long to build anywhere.
+Each family runs on one backend, the one that builds models fastest, and a few families on each
+of the others; the rest is marked slow there, as are the deeper members of a family anywhere.
 """
 
 import inspect
@@ -19,15 +19,30 @@ from keras_pruner.selection.top_k import kept_count
 ALL_ON = "tensorflow"
 EVERYWHERE = {"MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny", "NASNetMobile"}
 NOT_ON_TORCH = {"NASNetMobile", "NASNetLarge"}  # Keras refuses to build them there
+# Members of a family that repeat the blocks of a smaller one more often.
 SLOW = {
+    "ConvNeXtBase",
     "ConvNeXtLarge",
+    "ConvNeXtSmall",
     "ConvNeXtXLarge",
+    "DenseNet169",
+    "DenseNet201",
+    "EfficientNetB1",
+    "EfficientNetB2",
+    "EfficientNetB3",
+    "EfficientNetB4",
     "EfficientNetB5",
     "EfficientNetB6",
     "EfficientNetB7",
+    "EfficientNetV2B1",
+    "EfficientNetV2B2",
+    "EfficientNetV2B3",
     "EfficientNetV2L",
     "EfficientNetV2M",
+    "EfficientNetV2S",
     "NASNetLarge",
+    "ResNet101",
+    "ResNet101V2",
     "ResNet152",
     "ResNet152V2",
     "VGG16",

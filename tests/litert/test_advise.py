@@ -1,3 +1,4 @@
+import functools
 import json
 
 import keras
@@ -9,6 +10,8 @@ from keras_pruner.litert.advise import advise
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.patterns import NM, Block, Unstructured
 
+pytestmark = pytest.mark.backend_free  # advice reads shapes and settings of layers, no weights
+
 
 def stack(*sizes):
     return keras.Sequential(
@@ -16,6 +19,7 @@ def stack(*sizes):
     )
 
 
+@functools.cache
 def mobilenet():
     return keras.applications.MobileNet(
         weights=None, input_shape=(64, 64, 3), alpha=0.25, classes=10
@@ -161,7 +165,6 @@ def test_runtimes_that_unpack_zeros_gain_nothing(runtime):
         assert "unpacks zeros" in str(advice)
 
 
-@pytest.mark.backend_free
 @pytest.mark.parametrize("runtime", cost_model.RUNTIMES)
 @pytest.mark.parametrize("form", cost_model.FORMS)
 def test_gains_are_consistent(runtime, form):
@@ -176,7 +179,6 @@ def test_gains_are_consistent(runtime, form):
     assert cost_model.SpeedupTable.from_dict(json.loads(json.dumps(known.as_dict()))) == known
 
 
-@pytest.mark.backend_free
 def test_speedups_of_convolutions():
     assert cost_model.convolution_speedup(0.66, "litert-wasm") == 1
     assert cost_model.convolution_speedup(0.99, "litert-x86") == 1
@@ -197,7 +199,6 @@ def test_measured_gains_take_the_place_of_the_defaults():
     assert advise(model, eager(overhead=0.9), sparsity=0.95).speedup == 1
 
 
-@pytest.mark.backend_free
 def test_a_point_lies_on_its_line_and_others_between():
     points = [
         cost_model.Point(form, size, batch, 0.1, slope)
@@ -212,7 +213,6 @@ def test_a_point_lies_on_its_line_and_others_between():
     assert known.break_even("csr", 1e4) == pytest.approx(1 - 0.9 / 2)
 
 
-@pytest.mark.backend_free
 def test_wrong_gains_say_what_is_right():
     points = eager().points
     with pytest.raises(ValueError, match="`runtime` must be one of"):
@@ -225,7 +225,6 @@ def test_wrong_gains_say_what_is_right():
         cost_model.SpeedupTable.from_dict({"runtime": "litert-x86"})
 
 
-@pytest.mark.backend_free
 def test_wrong_arguments_say_what_is_right():
     model = stack(8, 8)
     with pytest.raises(ValueError, match="`runtime` must be one of"):

@@ -16,8 +16,8 @@ from models import compile_, mlp, values
 import keras_pruner as kp
 from keras_pruner.callbacks import AtomicBackup
 
-SCHEDULE = kp.PolynomialDecay(0.75, initial_sparsity=0.25, end_step=12, frequency=2)
-EPOCHS = 3
+SCHEDULE = kp.PolynomialDecay(0.75, initial_sparsity=0.25, end_step=8, frequency=2)
+EPOCHS = 2
 
 
 def options(**more):

@@ -181,11 +181,6 @@ class Window:
     transposed: bool = False
     output_padding: tuple[int, ...] | None = None
 
-    @property
-    def taps(self) -> int:
-        """Inputs seen by one output position."""
-        return math.prod(self.size)
-
     def sources(
         self, positions: np.ndarray, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
     ) -> np.ndarray:
@@ -266,46 +261,35 @@ def _pixels(layer: Any, groups: int, output: Any, choose: Choose) -> Any:
     return xp.transpose(xp.reshape(pixels, (pixels.shape[0], groups, -1)), (1, 0, 2))
 
 
-def _conv(layer: Any) -> Linear:
-    window = Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-    groups = layer.groups
-
-    def rows(call: Call, choose: Choose) -> Any:
-        patches = _patches(layer, window, call, choose)
-        xp = namespace(patches)
-        parts = xp.reshape(patches, (patches.shape[0], window.taps, groups, -1))
-        parts = xp.transpose(parts, (2, 0, 1, 3))
-        return xp.reshape(parts, (groups, patches.shape[0], -1))
-
+def _windowed(
+    layer: Any, kernel: Any, groups: int, arrange: Callable[[Any], Any], **window: Any
+) -> Linear:
+    """A convolution, whose rows are patches: of shape (m, taps, channels) before `arrange`."""
+    moved = Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding, **window)
     return Linear(
         layer,
-        layer.kernel,
+        kernel,
         layer.bias if layer.use_bias else None,
-        view_of(layer, layer.kernel),
-        rows,
+        view_of(layer, kernel),
+        lambda call, choose: arrange(_patches(layer, moved, call, choose)),
         functools.partial(_pixels, layer, groups),
         layer.activation,
     )
 
 
+def _conv(layer: Any) -> Linear:
+    def by_group(patches: Any) -> Any:
+        xp = namespace(patches)
+        parts = xp.reshape(patches, (*patches.shape[:2], layer.groups, -1))
+        parts = xp.transpose(parts, (2, 0, 1, 3))
+        return xp.reshape(parts, (layer.groups, patches.shape[0], -1))
+
+    return _windowed(layer, layer.kernel, layer.groups, by_group)
+
+
 def _conv_transpose(layer: Any) -> Linear:
-    window = Window(
-        layer.kernel_size,
-        layer.strides,
-        layer.dilation_rate,
-        layer.padding,
-        transposed=True,
-        output_padding=layer.output_padding,
-    )
-    return Linear(
-        layer,
-        layer.kernel,
-        layer.bias if layer.use_bias else None,
-        view_of(layer, layer.kernel),
-        lambda call, choose: _flat_patches(_patches(layer, window, call, choose)),
-        functools.partial(_pixels, layer, 1),
-        layer.activation,
-    )
+    window = {"transposed": True, "output_padding": layer.output_padding}
+    return _windowed(layer, layer.kernel, 1, _flat_patches, **window)
 
 
 def _flat_patches(patches: Any) -> Any:
@@ -313,42 +297,22 @@ def _flat_patches(patches: Any) -> Any:
 
 
 def _depthwise(layer: Any) -> Linear:
-    window = Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-    return Linear(
-        layer,
-        layer.kernel,
-        layer.bias if layer.use_bias else None,
-        view_of(layer, layer.kernel),
-        lambda call, choose: _by_channel(_patches(layer, window, call, choose)),
-        functools.partial(_pixels, layer, layer.kernel.shape[-2]),
-        layer.activation,
-    )
+    def by_channel(patches: Any) -> Any:
+        return namespace(patches).transpose(patches, (2, 0, 1))
 
-
-def _by_channel(patches: Any) -> Any:
-    return namespace(patches).transpose(patches, (2, 0, 1))
+    return _windowed(layer, layer.kernel, layer.kernel.shape[-2], by_channel)
 
 
 def _pointwise(layer: Any) -> Linear:
     """The second half of a separable convolution: its inputs are what the first half gives."""
-    window = Window(layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
     depthwise = layer.depthwise_kernel
 
-    def rows(call: Call, choose: Choose) -> Any:
-        patches = _patches(layer, window, call, choose)
+    def first_half(patches: Any) -> Any:
         kernel = keras.ops.convert_to_numpy(depthwise.value)
-        kernel = like(patches, kernel.reshape(window.taps, *depthwise.shape[-2:]))
+        kernel = like(patches, kernel.reshape(patches.shape[1], *depthwise.shape[-2:]))
         return _flat_patches(namespace(patches).einsum("mtc,tck->mck", patches, kernel))
 
-    return Linear(
-        layer,
-        layer.pointwise_kernel,
-        layer.bias if layer.use_bias else None,
-        view_of(layer, layer.pointwise_kernel),
-        rows,
-        functools.partial(_pixels, layer, 1),
-        layer.activation,
-    )
+    return _windowed(layer, layer.pointwise_kernel, 1, first_half)
 
 
 # ---------------------------------------------------------------------- recurrent layers
