@@ -18,7 +18,7 @@ help:
 	@echo "make lint           formatting, lint rules and types"
 	@echo "make docs           the documentation as a site, in site/"
 	@echo "make results-smoke  every recipe of examples/ once, as short as possible (5 minutes)"
-	@echo "make results        all recipes in full, to examples/results.md (hours; can be interrupted)"
+	@echo "make results        all recipes in full, to docs/results.md (hours; can be interrupted)"
 
 # $(1): directory; $(2): what to install
 define environment

@@ -1,6 +1,6 @@
-"""Make `results.md` and `results.png` from the stored runs, beside the published results.
+"""Make the pages of results from the stored runs: one beside the published table, one with all.
 
-python examples/lib/results.py                      the runs in examples/results
+python examples/lib/results.py                      the runs in examples/results, into docs/
 python examples/lib/results.py DIR --output DIR     other runs
 """
 
@@ -17,19 +17,19 @@ HERE = Path(__file__).resolve().parents[1]  # examples
 COLORS = {"ours": "C0", "tfmot": "C1", "distilled": "C2"}
 MOST_LOST = 0.5  # points; the loss allowed for "6x smaller with minimal loss"
 LEAST_RETAINED = 99  # per cent; 0.5 points are a large part of a low score
-HEAD = (
-    "# Results of the recipes\n\n"
-    "Made by `python examples/lib/results.py` from the runs stored in `examples/results/`, one "
-    "line each. Every recipe trains a network and then continues from the same weights by several "
-    'methods, for the same number of epochs: without pruning ("dense, longer"), pruned by this '
-    "package, and pruned by TFMOT 0.8.1 with the same batches.\n\n"
-    "- Scores are per cent of the measure named in the second column (accuracy, BLEU, ...), the "
-    "mean over the seeds.\n"
+FEWEST_SEEDS = 3
+RECIPES = {  # how the name of a published network begins -> its recipe
+    "InceptionV3": "imagenet.py --model inception",
+    "MobileNet V1": "imagenet.py --model v1",
+    "MobileNet V2": "imagenet.py --model v2",
+    "GNMT en-de": "translation.py --direction en-de",
+    "GNMT de-en": "translation.py --direction de-en",
+    "DS-CNN-L": "keyword_spotting.py --size L",
+}
+TERMS = (
+    "- Scores are per cent (accuracy, BLEU, ...), the mean over the seeds.\n"
     "- Brackets hold the 95 % interval by Student's t, over the seeds or over the differences "
     "within each seed.\n"
-    "- **Retained** is the score of the pruned network divided by the better of the two dense "
-    "scores. The better one is chosen for each seed on the same test data, which favours the dense "
-    'side. "Of the longer" divides by the dense network that was trained for as long.\n'
     "- Data and sizes are in the names. They are small. Compare what pruning costs with the "
     "published results, not the scores themselves."
 )
@@ -47,8 +47,50 @@ def grid(columns, rows):
     return "\n".join([cells(*columns), cells(*["---"] * len(columns)), *(cells(*r) for r in rows)])
 
 
+def longest(found):
+    """For each target the row with enough seeds that was trained longest."""
+    best = {}
+    for each in found:
+        if each.published_retained is not None and len(each.lines) >= FEWEST_SEEDS:
+            rank = sum(dict(each.budget)[f"{part}_epochs"] for part in ("dense", "pruning"))
+            best[each.target] = max(best.get(each.target, (0, None)), (rank, each), key=_first)
+    return [each for _, each in best.values()]
+
+
+def _first(pair):
+    return pair[0]
+
+
 def published(everything):
-    """Retained accuracy as published, and as measured here."""
+    """Each published row: what it retains there and here, and whether that is as much."""
+    rows, seen = [], set()
+    for name, found in everything.items():
+        for each in longest(found):
+            recipe = next((key for key in RECIPES if name.startswith(key)), None)
+            seen.add(recipe)
+            short = each.published_retained - each.retained_of_longer.mean
+            rows.append(
+                (
+                    name,
+                    each.target_name,
+                    f"{each.lines[0]['published dense']:g} → {each.lines[0]['published']:g}",
+                    f"{each.published_retained:.1f}",
+                    f"**{each.retained_of_longer.mean:.1f}** "
+                    f"({each.retained_of_longer.low:.1f} to {each.retained_of_longer.high:.1f})",
+                    len(each.lines),
+                    "yes" if short <= 0 else f"short by {short:.1f}",
+                    f"`{RECIPES.get(recipe, name)}`",
+                )
+            )
+    missing = [f"{name} (`{RECIPES[name]}`)" for name in RECIPES if name not in seen]
+    columns = ["network and data", "zeros", "published: dense → pruned", "retained, published"]
+    columns += ["retained here, % (95 %)", "seeds", "as much", "recipe"]
+    text = grid(columns, rows)
+    return text + (f"\n\nNot trained here so far: {', '.join(missing)}." if missing else "")
+
+
+def published_in_full(everything):
+    """All budgets of the published rows, beside both dense scores."""
     rows = [
         (
             name,
@@ -72,8 +114,22 @@ def published(everything):
     return grid([*columns, "dense → pruned here", "retained here", "of the longer"], rows)
 
 
-def paired(everything, method, against):
-    """Difference in points between two methods at the same target, paired by seed."""
+def against_tfmot(everything):
+    """One sentence: how often this package is above TFMOT, and below it."""
+    found = [row[-2] for row in pairs(everything, "ours", "tfmot")]
+    if not found:
+        return "No pairs with TFMOT yet."
+    above = sum(each.low > 0 for each in found)
+    below = sum(each.high < 0 for each in found)
+    return (
+        f"Beside TFMOT 0.8.1, from the same dense weights with the same batches and epochs: "
+        f"{len(found)} settings, {above} where this package is more accurate (the whole interval "
+        f"lies above zero), {below} where it is less; the others cannot be told apart."
+    )
+
+
+def pairs(everything, method, against):
+    """Rows of the differences in points between two methods at a target, paired by seed."""
     rows = []
     for name, found in everything.items():
         for one in (each for each in found if each.method == method):
@@ -95,8 +151,14 @@ def paired(everything, method, against):
                             "yes" if between.low > 0 else "no",
                         )
                     )
+    return rows
+
+
+def paired(everything, method, against):
+    """The table of these differences."""
     columns = ["recipe", "zeros", "here", "seeds", "dense", method, against]
-    return grid([*columns, "difference, points", "above zero"], rows)
+    columns += ["difference, points", "above zero"]
+    return grid(columns, pairs(everything, method, against))
 
 
 def smallest(everything, kind=""):
@@ -165,14 +227,38 @@ def all_runs(everything):
     return grid([*columns, "retained", "bytes", "ratio", "seconds", "backend"], rows)
 
 
-def page(everything, picture):
-    """The text of results.md."""
+def short_page(everything):
+    """The text of results.md: one screen."""
     return "\n\n".join(
         [
-            HEAD,
-            "## Retained, beside what was published",
+            "# Results beside the published table",
+            "Every recipe trains a network and goes on from its weights without pruning and with "
+            "it, for the same number of epochs. **Retained** is the score of the pruned network "
+            "divided by that of the dense one trained as long. Of several lengths of training "
+            "the longest counts.",
             published(everything),
-            "More on GNMT with few sentences: see the top of `recipes/translation.py`.",
+            against_tfmot(everything),
+            TERMS,
+            "The recipes are in `examples/recipes/`; `make results` runs them all, and "
+            "`python examples/lib/results.py` makes these pages. [All runs](results-all.md): "
+            "other lengths, differences to TFMOT, distillation, the smallest files.",
+        ]
+    )
+
+
+def long_page(everything, picture):
+    """The text of results-all.md."""
+    return "\n\n".join(
+        [
+            "# All results",
+            "Made by `python examples/lib/results.py` from the stored runs in `examples/results/`, "
+            "one line each. [The short page](results.md) says how they are made.",
+            TERMS,
+            "## Published rows, all lengths",
+            "**Retained** divides by the better of the two dense scores. The better one is chosen "
+            "for each seed on the same test data, which favours the dense side. \"Of the longer\" "
+            "divides by the dense network that was trained for as long.",
+            published_in_full(everything),
             "## Against TFMOT, with the same budget",
             paired(everything, "ours", "tfmot"),
             "## What distillation from the dense network adds",
@@ -246,7 +332,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", type=Path, default=HERE / "results")
-    parser.add_argument("--output", type=Path, default=HERE, metavar="DIR")
+    parser.add_argument("--output", type=Path, default=HERE.parent / "docs", metavar="DIR")
     options = parser.parse_args()
     files = sorted(options.results.glob("*.jsonl"))
     everything = {}
@@ -258,8 +344,9 @@ def main():
         raise SystemExit(f"No finished runs in {options.results}: `make results` makes them.")
     options.output.mkdir(parents=True, exist_ok=True)
     draw(everything, options.output / "results.png")
-    text = page(everything, "results.png")
-    (options.output / "results.md").write_text(text + "\n", encoding="utf-8")
+    pages = {"results": short_page(everything), "results-all": long_page(everything, "results.png")}
+    for name, text in pages.items():
+        (options.output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     print(f"{sum(map(len, everything.values()))} rows of {len(everything)} recipes")
 
 

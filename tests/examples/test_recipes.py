@@ -334,6 +334,9 @@ def test_the_page_says_what_the_lines_say(tmp_path, monkeypatch, capsys):
     results.main()
     assert "2 rows of 1 recipes" in capsys.readouterr().out
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| 80 % | 95.23 → 94.84 | 99.6 | **99.4** (98.1 to 100.8) | 3 | short by 0.1 |" in text
+    assert "1 settings, 1 where this package is more accurate" in text
+    text = (tmp_path / "results-all.md").read_text(encoding="utf-8")
     assert "| 95.23 → 94.84 | 99.59 | 90.00 → 89.50 ± 0.50 | 99.44 (98.06 to 100.82) |" in text
     assert "| 90.00 | 89.50 | 85.10 | 4.40 (3.41 to 5.39) | yes |" in text
     assert "| 0.50 (-0.74 to 1.74) | 2,000 | 1,000 | 100 | 10.0 | 20.0 |" in text
