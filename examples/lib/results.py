@@ -256,7 +256,7 @@ def long_page(everything, picture):
             TERMS,
             "## Published rows, all lengths",
             "**Retained** divides by the better of the two dense scores. The better one is chosen "
-            "for each seed on the same test data, which favours the dense side. \"Of the longer\" "
+            'for each seed on the same test data, which favours the dense side. "Of the longer" '
             "divides by the dense network that was trained for as long.",
             published_in_full(everything),
             "## Against TFMOT, with the same budget",
