@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import keras
@@ -15,7 +16,10 @@ import keras_pruner as kp
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(?:<!-- backend: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- backend: (\w+) -->\n)?(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
 BLOCKS = {page: BLOCK.findall((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
 
 
@@ -46,14 +50,22 @@ SLOW = ("docs/guides/microcontrollers.md",)  # trains a network
     ],
 )
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
-    """In the order of the page, in one namespace; blocks for other backends are left out."""
+    """In the order of the page, in one namespace.
+
+    Blocks for other backends, and for packages that are not there, are left out.
+    """
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "docs"}
-    for number, (backend, code) in enumerate(BLOCKS[page], 1):
+    for number, (backend, package, code) in enumerate(BLOCKS[page], 1):
+        if package and not importlib.util.find_spec(package):
+            continue
         if reason := missing(code):
             pytest.skip(f"block {number} and what follows: {reason}")
         if backend in ("", keras.backend.backend()):
-            exec(compile(code, f"{page}, block {number}", "exec"), namespace)
+            with warnings.catch_warnings():
+                if package:  # it may warn of what it likes
+                    warnings.simplefilter("ignore")
+                exec(compile(code, f"{page}, block {number}", "exec"), namespace)
 
 
 def anchors(path):
