@@ -20,16 +20,20 @@ GUIDES = {
     "start": "pruning-with-keras",
     "one-shot": "pruning-at-once",
     "shrink": "shrinking",
+    "edge": "microcontrollers",
     "from-tfmot": "from-tfmot",
 }
 """Notebook -> guide."""
+NEEDS = {"edge": ["tensorflow", "litert", "tflm", "ethos-u"]}
+"""Notebook -> backend and extras, where a guide needs others than these."""
+USUAL = ["jax"]
 
 BUTTON = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
-SETUP = '''%pip install --quiet "keras-pruner[jax]"
+SETUP = '''%pip install --quiet "keras-pruner[{extras}]"
 
 import os
 
-os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported; or "tensorflow", "torch"'''
+os.environ["KERAS_BACKEND"] = "{backend}"  # before Keras is imported{others}'''
 
 
 def repository() -> str:
@@ -49,7 +53,11 @@ def notebook(name: str, guide: str) -> str:
     )
     button = BUTTON.format(url=f"https://colab.research.google.com/github/{path}")
     rest = re.sub(r"\]\(\.\./([^)]+)\)", rf"]({address}/blob/main/docs/\1)", rest)
-    made = jupytext.reads(f"{title}\n\n{button}\n\n```python\n{SETUP}\n```\n{rest}", fmt="md")
+    rest = rest.replace("<!-- backend: tensorflow -->\n", "")  # the setup chooses it
+    backend, *more = NEEDS.get(name, USUAL)
+    others = "" if name in NEEDS else '; or "tensorflow", "torch"'
+    setup = SETUP.format(extras=",".join([backend, *more]), backend=backend, others=others)
+    made = jupytext.reads(f"{title}\n\n{button}\n\n```python\n{setup}\n```\n{rest}", fmt="md")
     made.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
     }

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,8 @@ def test_a_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert setup.source.startswith("%pip install")
+    if 'or "tensorflow"' not in setup.source and keras.backend.backend() not in setup.source:
+        pytest.skip("this guide needs another backend")
     notebook.cells.remove(setup)  # the package and the backend are those of the test
     nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
