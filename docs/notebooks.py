@@ -29,11 +29,11 @@ NEEDS = {"edge": ["tensorflow", "litert", "tflm", "ethos-u"]}
 USUAL = ["jax"]
 
 BUTTON = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
-SETUP = '''%pip install --quiet "keras-pruner[{extras}]"
+SETUP = """%pip install --quiet "keras-pruner[{extras}]"
 
 import os
 
-os.environ["KERAS_BACKEND"] = "{backend}"  # before Keras is imported{others}'''
+os.environ["KERAS_BACKEND"] = "{backend}"  # before Keras is imported{others}"""
 
 
 def repository() -> str:

@@ -1,4 +1,7 @@
-"""Run pytest once for each backend, and the tests that need none once.
+"""Run pytest once for each backend.
+
+Tests that need no backend run on the first one only. Those marked `one_backend` count as slow on
+all but the first.
 
     python tests/on_every_backend.py tensorflow jax torch -- [pytest arguments]
 
@@ -54,8 +57,9 @@ def main() -> int:
     worst, start = 0, time.monotonic()
     for i, backend in enumerate(backends):
         mine = list(arguments)
-        if i and where is not None:  # the first backend runs those that need none
-            mine[where] = f"({arguments[where]}) and not backend_free"
+        if i and where is not None:
+            asked = arguments[where].replace("slow", "(slow or one_backend)")
+            mine[where] = f"({asked}) and not backend_free"
         with tempfile.TemporaryDirectory() as cache:
             code, counts = run(backend, mine, cache)
         worst = max(worst, 0 if code == 5 else code)  # 5: nothing was selected

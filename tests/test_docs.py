@@ -41,14 +41,15 @@ def missing(code):
 SLOW = ("docs/guides/microcontrollers.md",)  # trains a network
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
-        for page in PAGES
-        if BLOCKS[page]
-    ],
-)
+def marked(page):
+    """A page with the marks of its test: what has no block for a backend runs on one."""
+    if page in SLOW:
+        return pytest.param(page, marks=pytest.mark.slow)
+    same = not any(backend for backend, *_ in BLOCKS[page])
+    return pytest.param(page, marks=pytest.mark.one_backend if same else ())
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES if BLOCKS[page]])
 def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
     """In the order of the page, in one namespace.
 

@@ -6,6 +6,8 @@ import pytest
 
 import keras_pruner as kp
 
+pytestmark = pytest.mark.one_backend
+
 BACKEND = keras.backend.backend()
 
 

@@ -220,6 +220,7 @@ EXTRAS = {
 }
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_docstring_examples_run(name, tmp_path, monkeypatch, capsys):
     for start, extra in EXTRAS.items():

@@ -9,6 +9,8 @@ from keras_pruner.quantization import check_zeros, merge_lora, zero_masks
 from keras_pruner.rules import Rules
 from keras_pruner.storage.keras_file import save_compressed
 
+pytestmark = pytest.mark.one_backend
+
 
 def pruned_model(seed=0):
     model = keras.Sequential(

@@ -13,6 +13,8 @@ from keras_pruner import model_file
 from keras_pruner.cli import commands
 from keras_pruner.criteria import magnitude, wanda
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture
 def dense(tmp_path):

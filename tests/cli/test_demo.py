@@ -7,6 +7,8 @@ import pytest
 import keras_pruner as kp
 from keras_pruner.cli import commands, demo
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):

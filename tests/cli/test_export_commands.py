@@ -11,6 +11,8 @@ import keras_pruner as kp
 from keras_pruner import model_file
 from keras_pruner.cli import commands
 
+pytestmark = pytest.mark.one_backend
+
 CONVERTS = keras.backend.backend() == "tensorflow"
 
 

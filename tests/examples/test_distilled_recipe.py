@@ -10,6 +10,8 @@ from models import values
 
 import keras_pruner as kp
 
+pytestmark = pytest.mark.one_backend
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
 from lib import recipe, stored_runs

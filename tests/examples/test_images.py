@@ -9,6 +9,8 @@ import pytest
 
 import keras_pruner as kp
 
+pytestmark = pytest.mark.one_backend
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
 import imagenet

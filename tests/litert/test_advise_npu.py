@@ -7,6 +7,8 @@ import pytest
 import keras_pruner as kp
 from keras_pruner.litert import npu_model
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 
 

@@ -9,6 +9,8 @@ import keras_pruner as kp
 from keras_pruner.litert import agreement
 from keras_pruner.litert.export import export_litert
 
+pytestmark = pytest.mark.one_backend
+
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
 converts_here = pytest.mark.skipif(

@@ -5,6 +5,8 @@ import pytest
 import keras_pruner as kp
 from keras_pruner.litert import convert, cost_model, latency
 
+pytestmark = pytest.mark.one_backend
+
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
 

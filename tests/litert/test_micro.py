@@ -12,6 +12,8 @@ import keras_pruner as kp
 from keras_pruner.litert import flatbuffer, micro
 from keras_pruner.litert.export import export_litert
 
+pytestmark = pytest.mark.one_backend
+
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
 X = np.random.default_rng(1).normal(size=(24, 12, 12, 4)).astype("float32")

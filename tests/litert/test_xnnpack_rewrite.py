@@ -4,6 +4,8 @@ import pytest
 
 from keras_pruner.litert.xnnpack_rewrite import missing, prepare_for_xnnpack
 
+pytestmark = pytest.mark.one_backend
+
 layers = keras.layers
 
 

@@ -7,6 +7,8 @@ import pytest
 import keras_pruner as kp
 from keras_pruner.litert.targets import TARGETS, ship
 
+pytestmark = pytest.mark.one_backend
+
 X = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
 
 

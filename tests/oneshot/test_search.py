@@ -6,6 +6,8 @@ from keras import layers
 import keras_pruner as kp
 from keras_pruner.oneshot import Calibration, search
 
+pytestmark = pytest.mark.one_backend
+
 
 def network(outputs=3):
     keras.utils.set_random_seed(0)

@@ -19,7 +19,10 @@ PLAIN = [
     f"{name}.{end}" for name in ("within", "images", "dot", "mixed") for end in ("h5", "keras")
 ]
 FILES = sorted(p.name for p in FOLDER.glob("*_*.*") if p.suffix in (".h5", ".keras"))
-pytestmark = pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`")
+pytestmark = [
+    pytest.mark.one_backend,
+    pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`"),
+]
 
 
 @pytest.mark.parametrize("name", FILES)
