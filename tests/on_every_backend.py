@@ -19,6 +19,9 @@ from collections import Counter
 from datetime import timedelta
 from importlib import metadata
 
+# A test runs a compiled step a few times: compiling it takes longer than running it.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 
 def run(backend: str, arguments: list[str], cache: str) -> tuple[int, Counter[str]]:
     """Run pytest on one backend; give back its exit code and what it counted.
@@ -31,7 +34,8 @@ def run(backend: str, arguments: list[str], cache: str) -> tuple[int, Counter[st
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, *arguments]
     print(f"\n--- {backend}: {' '.join(command[1:])}", flush=True)
     # One thread a worker: more of both only wait for each other.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "KERAS_BACKEND": backend}
+    environment = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": QUICKLY, **os.environ}
+    environment["KERAS_BACKEND"] = backend
     if backend == "jax" and not metadata.version("jax").startswith("0.5."):
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": cache,
