@@ -56,7 +56,8 @@ def load(path: str | Path, *, trust: bool = False, compile: bool = False) -> ker
         raise FileError(f"{path} {what}.")
     if not (zipfile.is_zipfile(path) or h5py.is_hdf5(path)):
         raise FileError(
-            f"{path} is damaged or not a model file: it is neither a .keras archive nor HDF5."
+            f"{path} is damaged or not a model file: it is neither a .keras archive nor HDF5. "
+            "Write it with model.save('model.keras'), or copy it again."
         )
     try:
         _check_contents(path)
@@ -113,7 +114,8 @@ def check_destination(path: Path, suffix: str) -> None:
     """Raise for another ending than `suffix`, a missing directory, or a directory."""
     if path.suffix != suffix:
         raise FileError(
-            f"The name of the file must end with {suffix!r}. Received: path={str(path)!r}."
+            f"The name of the file must end with {suffix!r}. Received: path={str(path)!r}. For "
+            f"example: {str(path.with_suffix(suffix) if path.name else f'model{suffix}')!r}."
         )
     if not path.parent.is_dir():
         raise FileError(
@@ -121,7 +123,10 @@ def check_destination(path: Path, suffix: str) -> None:
             f"Make the directory {str(path.parent)!r} first."
         )
     if path.is_dir():
-        raise FileError(f"A directory cannot be replaced by a file. Received: path={str(path)!r}.")
+        raise FileError(
+            f"A directory cannot be replaced by a file. Received: path={str(path)!r}. Name a file "
+            f"in it, such as {str(path / f'model{suffix}')!r}."
+        )
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> None:
@@ -157,7 +162,9 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
         with Path(path).open("rb") as file, np.load(file) as found:
             return dict(found)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileError(f"{path} is not an .npz file, as numpy.savez writes it.") from error
+        raise FileError(
+            f"{path} is not an .npz file. Write one with numpy.savez({str(path)!r}, x=inputs)."
+        ) from error
 
 
 def samples(path: str | Path, model: keras.Model) -> Any:

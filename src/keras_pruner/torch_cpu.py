@@ -160,7 +160,8 @@ def sparse_inference(
     if not error <= _TOLERANCE:
         raise RuntimeError(
             f"The relative error of the sparse outputs is {error:.1e}, and {_TOLERANCE:.0e} is "
-            "allowed: a layer must do more than its class says."
+            "allowed. A subclass of Dense or a convolution may compute more than its base class: "
+            "serve this model dense."
         )
     return SparseInference(tuple(rows), error, copied)
 

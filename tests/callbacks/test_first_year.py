@@ -62,8 +62,42 @@ def test_nothing_left_to_train_is_an_empty_history_as_in_plain_keras(data):
         assert fit(model, data, callback, initial_epoch=4).history == {}
         assert find(model) is None
         assert model.optimizer is optimizer
-    fit(model, data, kp.GradualPruning(0.8))
+    ended = kp.GradualPruning(0.8)
+    fit(model, data, ended)
+    assert fit(model, data, ended, initial_epoch=4).history == {}
+    assert find(model) is None
     assert sparsity(kernels(model)) == pytest.approx(0.8)
+
+
+def test_an_optimizer_that_is_replaced_in_the_middle_is_refused(data):
+    class Replace(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.optimizer = keras.optimizers.SGD(0.01)
+
+    model = mlp_by_sgd()
+    with pytest.raises(RuntimeError, match=r"was replaced in the middle.*learning_rate"):
+        fit(model, data, kp.GradualPruning(0.8), Replace())
+
+
+def test_a_model_compiled_anew_in_mid_schedule_goes_on_with_the_same_callback(data):
+    callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=20))
+    model = mlp_by_sgd()
+    start = model.get_weights()
+    with pytest.warns(UserWarning, match="too short"):
+        fit(model, data, callback)
+    model.compile(keras.optimizers.SGD(0.01), loss=model.loss)
+    fit(model, data, callback, epochs=2)
+    assert callback.pruner.step == 24
+    assert sparsity(kernels(model)) == pytest.approx(0.8)
+    # Another fold of a cross-validation: the zeros are gone, and the schedule begins anew.
+    again = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=20))
+    for _ in range(2):
+        model.set_weights(start)
+        model.compile(keras.optimizers.SGD(0.01), loss=model.loss)
+        with pytest.warns(UserWarning, match="ends at step 16"):
+            fit(model, data, again)
+        assert again.pruner.step == 16
 
 
 def test_terminate_on_nan_stops_quietly_with_a_history(data):
@@ -187,6 +221,9 @@ def test_an_optimizer_that_trains_more_than_the_pruners_model_names_the_ways_out
     gradients = [keras.ops.zeros(v.shape) for v in variables]
     with pytest.raises(ValueError, match=r"built for .*optimizer\.build\("):
         optimizer.apply(gradients, variables)
+    numbers = [keras.ops.copy(v.value) for v in variables]
+    with pytest.raises(ValueError, match=r"8 weights to train.*built for 4"):
+        optimizer.stateless_apply([v.value for v in optimizer.variables], gradients, numbers)
     both = keras.optimizers.SGD()
     both.build(variables)
     kp.Pruner(encoder, kp.ConstantSparsity(0.5)).wrap(both)

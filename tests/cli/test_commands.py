@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -489,3 +490,22 @@ def test_names_that_the_stream_cannot_encode_are_escaped(tmp_path):
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="層")]).save(path)
     printed = run("inspect", path, PYTHONIOENCODING="cp1252")
     assert b"\\u5c64/kernel" in printed
+
+
+def test_files_whose_names_the_stream_cannot_encode_are_written_and_named(
+    dense, tmp_path, monkeypatch
+):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, "cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    pruned, small = tmp_path / "模.keras", tmp_path / "型.safetensors"
+    for command in (
+        ["prune", dense, "--sparsity", "0.5", "-o", pruned],
+        ["export", dense, small],
+        ["compare", dense, pruned],
+    ):
+        assert commands.main([str(part) for part in command]) == 0
+    stream.flush()
+    assert rb"\u6a21.keras" in written.getvalue()
+    assert rb"\u578b.safetensors" in written.getvalue()
+    assert small.exists()

@@ -57,7 +57,7 @@ def test_speedups_are_measured_once_and_then_read(capsys, saved, tmp_path, monke
     assert "make the directory" in fails(
         capsys, "advise", saved, "--speedups", tmp_path / "no" / "g"
     )
-    assert "not for .keras" in fails(
+    assert "--speedups is for .tflite files" in fails(
         capsys, "export", saved, tmp_path / "s.keras", "--speedups", path
     )
 
@@ -119,7 +119,7 @@ def test_bad_exports_are_refused_before_anything_is_loaded(capsys, saved, tmp_pa
     assert "not for .keras files" in fails(
         capsys, "export", nothing, tmp_path / "out.keras", "--weights", "int8"
     )
-    assert "not for .safetensors files" in fails(
+    assert "--runtime is for .tflite files" in fails(
         capsys, "export", nothing, tmp_path / "o.safetensors", "--runtime", "litert-x86"
     )
     out.write_text("mine")
@@ -221,7 +221,7 @@ def test_a_target_decides_types_and_asks_for_samples(capsys, saved, tmp_path):
     command = ["export", saved, tmp_path / "out.tflite"]
     assert "needs --calibration" in fails(capsys, *command, "--target", "tflm")
     said = fails(capsys, *command, "--target", "wasm", "--weights", "int8")
-    assert "are not for --target" in said
+    assert "Leave out --weights and --input-shape" in said
     assert "give --target" in fails(capsys, *command, "--calibration", "samples.npz")
     keras_file = ["export", saved, tmp_path / "out.keras", "--target", "wasm"]
-    assert "not for .keras files" in fails(capsys, *keras_file)
+    assert "--target is for .tflite files" in fails(capsys, *keras_file)

@@ -61,6 +61,7 @@ class TestFits:
     [
         ({"flash": 0}, "`flash` must be"),
         ({"flash": 1000, "max_drop": 0.1}, "pass one of them. Received: flash=1000, max_drop=0.1"),
+        ({"flash": 1000, "confidence": 0.9}, "pass one of them. Received: .*confidence=0.9"),
         ({"flash": 1000, "target": "stm32"}, "`target` must be one of .*'stm32'"),
         ({"target": "tflm"}, "`target` is for `flash`"),
     ],

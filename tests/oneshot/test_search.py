@@ -54,7 +54,7 @@ def test_the_bound_may_be_met_everywhere_or_nowhere():
 
 @pytest.mark.parametrize("outputs", [3, 1])
 def test_without_a_metric_it_is_agreement_with_the_dense_model(outputs):
-    curve = kp.find_sparsity(network(outputs), samples(), max_drop=0.2, tolerance=0.3)
+    curve = kp.find_sparsity(network(outputs), samples(), max_drop=0.3, tolerance=0.3)
     assert curve.dense == 1
     assert all(0 <= metric <= 1 for _, metric in curve.points)
 
@@ -130,7 +130,7 @@ def test_every_measurement_begins_with_the_same_states(metric):
     assert set(kp.sensitivity(model, given, metric=metric, sparsities=(0.0,)).drops.values()) == {
         (0.0,)
     }
-    kp.find_sparsity(model, masks_alone(), metric=metric, tolerance=0.5)
+    kp.find_sparsity(model, masks_alone(), metric=metric, tolerance=0.5, confidence=0.5)
     assert float(model.layers[-1].runs) == 0
 
 
@@ -141,10 +141,11 @@ def test_every_measurement_begins_with_the_same_states(metric):
         ([0.5, 0.9], r"Received: \[0.5, 0.9\]. .*`lambda model: metric\(model\)\[-1\]`"),
         ({"loss": 0.5}, r"Received: \{'loss': 0.5\}. .*`lambda model: metric\(model\)\['loss'\]`"),
         (np.ones(2), r"`lambda model: metric\(model\)\[-1\]`"),
+        (np.full(64, np.nan), r"Received: <ndarray of shape \(64,\)>.$"),
     ],
 )
-def test_a_metric_gives_one_number(given, message):
-    with pytest.raises(ValueError, match="`metric` must give a finite number. .*" + message):
+def test_a_metric_gives_one_number_or_one_per_sample(given, message):
+    with pytest.raises(ValueError, match="`metric` must give a finite number.*" + message):
         kp.find_sparsity(network(), samples(), metric=lambda _: given)
 
 
@@ -216,23 +217,16 @@ def test_only_weights_that_the_options_prune_are_set_to_zero_for_the_range():
     assert seen[:2] == [[True, True], [False, True]]
 
 
-def test_without_a_metric_it_is_measured_on_samples_that_are_not_calibrated_on(monkeypatch):
-    seen, original = [], search.prune
-
-    def recorded(*arguments, calibration, **options):
-        seen.append(calibration.data)
-        return original(*arguments, calibration=calibration, **options)
-
-    monkeypatch.setattr(search, "prune", recorded)
-    x = samples(128)
-    curve = kp.find_sparsity(network(), x, max_drop=0.2, tolerance=0.5)
-    held = np.arange(128) % 4 == 2
-    np.testing.assert_array_equal(seen[0], x[~held])
-    assert curve.samples == 32
-    assert curve.metric == "agreement of the largest output with the dense model's"
-    text = str(curve)
-    assert "within a drop of 0.2 in agreement of the largest output" in text
-    assert "Measured on 32 samples that were not calibrated on: the drop is uncertain by ±" in text
+@pytest.mark.parametrize(("asked", "fitted", "measured"), [(1024, 150, 50), (40, 40, 120)])
+def test_without_a_metric_it_is_measured_on_samples_that_are_not_calibrated_on(
+    asked, fitted, measured, monkeypatch
+):
+    held = []
+    monkeypatch.setattr(search, "_agreement", lambda _, samples: held.append(samples.inputs))
+    calibration = Calibration(samples(200), samples=asked)
+    _, fit = search._chosen(None, network(), calibration)
+    assert (len(fit), len(held[0])) == (fitted, measured)
+    assert not {row.tobytes() for row in fit.inputs} & {row.tobytes() for row in held[0]}
 
 
 def test_too_few_samples_to_calibrate_and_to_measure():
@@ -240,17 +234,73 @@ def test_too_few_samples_to_calibrate_and_to_measure():
         kp.find_sparsity(network(), samples(20))
 
 
-def test_a_few_samples_leave_the_answer_uncertain():
-    few, many = (
-        kp.reports.SparsityCurve(0.5, 0.01, 1.0, ((0.5, 0.995),), "agreement", count)
-        for count in (64, 100_000)
+def right_of(pruned, count=400):
+    """One score per sample: right on all, but for a share that grows with the zeros."""
+    return np.arange(count) >= round(count * 0.2 * zeros(pruned))
+
+
+def test_with_a_score_per_sample_the_sampling_error_counts():
+    options = {"metric": right_of, "max_drop": 0.1, "tolerance": 0.02}
+    measured = kp.find_sparsity(network(), masks_alone(), confidence=0.5, **options)
+    assert 0.47 < measured.sparsity < 0.52
+    assert measured.limits == pytest.approx([1 - metric for _, metric in measured.points])
+    sure = kp.find_sparsity(network(), masks_alone(), **options)
+    assert 0.3 < sure.sparsity < 0.4
+    assert (sure.confidence, sure.samples, sure.dense) == (0.95, 400, 1.0)
+    limits = dict(zip((s for s, _ in sure.points), sure.limits, strict=True))
+    assert limits[sure.sparsity] <= 0.1
+    assert "Measured on 400 samples: with 95% confidence, the drop on other samples" in str(sure)
+
+
+def test_a_metric_scores_the_same_samples_each_time():
+    with pytest.raises(ValueError, match=r"the same samples.*\(64,\).*then \(32,\)"):
+        kp.find_sparsity(
+            network(),
+            masks_alone(),
+            metric=lambda m: np.ones(32 if 0 < zeros(m) < 1 else 64) * (zeros(m) < 1),
+            max_drop=0.5,
+        )
+
+
+def test_a_metric_of_one_number_leaves_its_uncertainty_unknown():
+    curve = kp.find_sparsity(network(), masks_alone(), metric=accuracy_like, tolerance=0.5)
+    assert (curve.samples, curve.limits) == (None, ())
+    assert "one score per sample" in str(curve)
+
+
+def test_a_bound_that_no_sample_meets_says_why():
+    curve = kp.find_sparsity(
+        network(),
+        masks_alone(),
+        metric=lambda m: right_of(m) & (np.arange(400) >= 60 * (zeros(m) > 0)),
+        max_drop=0.1,
+        tolerance=0.3,
     )
-    assert few.uncertainty > 0.01 > 1e-3 > many.uncertainty
-    assert "pass more samples" in str(few)
-    assert "pass more samples" not in str(many)
-    given = kp.reports.SparsityCurve(0.5, 0.01, 1.0, ((0.5, 0.995),), "the given metric")
-    assert given.uncertainty is None
-    assert "neither the metric nor the calibration has used" in str(given)
+    assert curve.sparsity == 0
+    assert "400 samples do not confirm any of these sparsities with 95% confidence" in str(curve)
+
+
+def test_too_few_samples_to_confirm_a_bound_are_refused_before_any_work():
+    model = network()
+    with pytest.raises(ValueError, match=r"32 samples.* 95% .*max_drop=0\.01.* on \d{3,} .*0\.5"):
+        kp.find_sparsity(model, samples())
+    with pytest.raises(ValueError, match=r"a larger `max_drop`"):
+        kp.find_sparsity(model, samples(), max_drop=0)
+    assert kp.find_sparsity(model, samples(), confidence=0.5, tolerance=0.5).samples == 32
+    enough = 400
+    search._check_enough(enough, 0.9, 0.01, 0.95)
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("gained", [0.0, 0.5])
+def test_the_limit_covers_the_true_drop_in_nineteen_of_twenty_draws(rate, gained):
+    """Samples that are lost at `rate`, and others that are won, at a share of it."""
+    rng = np.random.default_rng(0)
+    thresholds = np.cumsum([rate, gained * rate])
+    draws = rng.uniform(size=(2000, 500))
+    lost = np.where(draws < thresholds[0], 1.0, np.where(draws < thresholds[1], -1.0, 0.0))
+    limits = [search._largest_drop(row, np.zeros(500), 1.0, 0.95) for row in lost]
+    assert np.mean(np.array(limits) >= rate * (1 - gained)) > 0.93
 
 
 def test_outputs_that_are_not_clear_are_noticed():
@@ -308,6 +358,7 @@ def test_progress_is_shown_step_by_step(monkeypatch):
         (lambda m: kp.sensitivity(m, metric="accuracy"), "must be a function model"),
         (lambda m: kp.sensitivity(m, metric=lambda _: np.nan), "must give a finite number"),
         (lambda m: kp.find_sparsity(m, samples(), tolerance=0), "`tolerance` must be"),
+        (lambda m: kp.find_sparsity(m, samples(), confidence=95), r"\[0.5, 1\).*confidence=95"),
         (lambda m: kp.find_sparsity(m, samples(), highest=98), "highest=0.98"),
         (lambda m: kp.find_sparsity(m, samples(), copy=True), "`copy` has nothing to do"),
         (lambda m: kp.sensitivity(m), "either calibration samples or a metric"),

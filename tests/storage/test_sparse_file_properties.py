@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 import keras_pruner as kp
 
+PLAIN = {"kernel_initializer": "zeros"}  # drawing numbers is compiled for each shape on JAX
 BOUNDS = {"float16": 2**-11, "float8": 1 / 16, "shared": np.inf}
 NM = st.sampled_from([None, (1, 2), (1, 4), (2, 4), (4, 8)])
 
@@ -60,9 +61,9 @@ def model_of(weight):
     if window:
         kind = keras.layers.Conv1D if len(window) == 1 else keras.layers.Conv2D
         size = window if len(window) > 1 else window[0]
-        layer = kind(outputs, size, padding="same", name="layer")
+        layer = kind(outputs, size, padding="same", name="layer", **PLAIN)
     else:
-        layer = keras.layers.Dense(outputs, name="layer")
+        layer = keras.layers.Dense(outputs, name="layer", **PLAIN)
     model = keras.Sequential([layer])
     model.build((None, *(4 for _ in window), inputs))
     layer.set_weights([weight, np.full(outputs, -0.0, np.float32)])

@@ -38,16 +38,22 @@ def expected(kind, optimizer):
     return OWN if kind == ".keras" and "own" in optimizer else None
 
 
+class Load(keras.callbacks.Callback):
+    """Loads the weights of a file when the training begins."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def on_train_begin(self, logs=None):
+        self.model.load_weights(self.path)
+
+
 def read(kind, path, make):
     """The model, and the callback that loads what a file of weights holds."""
     if kind != ".weights.h5":
         return keras.saving.load_model(path), []
-
-    class Load(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            self.model.load_weights(path)
-
-    return mlp(make()), [Load()]
+    return mlp(make()), [Load(path)]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,17 @@ def test_a_file_of_the_midst_goes_on_or_says_that_it_begins_anew(
         assert len(said) == 1
         assert warning in said[0]
     assert sparsity(kernels(model)) == pytest.approx(0.8)
+
+
+def test_what_the_warning_of_an_own_class_advises_goes_on_exactly(wholes, data, tmp_path):
+    whole = wholes.get("own") or fit(mlp(OPTIMIZERS["own"]()), data, kp.GradualPruning(0.8))
+    part, path = mlp(OPTIMIZERS["own"]()), str(tmp_path / "part.keras")
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, data, kp.GradualPruning(0.8), Stop(2))
+    part.save(path)
+    model = keras.saving.load_model(path)
+    fit(model, data, kp.GradualPruning(0.8), Load(path), first=2)
+    assert_equal(whole, model)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

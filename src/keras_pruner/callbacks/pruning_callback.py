@@ -133,16 +133,29 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         return KerasPruning(self.schedule, lambda: pruner.plan)
 
     def _kept_for(self, model: keras.Model, pruner: Pruner) -> "_Kept | None":
-        """What was kept of an ended pruning of this model, if it is of the same plan."""
-        kept = self._kept  # layers may have been unfrozen
+        """What was kept of an earlier pruning of this model, if it is of the same plan."""
+        kept = self._kept or self._unfinished(model)  # layers may have been unfrozen
         is_same = kept is not None and kept.model() is model and pruner.can_adopt(kept.pruning)
         return kept if is_same else None
+
+    def _unfinished(self, model: keras.Model) -> "_Kept | None":
+        """What to go on from where the model was compiled anew in the middle of the schedule.
+
+        None for a model that has lost its zeros, as in the next fold of a cross-validation.
+        """
+        before = self._pruner if self._goes_on else None
+        if before is None or before.model is not model or not before.is_on_optimizer:
+            return None
+        pruning, state = before.pruning, before.state
+        if not state.has_begun or sparsity_of_weights(pruning) < before.sparsity / 2:
+            return None
+        return _Kept(weakref.ref(model), pruning, state, None, None, None)
 
     # ---------------------------------------------------------------- hooks of `fit`
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Note that this is a training."""
-        self._fit.is_training = True
+        self._fit.is_training, self._fit.optimizer = True, self.model.optimizer
         if find(self.model) is not self.pruner.pruning:
             raise ValueError(
                 "Two callbacks prune the same model in one `fit`. Pass one: `GradualPruning` "
@@ -220,6 +233,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         """Update the masks if due."""
         if self._fit.batches == 1:
             self._check_optimizer()
+        self._check_not_replaced()
         self._fit.batches += 1
         self.pruner.update()
 
@@ -252,7 +266,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         pruner, fit, model = self.pruner, self._fit, self.model
         fit.is_training = False
         if not fit.has_epochs and not fit.batches:  # there was nothing left to train
-            if not pruner.state.has_begun:
+            if pruner.state.updated_at < 0:
                 self._undo()
             elif pruner.finished:
                 self._release()
@@ -317,6 +331,17 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             "call `pruner.update()` before every step."
         )
 
+    def _check_not_replaced(self) -> None:
+        """Raise if the model has another optimizer than the one that prunes."""
+        model = self.model
+        if model.optimizer is not (self._fit.optimizer or model.optimizer):
+            raise RuntimeError(
+                f"The optimizer of {model.name!r} was replaced in the middle of `fit`, and the new "
+                "one does not prune. Change its settings instead, such as "
+                "`model.optimizer.learning_rate = 1e-4`; or end this `fit`, compile the model, and "
+                "call `fit` again with the same callback."
+            )
+
     def _warn_of_another_optimizer(self) -> None:
         name = self.model.name  # on JAX this brings the variables up to date
         pruner = self.pruner
@@ -342,13 +367,13 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
 @dataclasses.dataclass
 class _Kept:
-    """What a callback keeps of an ended pruning, for the next `fit` of the same model.
+    """What a callback keeps of a pruning, for the next `fit` of the same model.
 
     Attributes:
         model: the model, weakly.
         pruning: with its masks and its variables.
         state: to go on from.
-        sparsity: of the masks; None for zeros that are looked for anew.
+        sparsity: of the masks of an ended one; None for zeros that are looked for anew.
         settings: the model's compile settings.
         step: its compiled step, which serves again with the same masks.
     """
@@ -372,6 +397,7 @@ class _Fit:
     Attributes:
         beside: the callbacks of the same `fit`.
         is_training: whether it is a training, and no `evaluate` or `predict`.
+        optimizer: of the model when the training began.
         has_epochs: whether an epoch has begun.
         first_epoch: in which the schedule began, or this `fit` if that is not known.
         first_step: the step of the schedule at that time.
@@ -386,6 +412,7 @@ class _Fit:
 
     beside: Sequence[keras.callbacks.Callback] = ()
     is_training: bool = False
+    optimizer: Any = None
     has_epochs: bool = False
     first_epoch: int = 0
     first_step: int = 0

@@ -32,7 +32,8 @@ def macs(model: keras.Model, inputs: Any = None) -> int:
     unknown = [call.name for call in graph.calls if _is_unknown(call.layer)]
     if unknown:
         raise ValueError(
-            f"`model` has layers with weights whose multiplications are not known: {unknown}."
+            f"`model` has layers with weights whose multiplications are not known: {unknown}. "
+            "Pass `weights`, the fraction of weights to keep, in place of `macs`."
         )
     return channels_of(graph).macs()
 

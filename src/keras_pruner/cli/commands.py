@@ -110,7 +110,8 @@ def _show(arguments: Arguments, *parts: Report | str, data: dict[str, Any] | Non
         print(as_json(data))
         return
     texts = [p.full() if arguments.full and isinstance(p, Report) else str(p) for p in parts]
-    print("\n\n".join(texts).replace("print(report.full())", "pass --full"))
+    text = "\n\n".join(texts).replace("print(report.full())", "pass --full")
+    print(tables.encodable(text))  # also where the name of a file cannot be shown
 
 
 # ------------------------------------------------------------------ types of arguments
@@ -433,7 +434,10 @@ def _find_sparsity(arguments: Arguments) -> None:
     if arguments.flash is None and arguments.target:
         arguments.misused("--target needs --flash BYTES")
     model = model_file.load(arguments.model, trust=arguments.trust)
-    limits: dict[str, Any] = {"max_drop": arguments.max_drop}
+    limits: dict[str, Any] = {
+        "max_drop": arguments.max_drop,
+        "confidence": arguments.confidence,
+    }
     if arguments.flash is not None:
         limits |= {"flash": arguments.flash, "target": arguments.target}
     found = find_sparsity(
@@ -471,7 +475,10 @@ def _runtime(arguments: Arguments) -> str | SpeedupTable:
     try:
         return SpeedupTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise model_file.FileError(f"{path} holds no table of speed-ups: {error}") from None
+        raise model_file.FileError(
+            f"--speedups {path} holds no table of speed-ups: {error}. Name a file that does not "
+            "exist: they are measured and written to it."
+        ) from None
 
 
 def _export(arguments: Arguments) -> None:
@@ -515,11 +522,17 @@ def _check_export(arguments: Arguments, output: Path) -> None:
     if output.suffix not in _WEIGHTS_BY_ENDING:
         raise ValueError(f"{output} must end in .tflite, .keras or .safetensors.")
     if arguments.weights not in _WEIGHTS_BY_ENDING[output.suffix]:
-        raise ValueError(f"--weights {arguments.weights} is not for {output.suffix} files.")
+        known = ", ".join(_WEIGHTS_BY_ENDING[output.suffix])
+        raise ValueError(
+            f"--weights {arguments.weights} is not for {output.suffix} files. Choose from: {known}."
+        )
     _check_target(arguments)
     for option in ("runtime", "speedups", "input_shape", "target"):
         if output.suffix != ".tflite" and getattr(arguments, option):
-            raise ValueError(f"`{option}` is not for {output.suffix} files.")
+            raise ValueError(
+                f"--{option.replace('_', '-')} is for .tflite files. Received: {output}. Leave it "
+                "out, or end the output in .tflite."
+            )
     model_file.check_free(output, overwrite=arguments.force)
 
 
@@ -530,7 +543,10 @@ def _check_target(arguments: Arguments) -> None:
             raise ValueError("--calibration is for integer files: give --target, such as tflm.")
         return
     if arguments.weights != "float32" or arguments.input_shape:
-        raise ValueError("--weights and --input-shape are not for --target, which decides them.")
+        raise ValueError(
+            "--target decides the types and shapes of the file. Leave out --weights and "
+            "--input-shape."
+        )
     if needs_samples(arguments.target) and arguments.calibration is None:
         raise ValueError(
             f"--target {arguments.target} computes in integers and needs --calibration "
@@ -706,6 +722,11 @@ COMMANDS = {
             _option(
                 "--max-drop X",
                 "largest drop of the agreement with the dense model; default: 0.01",
+                type=float,
+            ),
+            _option(
+                "--confidence P",
+                "with which the drop stays so small on other samples; default: 0.95",
                 type=float,
             ),
             _option(

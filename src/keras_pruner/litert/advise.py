@@ -79,7 +79,7 @@ class Advice(Report):
 
     def headline(self) -> str:
         """The estimated speed-up of the whole model."""
-        result = f"{self.speedup:.1f}x faster" if self.speedup > 1 else "not faster"
+        result = f"{self.speedup:.1f}x faster" if self.speedup >= 1.05 else "not faster"
         return f"{self.runtime} at sparsity {self.sparsity:g}: {result}"
 
     def tables(self) -> list[Table]:
@@ -180,13 +180,13 @@ def advise(
     costs = [site.cost(part) for part in parts]
     fixed = sum(part.fixed for part in parts)
     total = sum(costs) + fixed
-    found, sparse_total = [], fixed
+    found, saved = [], 0.0
     for part, cost in zip(parts, costs, strict=True):
         best, speedup, reason = site.judge(part)
-        sparse_total += cost / speedup
+        saved += cost - cost / speedup
         if part.target:
             found.append(LayerAdvice(part.path, cost / (total or 1.0), best, speedup, reason))
-    whole = total / sparse_total if total else 1.0
+    whole = total / (total - saved) if total else 1.0
     hints = _hints(runtime, parts, is_faster=any(row.pattern is not None for row in found))
     hints = (*hints, *_shrinking(model, runtime, parts))
     return Advice(runtime, sparsity, tuple(found), whole, hints)
@@ -204,16 +204,15 @@ def _advise_npu(
     plan = Rules().plan(model, frozen=True)
     targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
     total = sum(work.cycles(npu) for work in works) or 1.0
-    pruned, rows, seen = 0.0, [], set()
+    saved, rows, seen = 0.0, [], set()
     for work in works:
         kernel = getattr(work.layer, "kernel", None)
         target = targets.get(id(kernel)) if work.weights else None
         cycles = work.cycles(npu)
         if target is None:
-            pruned += cycles
             continue
         best, after, reason = _judge_npu(work, npu, sparsity, pattern)
-        pruned += after
+        saved += cycles - after
         if target.path not in seen:  # a shared layer has one kernel
             seen.add(target.path)
             rows.append(LayerAdvice(target.path, cycles / total, best, cycles / after, reason))
@@ -221,7 +220,7 @@ def _advise_npu(
     hints += _not_estimated(model, works)
     if all(row.pattern is None for row in rows):
         hints.insert(0, "No layer runs faster: settings() prunes for a smaller file.")
-    return Advice(accelerator, sparsity, tuple(rows), total / pruned, tuple(hints))
+    return Advice(accelerator, sparsity, tuple(rows), total / (total - saved), tuple(hints))
 
 
 def _judge_npu(

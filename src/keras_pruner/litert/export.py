@@ -249,29 +249,33 @@ def _check_activations(
     if activations == "float32":
         if float_interface:
             raise ValueError(
-                '`float_interface` is for integer activations. Received: activations="float32".'
+                "`float_interface` is for integer activations. Received: float_interface=True, "
+                'activations="float32". Leave it out, or pass activations="int8".'
             )
         return
     if weights != "int8":
         raise ValueError(
-            f'activations={activations!r} needs weights="int8". Received: weights={weights!r}.'
+            f'activations={activations!r} needs weights="int8". Received: weights={weights!r}. '
+            'Pass weights="int8" too, or leave out `activations`.'
         )
     if samples is None:
         raise ValueError(
             f"activations={activations!r} needs `samples`: typical inputs, from which the range of "
-            "every tensor is found. About 100 suffice. Received: samples=None."
+            "every tensor is found. Received: samples=None. Pass about 100, samples=x[:100]."
         )
 
 
 def _check_finite(batches: list[list[np.ndarray]]) -> None:
     floats = [array for batch in batches for array in batch if array.dtype.kind == "f"]
     if not all(np.isfinite(array).all() for array in floats):
-        raise ValueError("`samples` must be finite. Received: samples with NaN or infinity.")
+        raise ValueError(
+            "`samples` must be finite. Received: samples with NaN or infinity. Leave those out."
+        )
     values = {value for array in floats for value in (array.min(), array.max())}
     if len(values) == 1:
         raise ValueError(
             "`samples` must be typical inputs, from which ranges can be found. Received: samples "
-            f"of the constant {values.pop():g}."
+            f"of the constant {values.pop():g}. Pass about 100 real ones."
         )
 
 

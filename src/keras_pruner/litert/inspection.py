@@ -98,7 +98,7 @@ def inspect(path: str | os.PathLike[str], *, group: int = 4) -> Contents:
             weights = _weights(model, group)
             found = eligibility(model)
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, OverflowError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from None
+        raise ValueError(f"{str(path)!r} is damaged: {error}. Copy or export it again.") from None
     return Contents(str(path), Path(path).stat().st_size, tuple(weights), found, group)
 
 

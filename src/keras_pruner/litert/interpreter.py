@@ -45,7 +45,10 @@ def load(
                 runner.resize_tensor_input(detail["index"], shape)
         runner.allocate_tensors()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"LiteRT cannot run {str(path)!r}: {error}") from None
+        raise ValueError(
+            f"LiteRT cannot run {str(path)!r}: {error} If it was made for another runtime, such as "
+            "TensorFlow Lite Micro or an Ethos-U, run it there; else export the model again."
+        ) from None
     return runner
 
 

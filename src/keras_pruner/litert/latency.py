@@ -123,7 +123,7 @@ def benchmark(
     if inputs[0] != inputs[1]:
         raise ValueError(
             "`dense` and `pruned` must have the same inputs. "
-            f"Received: {inputs[0]} and {inputs[1]}."
+            f"Received: {inputs[0]} and {inputs[1]}. Export both with the same `input_signature`."
         )
     files = [str(Path(path).resolve()) for path in (dense, pruned)]
     timings = []
@@ -210,7 +210,8 @@ def measure_speedups(
     if known is None:
         raise ValueError(
             "Speed-ups are measured on x86-64 and 64-bit ARM. Received: a machine of type "
-            f"{platform.machine()!r}."
+            f"{platform.machine()!r}. Measure on the device, or use the tables of the package: "
+            'kp.advise(model, "litert-arm").'
         )
     points: list[Point] = []
     with (

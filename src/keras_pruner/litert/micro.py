@@ -219,7 +219,8 @@ def export_micro(
         measured = _checked(trial, chosen, ram, flash)
         if header is not None:
             with atomic_write(header, ".h") as text:
-                text.write_text(_c_array(unfinished.read_bytes(), Path(header).stem, measured))
+                array = _c_array(unfinished.read_bytes(), Path(header).stem, measured)
+                text.write_text(array, encoding="ascii")
         size, plain_size = unfinished.stat().st_size, plain.stat().st_size
         rows, operators = trial.described(chosen), _resolver(trial.read(chosen))
     return MicroExport(
@@ -251,7 +252,7 @@ def _resolver(content: Any) -> tuple[str, ...]:
 
 def _c_array(data: bytes, name: str, measured: "_Measured") -> str:
     """A file as an array in C."""
-    name = re.sub(r"\W", "_", name)
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)
     name = f"model_{name}" if name[:1].isdigit() else name
     numbers = [f"0x{byte:02x}" for byte in data]
     lines = [", ".join(numbers[i : i + 16]) for i in range(0, len(numbers), 16)]

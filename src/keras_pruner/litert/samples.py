@@ -24,7 +24,7 @@ def signature_of(model: keras.Model, given: Signature | None) -> Signature:
         if inputs and len(given) != len(inputs):
             raise ValueError(
                 f"`input_signature` must have one keras.InputSpec for each of the {len(inputs)} "
-                f"inputs. Received: {len(given)}."
+                f"inputs. Received: {len(given)}. The inputs are {[i.name for i in inputs]}."
             )
         names = [i.name for i in inputs or []] or [f"input_{i}" for i in range(len(given))]
         return [
@@ -56,7 +56,8 @@ def batches_of(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
     if len(arrays) != len(signature):
         raise ValueError(
             f"`samples` must have one array for each of the {len(signature)} inputs. "
-            f"Received: {len(arrays)}."
+            f"Received: {len(arrays)}. Pass them in this order: "
+            f"{[spec.name for spec in signature]}."
         )
     cut = []
     for array, shape, spec in zip(arrays, shapes, signature, strict=True):
@@ -64,13 +65,16 @@ def batches_of(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
         if array.shape[1:] != shape[1:] or len(array) < shape[0]:
             raise ValueError(
                 f"`samples` must hold at least {shape[0]} of shape {shape[1:]} for "
-                f"{spec.name!r}. Received: shape {array.shape}."
+                f"{spec.name!r}. Received: shape {array.shape}. The first axis numbers the "
+                "samples; the others must be those of the input."
             )
         whole = array[: len(array) // shape[0] * shape[0]].astype(spec.dtype)
         cut.append(np.split(whole, len(whole) // shape[0]))
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
-        raise ValueError(f"`samples` must hold as many of each input. Received: {lengths}.")
+        raise ValueError(
+            f"`samples` must hold as many of each input. Received: {lengths}. Cut the longer ones."
+        )
     return [list(batch) for batch in zip(*cut, strict=True)]
 
 

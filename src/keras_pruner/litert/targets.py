@@ -37,7 +37,8 @@ def check_target(target: str, samples: Any) -> None:
     if samples is None and needs_samples(target):
         raise ValueError(
             f"target={target!r} computes in integers and needs `samples`: typical inputs, from "
-            "which the range of every tensor is found. About 100 suffice. Received: samples=None."
+            "which the range of every tensor is found. Received: samples=None. Pass about 100, "
+            "samples=x[:100]."
         )
 
 

@@ -180,7 +180,11 @@ def _graph_of_images(model: keras.Model) -> ModelGraph:
             f"{shapes}. Build it with a fixed input_shape."
         )
     if keras.config.image_data_format() != "channels_last":
-        raise ValueError('`model` must be built with the image data format "channels_last".')
+        raise ValueError(
+            '`model` must be built with the image data format "channels_last". Received: '
+            '"channels_first". Call keras.config.set_image_data_format("channels_last"), build '
+            "the model again, and `set_weights`: kernels have the same shape."
+        )
     return graph
 
 

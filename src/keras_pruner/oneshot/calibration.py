@@ -122,12 +122,13 @@ class Samples:
         size = self.batch_size(self.most)
         return [self.take(slice(i, i + size)).inputs for i in range(0, len(self), size)]
 
-    def split(self, every: int = _EVERY) -> tuple["Samples", "Samples"]:
-        """Those to fit on, and each eighth one (or `every`-th one), which is held out.
+    def split(self, held: np.ndarray | None = None) -> tuple["Samples", "Samples"]:
+        """Those to fit on, and those to hold out: each eighth one, or a mask.
 
         Both come in batches of one size where that is possible, as JAX compiles for each size.
         """
-        held = np.arange(len(self)) % every == every // 2
+        if held is None:
+            held = np.arange(len(self)) % _EVERY == _EVERY // 2
         most = min(_BATCH, max(_LEAST_BATCH, int(held.sum())))
         whole = dataclasses.replace(self, most=most)
         return whole.take(~held), whole.take(held)

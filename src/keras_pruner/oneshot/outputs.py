@@ -33,13 +33,19 @@ def relative_error(outputs: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -
 
 
 def _relative_error(found: np.ndarray, dense: np.ndarray) -> float:
+    return float(errors_of_samples(found, dense).mean())
+
+
+def errors_of_samples(found: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """The relative error of each sample; their mean is that of the output."""
     wanted = np.ma.array(dense, mask=masked_logits(found, dense))
     with np.errstate(invalid="ignore"):
         missing, spread = (
-            float(np.ma.filled(np.square(difference).sum(), 0.0))
+            np.ma.filled(np.square(difference).reshape(len(dense), -1).sum(axis=1), 0.0)
             for difference in (found - wanted, wanted - wanted.mean(axis=0))
         )
-    return missing / max(spread, 1e-30) if np.isfinite(missing) else float("inf")
+    errors = missing / max(float(spread.mean()), 1e-30)
+    return np.where(np.isfinite(errors), errors, np.inf)
 
 
 def masked_logits(a: np.ndarray, b: np.ndarray) -> np.ndarray:

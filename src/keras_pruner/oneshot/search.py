@@ -3,6 +3,7 @@
 import dataclasses
 import numbers
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from keras_pruner.litert.targets import Shipped, check_target, ship
 from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot.calibration import LEAST, Calibration, Samples
 from keras_pruner.oneshot.listen import Values, undisturbed
-from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.outputs import errors_of_samples, outputs_of
 from keras_pruner.oneshot.prune import mask_alone, prune
 from keras_pruner.patterns import FixedPattern, Unstructured, fixed_conflict
 from keras_pruner.reporting.console import show_progress
@@ -25,15 +26,17 @@ from keras_pruner.reporting.tables import Table
 from keras_pruner.rules import Rules
 from keras_pruner.validation import check_integer, check_sparsity, shown
 
-Metric = Callable[[keras.Model], float]
+Metric = Callable[[keras.Model], Any]
 
-_MEASURED = 4
-"""Without a metric, each fourth sample is not calibrated on, but measured on."""
+_READ = 4
+"""Without a metric, so many times the samples of the calibration are read, to measure on the rest;
+where there are no more, on each fourth."""
 _RANGED = 100
 """Samples from which an integer file finds its ranges."""
 _NEARLY = 0.05
 """Two outputs are nearly equal if they differ by less of the largest one's height."""
 _MANY_UNCLEAR = 0.25
+_CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +44,22 @@ class SparsityCurve(Report):
     """What `find_sparsity` has found; prints as a table.
 
     Attributes:
-        sparsity: the largest one tried whose drop stays within the bound; 0 if none does.
+        sparsity: the largest one tried that meets the bound; 0 if none does.
         max_drop: the bound.
         dense: the metric of the dense model.
         points: (sparsity, metric) of everything that was tried, by rising sparsity.
         metric: its name.
-        samples: the number of samples that the metric was measured on, where that is known.
+        samples: the number of samples measured on, if the metric scores each one.
         unclear: the fraction of samples whose two largest dense outputs are nearly equal, where
             the metric is the agreement of the largest one; None for other metrics.
+        confidence: with which the drop on other samples is below `limits`.
+        limits: for each point the largest drop that the samples leave likely; empty if the
+            metric is one number.
 
     Example:
-        >>> curve = SparsityCurve(0.5, 0.02, 1.0, ((0.5, 0.99), (0.8, 0.9)), "agreement", 100)
+        >>> curve = SparsityCurve(0.5, 0.02, 1.0, ((0.5, 0.99), (0.8, 0.9)), "agreement")
         >>> print(curve.headline())
         largest sparsity within a drop of 0.02 in agreement: 0.5
-        >>> round(curve.uncertainty, 3)
-        0.014
     """
 
     sparsity: float
@@ -65,16 +69,8 @@ class SparsityCurve(Report):
     metric: str
     samples: int | None = None
     unclear: float | None = None
-
-    @property
-    def uncertainty(self) -> float | None:
-        """The standard error of the drop at the sparsity found, for fractions of samples."""
-        if self.samples is None:
-            return None
-        drop = self.dense - dict(self.points).get(self.sparsity, self.dense)
-        # Laplace's rule: that none of n samples differs does not make the drop certain.
-        rate = (drop * self.samples + 1) / (self.samples + 2)
-        return float(np.sqrt(max(rate * (1 - rate), 0.0) / self.samples))
+    confidence: float | None = None
+    limits: tuple[float, ...] = ()
 
     def headline(self) -> str:
         """The sparsity that was found."""
@@ -83,26 +79,18 @@ class SparsityCurve(Report):
 
     def tables(self) -> list[Table]:
         """The metric at each sparsity that was tried."""
+        limits: list[tuple[str, ...]] = [(f"{limit:.4f}",) for limit in self.limits]
+        limits = limits or [()] * len(self.points)
         rows = [
-            (f"{s:.4f}", f"{m:.4f}", f"{self.dense - m:.4f}", "<" if s == self.sparsity else "")
-            for s, m in self.points
+            (f"{s:.4f}", f"{m:.4f}", f"{self.dense - m:.4f}", *limit, "<" * (s == self.sparsity))
+            for (s, m), limit in zip(self.points, limits, strict=True)
         ]
-        return [Table("", [">sparsity", ">metric", ">drop", ""], rows)]
+        columns = [">sparsity", ">metric", ">drop", *([">at most"] if self.limits else []), ""]
+        return [Table("", columns, rows)]
 
     def notes(self) -> list[str]:
         """How certain the answer is, and whether the metric suits the outputs."""
-        notes = []
-        if self.uncertainty is None:
-            notes.append(
-                "The answer is as certain as the metric: check it on samples that neither the "
-                "metric nor the calibration has used."
-            )
-        else:
-            more = "; pass more samples" if self.uncertainty > self.max_drop / 2 else ""
-            notes.append(
-                f"Measured on {self.samples} samples that were not calibrated on: the drop is "
-                f"uncertain by ±{self.uncertainty:.2g} (one standard error){more}."
-            )
+        notes = [self._certainty()]
         if self.unclear is not None and self.unclear > _MANY_UNCLEAR:
             notes.append(
                 f"For {self.unclear:.0%} of the samples the two largest outputs are nearly equal, "
@@ -110,6 +98,24 @@ class SparsityCurve(Report):
                 "your own: `metric=lambda model: ...`, higher is better."
             )
         return notes
+
+    def _certainty(self) -> str:
+        if not self.limits:
+            return (
+                "The metric is one number, so its uncertainty is unknown, and the drop on other "
+                "samples can exceed the bound. Return an array with one score per sample, such as "
+                "`lambda model: model.predict(x).argmax(-1) == y`, to take it into account."
+            )
+        if not self.sparsity:
+            return (
+                f"{self.samples} samples do not confirm any of these sparsities with "
+                f"{self.confidence:.0%} confidence. Pass more samples, or a larger `max_drop`."
+            )
+        limit = self.limits[[sparsity for sparsity, _ in self.points].index(self.sparsity)]
+        return (
+            f"Measured on {self.samples} samples: with {self.confidence:.0%} confidence, the drop "
+            f"on other samples of the same kind is at most {limit:.2g} on average."
+        )
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the curve into an image file; needs `pip install keras-pruner[report]`."""
@@ -211,6 +217,7 @@ def find_sparsity(
     *,
     flash: None = None,
     max_drop: float | None = None,
+    confidence: float | None = None,
     metric: Metric | None = None,
     tolerance: float = 0.01,
     highest: float = 0.98,
@@ -237,6 +244,7 @@ def find_sparsity(
     calibration: Any,
     *,
     max_drop: float | None = None,
+    confidence: float | None = None,
     flash: int | None = None,
     target: str | None = None,
     metric: Metric | None = None,
@@ -256,14 +264,20 @@ def find_sparsity(
         calibration: samples, or a `Calibration` of them, as for `prune`.
         max_drop: by how much the metric may fall below the dense model's; less than it falls if
             all prunable weights are zero. None: 0.01.
+        confidence: with which the drop on other samples must stay within `max_drop`, in
+            [0.5, 1): the upper confidence limit of the drop decides, from the difference of both
+            models on each sample (after Agresti & Coull 1998). 0.5: the measured drop decides, and
+            is exceeded on other samples about every second time. None: 0.95. Without effect on a
+            metric that is one number.
         flash: bytes into which the file must fit; takes the place of `max_drop`.
         target: whose file must fit, with `flash`: "tflm", an accelerator such as "ethos-u55-128",
             "litert-x86", "litert-arm" or "wasm"; None: "tflm". Integer files find their ranges
             from up to 100 of the calibration samples.
-        metric: model -> number, higher is better, such as accuracy on labelled data that are not
-            in `calibration`. None: the fraction of samples whose largest output is the dense
-            model's, or for single outputs 1 - their relative error; measured on each fourth
-            sample, which is then not calibrated on.
+        metric: model -> an array with one score per sample, or one number, higher is better. For
+            accuracy on labelled data that are not in `calibration`:
+            `lambda model: model.predict(x).argmax(-1) == y`. None: whether the largest output is
+            the dense model's, or for single outputs 1 - their relative error; measured on samples
+            that are not calibrated on: up to three times as many, at least each fourth.
         tolerance: the precision of the sparsity.
         highest: the largest sparsity to try, in [0, 1).
         options: of `prune`, such as `pattern`, `allocation` or `filters`.
@@ -271,12 +285,13 @@ def find_sparsity(
     Raises:
         ValueError: for arguments that are wrong or contradict each other: also for a bound that a
             model of zeros meets, for a metric that is no higher for the model than for zeros,
-            such as a loss, and if the file does not fit at any sparsity.
+            such as a loss, for a bound that so few samples cannot confirm, and if the file does
+            not fit at any sparsity.
         RuntimeError: with `flash`, if the model cannot be exported.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-        >>> x = np.random.default_rng(0).normal(size=(256, 8))
+        >>> x = np.random.default_rng(0).normal(size=(512, 8))
         >>> curve = find_sparsity(model, x, max_drop=0.1)
         >>> 0 <= curve.sparsity < 1
         True
@@ -291,27 +306,30 @@ def find_sparsity(
         if target is not None:
             raise ValueError(f"`target` is for `flash`. Received: target={target!r}, flash=None.")
     else:
-        _check_flash(flash, target or "tflm", max_drop)
+        _check_flash(flash, target or "tflm", max_drop, confidence)
     if max_drop is not None and not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
         raise ValueError(
             f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
         )
+    confidence = _checked_confidence(confidence)
     _check_options(options, highest)
     check_model(model)
     calibration = Calibration.of(calibration)
-    samples = calibration.read(model)
-    chosen, samples = _chosen(metric, model, samples)
+    chosen, samples = _chosen(metric, model, calibration)
     is_shown = calibration.progress
     calibration = dataclasses.replace(calibration, data=samples.inputs, progress=False)
-    weights, points = Values.of(model.variables), dict[float, float]()
-    dense = chosen.measure(model)
-    _check_range(chosen, dense, max_drop, model, weights, options)
+    weights, points = Values.of(model.variables), dict[float, tuple[float, float]]()
+    scores = chosen.scores(model)
+    dense = float(scores.mean())
+    spread = _check_range(chosen, dense, max_drop, model, weights, options)
     if flash is not None:
         trial = _FlashTrial(model, target or "tflm", flash, calibration, options, weights, chosen)
         with show_progress(f"fitting {model.name} into flash", shown=is_shown) as announce:
             return trial.find(dense, tolerance, highest, announce)
     assert max_drop is not None
-    bound = max_drop
+    bound = float(max_drop)
+    if scores.ndim:
+        _check_enough(len(scores), spread, bound, confidence)
     steps = 1 + int(np.ceil(np.log2(max(highest / tolerance, 1))))
     with show_progress(f"finding the sparsity of {model.name}", steps, shown=is_shown) as announce:
 
@@ -319,10 +337,12 @@ def find_sparsity(
             announce(f"sparsity {sparsity:.4g}")
             try:
                 prune(model, sparsity, calibration=calibration, **options)
-                points[sparsity] = chosen.measure(model)
+                found = chosen.scores(model)
             finally:
                 weights.restore()
-            return dense - points[sparsity] <= bound
+            limit = _largest_drop(scores, found, spread, confidence)
+            points[sparsity] = float(found.mean()), limit
+            return limit <= bound
 
         low, high = 0.0, highest
         if holds(highest):
@@ -330,18 +350,79 @@ def find_sparsity(
         while high - low > tolerance:
             middle = (low + high) / 2
             low, high = (middle, high) if holds(middle) else (low, middle)
-    tried = tuple(sorted(points.items()))
-    return SparsityCurve(low, bound, dense, tried, chosen.name, chosen.samples, chosen.unclear)
+    tried = sorted(points.items())
+    curve = tuple((sparsity, metric) for sparsity, (metric, _) in tried)
+    found = SparsityCurve(low, bound, dense, curve, chosen.name, unclear=chosen.unclear)
+    if not scores.ndim:
+        return found
+    limits = tuple(limit for _, (_, limit) in tried)
+    return dataclasses.replace(found, samples=len(scores), confidence=confidence, limits=limits)
 
 
-def _check_flash(flash: int, target: str, max_drop: float | None) -> None:
+def _checked_confidence(confidence: Any) -> float:
+    """The confidence; raises unless it is a fraction from 0.5 up."""
+    if confidence is None:
+        return _CONFIDENCE
+    is_number = isinstance(confidence, numbers.Real)
+    if not (is_number and confidence >= 0.5 and confidence < 1):
+        raise ValueError(
+            "`confidence` must be a fraction in [0.5, 1), such as 0.95. Received: "
+            f"confidence={shown(confidence)}."
+        )
+    return float(confidence)
+
+
+def _largest_drop(dense: np.ndarray, pruned: np.ndarray, spread: float, confidence: float) -> float:
+    """The upper confidence limit of the mean drop, from one score per sample.
+
+    The normal limit, with z²/2 samples more that drop by `spread`: that none of a few samples
+    differs does not make the drop zero (Agresti & Coull 1998, "Approximate is better than
+    'exact'"). For one number, the drop itself.
+    """
+    if dense.shape != pruned.shape:
+        raise ValueError(
+            "`metric` must score the same samples each time. Received: scores of shape "
+            f"{dense.shape} for the dense model, then {pruned.shape}."
+        )
+    drops = np.asarray(dense - pruned, np.float64)
+    if not drops.ndim:
+        return float(drops)
+    z = statistics.NormalDist().inv_cdf(confidence)
+    more = z**2 / 2
+    count = len(drops) + more
+    mean = (drops.sum() + more * spread) / count
+    square = (np.square(drops).sum() + more * spread**2) / count
+    return float(mean + z * np.sqrt(max(square - mean**2, 0.0) / count))
+
+
+def _check_enough(count: int, spread: float, max_drop: float, confidence: float) -> None:
+    """Raise if the samples cannot confirm the bound even where nothing drops."""
+
+    def least(count: int) -> float:
+        return _largest_drop(np.zeros(count), np.zeros(count), spread, confidence)
+
+    if least(count) <= max_drop:
+        return
+    enough = int(np.ceil(count * least(count) / max_drop)) if max_drop else 0
+    more = f"enough to measure on {enough} of them, " if enough else ""
+    raise ValueError(
+        f"`max_drop` is too small for {count} samples, which are measured on and not calibrated "
+        "on (without a metric, at least each fourth): even if none of them changes, "
+        f"only a drop of {least(count):.2g} can be excluded with {confidence:.0%} confidence. "
+        f"Received: max_drop={max_drop!r}. Pass {more}a larger `max_drop`, or a `confidence` of "
+        "0.5 to go by the measured drop."
+    )
+
+
+def _check_flash(flash: int, target: str, max_drop: float | None, confidence: float | None) -> None:
     check_integer("flash", flash, least=1)
     check_target(target, samples=())
-    if max_drop is not None:
-        raise ValueError(
-            "`flash` asks for the least sparsity that fits, `max_drop` for the largest that keeps "
-            f"the metric: pass one of them. Received: flash={flash!r}, max_drop={max_drop!r}."
-        )
+    for name, value in (("max_drop", max_drop), ("confidence", confidence)):
+        if value is not None:
+            raise ValueError(
+                f"`flash` asks for the least sparsity that fits, `{name}` for the largest that "
+                f"keeps the metric: pass one of them. Received: flash={flash!r}, {name}={value!r}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -413,8 +494,8 @@ def _check_range(
     model: keras.Model,
     weights: Values,
     options: Mapping[str, Any],
-) -> None:
-    """Raise for a metric or a bound that a model without its prunable weights fulfils as well."""
+) -> float:
+    """The drop if all prunable weights are zero; raises if that is none, or within the bound."""
     rules = {name: options.get(name) for name in ("filters", "overrides")}
     plan = Rules(options.get("pattern", Unstructured()), **rules).plan(model, frozen=True)
     try:
@@ -422,7 +503,7 @@ def _check_range(
             variable.assign(np.zeros(variable.shape))
         worst = chosen.measure(model)
     except ValueError:  # no number for a model of zeros, as a correlation has none
-        return
+        return abs(dense)
     finally:
         weights.restore()
     if worst >= dense:
@@ -438,6 +519,7 @@ def _check_range(
             f"Received: max_drop={max_drop!r}. For one percentage point of a metric from 0 to 1 "
             "pass max_drop=0.01."
         )
+    return dense - worst
 
 
 def _check_options(options: Mapping[str, Any], highest: float) -> None:
@@ -536,34 +618,43 @@ class _Metric:
     """A metric, and what is known of it.
 
     Attributes:
-        function: model -> number.
+        function: model -> number, or one score per sample.
         name: as reports show it.
-        samples: the number of samples of which it is a fraction, where that is known.
         unclear: the fraction of samples whose largest dense output is not clear.
     """
 
     function: Metric
     name: str
-    samples: int | None = None
     unclear: float | None = None
 
-    def measure(self, model: keras.Model) -> float:
-        """The metric, from the same states each time, which are restored."""
+    def scores(self, model: keras.Model) -> np.ndarray:
+        """One score per sample, or a single number; from the same states each time."""
         with undisturbed(model):
-            return _number(self.function(model))
+            return _scores(self.function(model))
+
+    def measure(self, model: keras.Model) -> float:
+        """The mean of the scores."""
+        return float(self.scores(model).mean())
 
 
-def _chosen(metric: Metric | None, model: keras.Model, samples: Samples) -> tuple[_Metric, Samples]:
+def _chosen(
+    metric: Metric | None, model: keras.Model, calibration: Calibration
+) -> tuple[_Metric, Samples]:
     """The metric, and the samples to calibrate on."""
     if metric is not None:
-        return _given(metric), samples
-    fit, held = samples.split(_MEASURED)
-    if len(fit) < LEAST:
+        return _given(metric), calibration.read(model)
+    asked = calibration.samples
+    samples = dataclasses.replace(calibration, samples=_READ * asked).read(model)
+    count = min(asked, len(samples) - len(samples) // _READ)
+    if count < LEAST:
         raise ValueError(
             f"`calibration` must hold at least {2 * LEAST} samples without a metric, as each "
             f"fourth is measured on. Received: {len(samples)}. Pass more, or a metric."
         )
-    return _agreement(model, held), fit
+    held = np.ones(len(samples), bool)
+    held[np.linspace(0, len(samples) - 1, count).astype(int)] = False
+    fit, measured = samples.split(held)
+    return _agreement(model, measured), fit
 
 
 def _given(metric: Metric) -> _Metric:
@@ -576,44 +667,52 @@ def _given(metric: Metric) -> _Metric:
     return _Metric(metric, name if name.isidentifier() else "the given metric")
 
 
-def _number(found: Any) -> float:
-    """The number that a metric gave; raises if it is none."""
+def _scores(found: Any) -> np.ndarray:
+    """What a metric gave: a number, or an array of one score per sample; raises otherwise."""
     try:
-        number = float(keras.ops.convert_to_numpy(found) if keras.ops.is_tensor(found) else found)
+        number = keras.ops.convert_to_numpy(found) if keras.ops.is_tensor(found) else found
+        is_array = isinstance(number, np.ndarray) and number.ndim and len(number) >= LEAST
+        number = np.asarray(number if is_array else float(number), np.float64)
     except (TypeError, ValueError):
-        number = float("nan")
-    if not np.isfinite(number):
+        number = np.asarray(np.nan)
+    if not np.all(np.isfinite(number)):
         key = repr(next(iter(found), None)) if isinstance(found, Mapping) else "-1"
-        several = isinstance(found, Mapping | list | tuple) or getattr(found, "ndim", 0) > 0
+        few = getattr(found, "ndim", 0) > 0 and len(found) < LEAST
+        several = few or isinstance(found, Mapping | list | tuple)
         fix = f" Choose one of them: `lambda model: metric(model)[{key}]`." if several else ""
-        raise ValueError(f"`metric` must give a finite number. Received: {shown(found)}.{fix}")
-    return number
+        raise ValueError(
+            "`metric` must give a finite number, or an array of them, one per sample. "
+            f"Received: {shown(found)}.{fix}"
+        )
+    return number.reshape(len(number), -1).mean(axis=1) if number.ndim else number
 
 
 def _agreement(model: keras.Model, samples: Samples) -> _Metric:
-    """The agreement of a model's outputs with the present ones, from 0 to 1."""
+    """The agreement of a model's outputs with the present ones, from 0 to 1 for each sample."""
     dense = outputs_of(model, samples)
 
-    def agreement(model: keras.Model) -> float:
+    def agreement(model: keras.Model) -> np.ndarray:
         pairs = zip(outputs_of(model, samples), dense, strict=True)
-        return float(np.mean([_agrees(a, b) for a, b in pairs]))
+        return np.mean([_agrees(a, b) for a, b in pairs], axis=0)
 
     classes = [output for output in dense if _has_classes(output)]
     if len(classes) < len(dense):
         return _Metric(agreement, "agreement of the outputs with the dense model's")
     unclear = float(np.mean([_unclear(output) for output in classes]))
     name = "agreement of the largest output with the dense model's"
-    return _Metric(agreement, name, len(samples), unclear)
+    return _Metric(agreement, name, unclear)
 
 
 def _has_classes(output: np.ndarray) -> bool:
     return output.ndim > 1 and output.shape[-1] > 1
 
 
-def _agrees(a: np.ndarray, b: np.ndarray) -> float:
+def _agrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The agreement of each sample."""
     if _has_classes(b):
-        return float(np.mean(a.argmax(-1) == b.argmax(-1)))
-    return 1 - min(1.0, relative_error([a], [b]))
+        same = a.argmax(-1) == b.argmax(-1)
+        return same.reshape(len(same), -1).mean(axis=1)
+    return 1 - np.minimum(1.0, errors_of_samples(a, b))
 
 
 def _unclear(output: np.ndarray) -> float:

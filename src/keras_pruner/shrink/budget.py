@@ -141,5 +141,6 @@ def _out_of_reach(channels: Channels, budget: Budget, least: float, multiple: in
     finer = f" multiple=1 reaches further than {multiple}." if multiple > 1 else ""
     return ValueError(
         f"`{budget.name}` must be at least {least:.3g} for this model. Received: "
-        f"{budget.name}={budget.fraction:g}.{finer} Channels that cannot be removed: {listed}."
+        f"{budget.name}={budget.fraction:g}. Pass a larger one.{finer} Channels that cannot be "
+        f"removed: {listed}."
     )

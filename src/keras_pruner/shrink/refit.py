@@ -55,7 +55,8 @@ class DenseCopy:
         if any(np.isnan(output).any() for output in held):
             raise ValueError(
                 f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
-                "samples for which some of its outputs are NaN."
+                "samples for which some of its outputs are NaN. Look for NaN in the model's "
+                "weights, and leave out samples outside the range it was trained on."
             )
         fit = outputs_of(copy, recorder.fit) if options.distillation_epochs else []
         found = _with_sizes(channels_of(ModelGraph(copy)), copy, samples.take(slice(1)).inputs)

@@ -200,7 +200,8 @@ def _as_fast(
         frozen = dict.fromkeys(g.reason or g.mixes for g in channels.groups if g.reason or g.mixes)
         raise ValueError(
             f"`speedup` could not be reached: the fastest was {fastest:.2f}. Received: "
-            f"speedup={speedup}. Channels that cannot be removed: {'; '.join(frozen)}."
+            f"speedup={speedup}. Ask for less, or change the layers whose channels cannot be "
+            f"removed: {'; '.join(frozen)}."
         )
     return found
 
@@ -229,10 +230,14 @@ def _target(targets: dict[str, float | None], calibration: Any) -> tuple[str, fl
     ((name, value),) = given.items()
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if name == "speedup" and (not is_number or not value > 1):
-        raise ValueError(f"`speedup` must be a number above 1. Received: speedup={value!r}.")
+        raise ValueError(
+            f"`speedup` must be a number above 1. Received: speedup={value!r}. For half the time "
+            "pass speedup=2."
+        )
     if name != "speedup" and (not is_number or not 0 < value < 1):
         raise ValueError(
-            f"`{name}` must be the fraction to keep, in (0, 1). Received: {name}={value!r}."
+            f"`{name}` must be the fraction to keep, in (0, 1). Received: {name}={value!r}. For "
+            f"half of them pass {name}=0.5."
         )
     if calibration is None:
         raise ValueError(
@@ -252,7 +257,7 @@ def _left_alone(channels: Channels, overrides: _Overrides) -> Channels:
         if value is not None:
             raise ValueError(
                 "`overrides` must map regexes to None, which leaves channels alone. Received: "
-                f"{{{regex!r}: {value!r}}}."
+                f"{{{regex!r}: {value!r}}}. To prune single weights use `kp.prune`."
             )
         named = [any(re.search(regex, a.variable.path) for a in g.axes) for g in groups]
         if not any(named):
@@ -335,7 +340,8 @@ def _check_same(model: keras.Model, difference: float) -> None:
     if not difference <= (2e-2 if is_half else 1e-5):
         raise RuntimeError(
             f"The smaller model computes something else: outputs differ by {difference:.1e} of "
-            f"the largest. {model.name!r} is unchanged; please report its layers."
+            f"the largest. {model.name!r} is unchanged. Leave the layers that may cause it alone, "
+            "overrides={name: None}, and please report them."
         )
 
 

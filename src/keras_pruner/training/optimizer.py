@@ -10,7 +10,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -239,6 +239,15 @@ def warn_of_untrained(paths: Sequence[str]) -> None:
         )
 
 
+def _refuse_others(received: object) -> NoReturn:
+    raise ValueError(
+        "The optimizer was built for the weights of one model, when it was wrapped, and trains "
+        f"others as well. Received: {received}. Build it for all of them before: "
+        "`optimizer.build([*encoder.trainable_variables, *projector.trainable_variables])`, then "
+        "`pruner.wrap(optimizer)`; or make one model of both, and the pruner for it."
+    )
+
+
 # -------------------------------------------------------------------- the class
 
 
@@ -312,13 +321,13 @@ class Prunings(keras_private.Saveable):
         known = {key_of(optimizer, variable) for variable in keras_private.trained_by(optimizer)}
         unknown = [v for v in variables if key_of(optimizer, v) not in known]
         if unknown:
-            paths = [getattr(variable, "path", variable.name) for variable in unknown]
-            raise ValueError(
-                "The optimizer was built for the weights of one model, when it was wrapped, and "
-                f"trains others as well. Received: {paths}. Build it for all of them before: "
-                "`optimizer.build([*encoder.trainable_variables, *projector.trainable_variables])`"
-                ", then `pruner.wrap(optimizer)`; or make one model of both, and the pruner for it."
-            )
+            _refuse_others([getattr(variable, "path", variable.name) for variable in unknown])
+
+    def check_number(self, values: Sequence[Any]) -> None:
+        """Raise for another number of values than the optimizer was built for."""
+        built = len(keras_private.trained_by(self._optimizer()))
+        if len(values) != built:
+            _refuse_others(f"{len(values)} weights to train, where it was built for {built}")
 
     def live(self, grads: Sequence[Any], variables: Sequence[keras.Variable]) -> list[Any]:
         """The gradients, with zeros where weights are pruned."""
@@ -490,6 +499,16 @@ class _Pruned:
             super().apply(grads, trainable_variables)  # type: ignore[misc]
         for pruning in self.pruning.all:
             pruning.count()
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Any
+    ) -> Any:
+        """The step on values; says before Keras does if there are others than it was built for."""
+        if self.built:  # type: ignore[attr-defined]
+            self.pruning.check_number(trainable_variables)
+        return super().stateless_apply(  # type: ignore[misc]
+            optimizer_variables, grads, trainable_variables
+        )
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Let the user's optimizer write its averages into the model, sparse.

@@ -150,6 +150,11 @@ class Pruner:
         return self._find_plan()
 
     @property
+    def is_on_optimizer(self) -> bool:
+        """Whether there is an optimizer to apply its masks."""
+        return self._pruning is not None and not self._released
+
+    @property
     def pruning(self) -> Pruning:
         """The masks and the count on the optimizer."""
         if self._pruning is None or self._released:
@@ -210,7 +215,7 @@ class Pruner:
             ValueError: if it is wrapped already, or this pruner has wrapped another.
         """
         inner = within(optimizer)
-        check_wrappable(inner, used=self._pruning is not None and not self._released)
+        check_wrappable(inner, used=self.is_on_optimizer)
         if isinstance(inner, keras.optimizers.Optimizer):
             self.attach(optimizer, KerasPruning(self._given, self._find_plan))
         else:
