@@ -1,5 +1,6 @@
 """Draws the pictures of these pages: `python docs/draw.py`, with matplotlib installed."""
 
+import sys
 from pathlib import Path
 
 import keras
@@ -11,7 +12,11 @@ import keras_pruner as kp
 from keras_pruner.cli import demo
 
 HERE = Path(__file__).parent
-BLUE, GREY, PAPER, GONE = "#0a63c9", "#6b7480", "#ffffff", "#e9ecf0"
+sys.path.insert(0, str(HERE.parent / "examples"))
+from lib import stored_runs  # noqa: E402
+
+BLUE, ORANGE, GREY = "#0a63c9", "#d9730d", "#6b7480"
+PAPER, GONE = "#ffffff", "#e9ecf0"
 
 
 def schedules() -> None:
@@ -73,6 +78,50 @@ def patterns() -> None:
     figure.savefig(HERE / "patterns.png", dpi=110)
 
 
+def overview() -> None:
+    """Accuracy against the size of the file and against the zeros, beside TFMOT: the README's."""
+    figure = Figure(figsize=(9, 3.3), layout="constrained", facecolor=PAPER)
+    left, right = figure.subplots(1, 2)
+    _against_size(left, "mnist-cnn", "CNN for digits: 3.3 M weights")
+    _against_zeros(right, "mobilenet-v2-0-25-fashion-mnist", "MobileNetV2 0.25: clothes")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_ylabel("accuracy, %")
+        axes.legend(frameon=False, loc="lower left", fontsize=9)
+    figure.savefig(HERE / "overview.png", dpi=140)
+
+
+def _runs(name, method):
+    """The settings of a method with a sparsity, most dense first; the longest where several."""
+    lines = stored_runs.read(HERE.parent / "examples" / "results" / f"{name}.jsonl")
+    found = [s for s in stored_runs.summaries(lines) if s.method == method and s.sparsity]
+    return sorted(found, key=lambda each: each.sparsity)
+
+
+def _against_size(axes, name, title) -> None:
+    for method, color, label in (("ours", BLUE, "keras-pruner"), ("tfmot", ORANGE, "TFMOT")):
+        runs = _runs(name, method)
+        plain = runs[0].dense_mean("bytes, plain")
+        sizes = [plain / each.mean("bytes") for each in runs]
+        axes.plot(sizes, [each.scores.mean for each in runs], "o-", color=color, label=label)
+        for each, size in zip(runs, sizes, strict=True):
+            axes.annotate(each.target_name, (size, each.scores.mean), (-4, -14), fontsize=8,
+                          textcoords="offset points", color=color)  # fmt: skip
+    axes.axhline(runs[0].dense_scores.mean, color=GREY, linestyle="--", label="dense")
+    axes.set(title=title, xlabel="times smaller than the plain dense file")
+
+
+def _against_zeros(axes, name, title) -> None:
+    for method, color, label in (("ours", BLUE, "keras-pruner"), ("tfmot", ORANGE, "TFMOT")):
+        runs = _runs(name, method)
+        zeros = [100 * each.mean("zeros") for each in runs]
+        axes.plot(zeros, [each.scores.mean for each in runs], "o-", color=color, label=label)
+    axes.axhline(runs[0].dense_scores.mean, color=GREY, linestyle="--", label="dense")
+    axes.set(title=title, xlabel="zeros, %")
+
+
 if __name__ == "__main__":
     schedules()
     patterns()
+    overview()
