@@ -117,7 +117,7 @@ ifdef SPEECH
 	$(RECIPE)/keyword_spotting.py $(against) --size S M $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --sparsity 0.5 --pattern unstructured 2:4 $(speech)
 	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --split official --epochs 3 4 --sparsity 0.9 0.92 $(speech)
-	$(RECIPE)/keyword_spotting.py --seeds 5 --size L --split theo --epochs 3 4 --sparsity 0.5 $(speech)
+	$(RECIPE)/keyword_spotting.py --seeds 6 --size L --split each --epochs 3 4 --sparsity 0.5 $(speech)
 	$(RECIPE)/speech_recognition.py $(against) $(speech)
 	$(RECIPE)/text_to_speech.py $(against) $(speech)
 endif
@@ -125,6 +125,7 @@ endif
 	$(RECIPE)/transformer.py --seeds 5 $(reviews)
 	$(RECIPE)/imagenet.py $(against)
 	$(RECIPE)/imagenet.py --seeds 5 --sparsity 0.75 --pattern unstructured
+	$(RECIPE)/imagenet.py --seeds 3 --model inception --sparsity 0.5 0.75 0.875
 	$(RECIPE)/imagenet.py --full-size --model v1 v2 inception
 	.venv-examples/bin/python examples/lib/results.py
 

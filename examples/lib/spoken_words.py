@@ -32,13 +32,21 @@ def layout(path):
     )
 
 
-def digits(path, work, split, rows=None):
-    """Spoken digits; `split` is "official" (test with recordings below 5) or the test speaker."""
+def digits(path, work, split, rows=None, seed=0):
+    """Spoken digits.
+
+    `split` is "official" (test with recordings below 5), the speaker to test with, or "each": the
+    speakers in turn, a seed for each.
+    """
     found = cached(work / f"digits-{stamp(path)}.npz", lambda: _digits(path))
-    test = found["index"] < 5 if split == "official" else found["speaker"] == split
+    speakers = sorted(set(found["speaker"].tolist()))
+    speaker = speakers[seed % len(speakers)] if split == "each" else split
+    test = found["index"] < 5 if split == "official" else found["speaker"] == speaker
     if not test.any():
-        known = ", ".join(sorted(set(found["speaker"].tolist())))
-        raise SystemExit(f'--split must be "official" or one of {known}. Received: {split}.')
+        known = ", ".join(speakers)
+        raise SystemExit(
+            f'--split must be "official", "each" or one of {known}. Received: {split}.'
+        )
     return _normed(found["x"], found["y"], test, f"FSDD, {split}", rows)
 
 

@@ -80,8 +80,8 @@ def test_digits_become_coloured_pictures(tmp_path):
 
 @backend_free
 def test_inception_is_refused_where_pictures_are_small():
-    options = imagenet.OPTIONS.parse_args(["--model", "inception"])
-    with pytest.raises(SystemExit, match="--full-size"):
+    options = imagenet.OPTIONS.parse_args(["--model", "inception", "--size", "64"])
+    with pytest.raises(SystemExit, match="--size 75 and more"):
         list(imagenet.recipes(options))
 
 

@@ -382,6 +382,10 @@ def test_spoken_digits_are_split_by_number_or_by_speaker(tmp_path):
     assert x.shape == (4, 49, 10, 1)
     assert sorted(y.tolist()) == [0, 0, 1, 1]
     assert x.mean() == pytest.approx(0, abs=1e-4)
+    each = [spoken_words.digits(tmp_path, tmp_path / "w", "each", seed=seed) for seed in range(3)]
+    assert np.array_equal(each[1].test[0], bob.test[0])  # ann, bob, ann
+    assert np.array_equal(each[0].test[0], each[2].test[0])
+    assert not np.array_equal(each[0].test[0], each[1].test[0])
     with pytest.raises(SystemExit, match="one of ann, bob"):
         spoken_words.digits(tmp_path, tmp_path / "w", "carl")
 
