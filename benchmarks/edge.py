@@ -5,6 +5,7 @@
     KERAS_BACKEND=tensorflow python benchmarks/edge.py advice
     KERAS_BACKEND=tensorflow python benchmarks/edge.py micro --files DIR
     KERAS_BACKEND=torch python benchmarks/edge.py products
+    KERAS_BACKEND=torch python benchmarks/edge.py speedups
     KERAS_BACKEND=torch python benchmarks/edge.py servers --files DIR
 
 - integers: accuracy of float32 and of files of int8, operators on the NPU, zeros in model and file;
@@ -12,6 +13,7 @@
 - advice: `kp.advise` from shapes beside that estimate;
 - micro: flash, arena and time in TensorFlow Lite Micro, also with 64 kB of RAM;
 - products: PyTorch's sparse product beside the fastest dense form;
+- speedups: the lines through such times, in the form in which `cost_model.py` has them;
 - servers: whole trained models on PyTorch, end to end.
 
 Trained networks come from `edge_networks.py`, which keeps them in --files and reads --speech and
@@ -198,6 +200,21 @@ def products(options, _scratch):
         print(f"{case['form']:8} {case['width']} wide, {case['rows']} rows: {row}", flush=True)
 
 
+def speedups(options, _scratch):
+    found = kp.litert.measure_speedups(
+        runtime="torch-cpu", seconds=options.seconds, progress=False
+    ).points
+    for form in dict.fromkeys(point.form for point in found):
+        print(f'    "{form}": (')
+        for rows in sorted({point.batch_size for point in found}):
+            own = [p for p in found if (p.form, p.batch_size) == (form, rows)]
+            lines = ", ".join(f"({p.overhead:.2f}, {p.slope:.1f})" for p in own)
+            print(f"        ({lines}),  # {rows} rows")
+        print("    ),")
+    sizes = sorted({point.model_bytes for point in found})
+    print(f"weights of {', '.join(f'{size:,.0f}' for size in sizes)} bytes")
+
+
 def servers(options, _scratch):
     import torch
 
@@ -235,7 +252,7 @@ def _medians(models, inputs, seconds):
     return [statistics.median(each[2:]) for each in times]
 
 
-TABLES = {f.__name__: f for f in (integers, npu, advice, micro, products, servers)}
+TABLES = {f.__name__: f for f in (integers, npu, advice, micro, products, speedups, servers)}
 
 
 def main():

@@ -160,8 +160,8 @@ def show_trained(rows):
               f"{mean(lambda r: r['vectors'] / r['plain']):8.1%}")  # fmt: skip
     print("Rounded forms: plain dense file / file, and the points of the score lost; "
           "+x: samples choose the rounding. "
-          "bound: exact file / entropy of its weights. vectors: biases and statistics, which stay "
-          "exact, at their entropy, as a share of the plain file.")  # fmt: skip
+          "bound: exact file / entropy of its weights. vectors: biases and statistics at their "
+          "entropy, as a share of the plain file.")  # fmt: skip
 
 
 def main():

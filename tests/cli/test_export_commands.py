@@ -193,6 +193,14 @@ def test_export_writes_the_file_of_a_target(capsys, saved, ranges, tmp_path, tar
     assert found == path.stat().st_size
 
 
+def test_samples_choose_the_rounding_of_a_keras_file(capsys, saved, ranges, tmp_path):
+    command = ["export", saved, tmp_path / "out.keras", "--weights", "float8"]
+    data = json.loads(succeeds(capsys, *command, "--calibration", ranges, "--json"))
+    assert 0 < data["difference"] < 0.2
+    data = json.loads(succeeds(capsys, *command, "--force", "--json"))
+    assert data["difference"] is None
+
+
 @pytest.mark.skipif(not CONVERTS, reason="the conversion runs on TensorFlow either way")
 def test_find_sparsity_for_flash(capsys, saved, ranges):
     pytest.importorskip("ai_edge_litert")

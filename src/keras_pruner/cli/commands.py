@@ -243,7 +243,8 @@ TARGET = _option(
 )
 RANGES = _option(
     "--calibration SAMPLES.npz",
-    "about 100 typical inputs, named x, for a --target that computes in integers",
+    "about 100 typical inputs, named x, for a --target that computes in integers; for float8 and "
+    "shared weights some hundred, which choose the rounding",
 )
 RUNTIME, ANY_RUNTIME = (
     _one_of(
@@ -487,9 +488,9 @@ def _export(arguments: Arguments) -> None:
     model = model_file.load(arguments.model, trust=arguments.trust)
     rewrite = prepare_for_xnnpack(model) if arguments.prepare_for_xnnpack else None
     model = rewrite.model if rewrite else model
+    found = arguments.calibration
+    samples = None if found is None else model_file.samples(found, model)
     if arguments.target:
-        found = arguments.calibration
-        samples = None if found is None else model_file.samples(found, model)
         done: Any = ship(model, output, arguments.target, samples).report
         data = done.as_dict()
     elif output.suffix == ".tflite":
@@ -502,18 +503,20 @@ def _export(arguments: Arguments) -> None:
         )
         data = done.as_dict()
     else:
-        done, data = _store(model, output, arguments.weights)
+        done, data = _store(model, output, arguments.weights, samples)
     if rewrite:
         data |= rewrite.as_dict()
     _show(arguments, *([rewrite] if rewrite else []), done, data=data)
 
 
-def _store(model: keras.Model, output: Path, weights: str) -> tuple[object, dict[str, Any]]:
+def _store(
+    model: keras.Model, output: Path, weights: str, samples: Any
+) -> tuple[object, dict[str, Any]]:
     if output.suffix == ".safetensors":
         size = save_sparse(model, output)
         return f"{output}: {size:,} bytes", {"path": str(output), "size": size}
     stored = None if weights == "float32" else weights
-    saved = save_compressed(model, output, weights=stored)
+    saved = save_compressed(model, output, weights=stored, samples=samples)
     return saved, saved.as_dict()
 
 
@@ -539,8 +542,11 @@ def _check_export(arguments: Arguments, output: Path) -> None:
 def _check_target(arguments: Arguments) -> None:
     """Raise for options that a target decides itself, and for missing samples."""
     if arguments.target is None:
-        if arguments.calibration:
-            raise ValueError("--calibration is for integer files: give --target, such as tflm.")
+        if arguments.calibration and arguments.weights not in ("float8", "shared"):
+            raise ValueError(
+                "--calibration is for integer files and for one-byte weights: give --target, such "
+                "as tflm, or --weights float8 or shared."
+            )
         return
     if arguments.weights != "float32" or arguments.input_shape:
         raise ValueError(

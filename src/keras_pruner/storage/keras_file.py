@@ -18,13 +18,14 @@ import numpy as np
 
 from keras_pruner import backends
 from keras_pruner.model_file import atomic_write, expands_too_far
-from keras_pruner.model_weights import check_model, weights_of
+from keras_pruner.model_weights import OwnedWeight, check_model, weights_of
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.storage.rounding import (
     COMPACT,
     FEW,
     Bytes,
+    Halves,
     float8,
     layout,
     shared_values,
@@ -32,19 +33,23 @@ from keras_pruner.storage.rounding import (
 from keras_pruner.storage.rounding_by_samples import SampleRounding, roundings
 
 _WEIGHTS = "model.weights.h5"
+_NEEDS_SAMPLES = (
+    "The values were chosen without data, which can lose accuracy. samples=x, some hundred inputs, "
+    "chooses them by the outputs of each layer, and the file gets smaller."
+)
 _CHUNK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundedWeight:
-    """The rounding of one kernel of a file.
+    """The rounding of one kernel or vector of a file.
 
     Attributes:
         path: its name in the model.
         shape: its shape.
-        stored: "float16", "float8" or "shared".
-        largest_error: the largest error of a weight, relative to that weight.
-        error: the norm of the errors, relative to the norm of the kernel.
+        stored: "float16", "float8", "shared" or "bfloat16".
+        largest_error: the largest error of a value, relative to that value.
+        error: the norm of the errors, relative to the norm of all values.
     """
 
     path: str
@@ -61,7 +66,7 @@ class SavedFile(Report):
     Attributes:
         path: the file.
         size: its size in bytes.
-        rounded: the kernels that were rounded; empty if all weights are exact.
+        rounded: what was rounded; empty if all weights are exact.
         difference: the largest difference between the outputs of the file and of the model,
             relative to the largest output; None without samples.
 
@@ -80,19 +85,24 @@ class SavedFile(Report):
         text = f"{self.path}: {self.size:,} bytes"
         if self.rounded:
             largest = max(weight.error for weight in self.rounded)
-            text += f"; kernels rounded, relative error up to {largest:.2g}"
+            text += f"; weights rounded, relative error up to {largest:.2g}"
         if self.difference is not None:
             text += f"; outputs differ by {self.difference:.1e} of the largest"
         return text
 
     def tables(self) -> list[Table]:
-        """The rounding of each kernel; the short form has the largest errors."""
+        """The rounding of each weight; the short form has the largest errors."""
         rows = [
             (w.path, w.shape, w.stored, f"{w.error:.2g}", f"{w.largest_error:.2g}")
             for w in self.rounded
         ]
         heads = ["weight", "shape", "stored as", ">relative error", ">largest of a weight"]
         return [Table("", heads, rows, importance=[w.error for w in self.rounded])]
+
+    def notes(self) -> list[str]:
+        """That shared values need samples."""
+        blind = self.difference is None and any(w.stored == "shared" for w in self.rounded)
+        return [_NEEDS_SAMPLES] if blind else []
 
 
 def save_compressed(
@@ -113,12 +123,14 @@ def save_compressed(
         model: any built Keras 3 model, quantized ones included.
         path: the file, ending with ".keras".
         weights: how to store the kernels of type float32; they are float32 again when loaded.
-            Zeros stay zeros. Biases, scales and statistics stay exact. None: exact.
-            "float16": 16 bits. "float8": one byte, with an exponent range for each kernel; the
-            relative error is at most 1/16, more below 1/8192 of the largest weight. "shared": 16
-            values for each kernel, zero among them, chosen by k-means; needs the extra "shared".
-            Depthwise kernels then take float8, and matrices that are no kernels float16. All of
-            these files open in plain Keras, since HDF5 converts the values while they are read.
+            Zeros stay zeros. None: exact. "float16": 16 bits; vectors stay exact. "float8": one
+            byte, with an exponent range for each kernel; the relative error is at most 1/16, more
+            below 1/8192 of the largest weight. "shared": 16 values for each kernel, zero among
+            them, chosen by k-means; needs the extra "shared". Depthwise kernels then take float8,
+            and matrices that are no kernels float16. With "float8" and "shared", biases and the
+            vectors of normalization layers take bfloat16, an error of at most 1/256 of each value;
+            they stay exact where a mean exceeds 16 standard deviations. All of these files open in
+            plain Keras, since HDF5 converts the values while they are read.
         samples: inputs of the model. The file is loaded and compared with the model on them
             before this returns. One-byte kernels are also rounded so that the outputs of their
             layers change least on these inputs; "shared" then uses 8 values. Some hundred inputs
@@ -193,12 +205,12 @@ _Key = tuple[tuple[int, ...], int]  # the shape of a weight and the checksum of 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kernel:
+class _Rounding:
     """A weight to round.
 
     Attributes:
         path: its name in the model.
-        stored: "float16", "float8" or "shared".
+        stored: "float16", "float8", "shared" or "bfloat16".
         by_samples: improves the rounding of one byte a weight; None without samples.
     """
 
@@ -215,7 +227,7 @@ class _Kernel:
                 values = _float16(weight)
                 options = layout(values.nbytes)
                 return group.create_dataset(name, data=values, dcpl=options), values
-            rounded = self._one_byte(weight)
+            rounded = Halves.of(weight) if self.stored == "bfloat16" else self._one_byte(weight)
         except ValueError as error:
             raise ValueError(
                 f"`weights` cannot be {self.stored!r} for {self.path}: {error}. "
@@ -238,7 +250,7 @@ def _float16(weight: np.ndarray) -> np.ndarray:
     return weight.astype(np.float16)
 
 
-def _kernels(model: keras.Model, stored: str, samples: Any) -> dict[_Key, _Kernel]:
+def _kernels(model: keras.Model, stored: str, samples: Any) -> dict[_Key, _Rounding]:
     """The weights to round.
 
     The names in the file do not tell kernels from biases, of which some are matrices; so weights
@@ -247,18 +259,41 @@ def _kernels(model: keras.Model, stored: str, samples: Any) -> dict[_Key, _Kerne
     by_samples = {} if samples is None or stored == "float16" else roundings(model, samples)
     found = {}
     for owned in weights_of(model):
-        is_bias = "bias" in owned.variable.name
-        dtype = keras.backend.standardize_dtype(owned.variable.dtype)
-        if dtype != "float32" or len(owned.variable.shape) < 2 or is_bias:
-            continue
-        if owned.is_depthwise and stored == "shared":
-            kind = "float8"  # few weights, and the network is sensitive to them
-        else:
-            known = owned.is_depthwise or not owned.reason(by_default=True)
-            kind = stored if known else "float16"
-        key = _key(np.asarray(backends.current().to_numpy(owned.variable)))
-        found[key] = _Kernel(owned.path, kind, by_samples.get(id(owned.variable)))
+        kind = _kind(owned, stored)
+        if kind is not None:
+            found[_key(_array(owned.variable))] = _Rounding(
+                owned.path, kind, by_samples.get(id(owned.variable))
+            )
     return found
+
+
+def _array(variable: keras.Variable) -> np.ndarray:
+    return np.asarray(backends.current().to_numpy(variable))
+
+
+def _kind(owned: OwnedWeight, stored: str) -> str | None:
+    """How to store a weight; None: exact."""
+    variable, layer = owned.variable, owned.layer
+    if keras.backend.standardize_dtype(variable.dtype) != "float32":
+        return None
+    if "bias" in variable.name or variable.name in _OF_NORMS:
+        # A mean far from zero needs more digits than a bfloat16 has.
+        far = isinstance(layer, keras.layers.BatchNormalization) and _is_far_from_zero(layer)
+        return None if stored == "float16" or far or not variable.shape else "bfloat16"
+    if len(variable.shape) < 2:
+        return None
+    if owned.is_depthwise:  # few weights, and the network is sensitive to them
+        return "float8" if stored == "shared" else stored
+    return "float16" if owned.reason(by_default=True) else stored
+
+
+_OF_NORMS = ("gamma", "beta", "moving_mean", "moving_variance")
+_FAR = 16  # standard deviations
+
+
+def _is_far_from_zero(norm: keras.layers.BatchNormalization) -> bool:
+    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+    return bool((np.abs(mean) > _FAR * np.sqrt(variance + norm.epsilon)).any())
 
 
 def _key(weight: np.ndarray) -> _Key:
@@ -266,7 +301,7 @@ def _key(weight: np.ndarray) -> _Key:
 
 
 def _rewrite_weights(
-    path: Path, kernels: Mapping[_Key, _Kernel], *, optimizer: bool, small: bool
+    path: Path, kernels: Mapping[_Key, _Rounding], *, optimizer: bool, small: bool
 ) -> list[RoundedWeight]:
     """Rewrite the HDF5 file without the optimizer and with rounded kernels.
 
@@ -300,7 +335,7 @@ def _copy_small(
     old: h5py.File,
     new: h5py.File,
     names: Sequence[str],
-    kernels: Mapping[_Key, _Kernel],
+    kernels: Mapping[_Key, _Rounding],
 ) -> Iterator[RoundedWeight]:
     """Copy the datasets of some groups, vectors first; yields what was rounded."""
     found: list[Any] = [old[name] for name in names]
@@ -310,7 +345,7 @@ def _copy_small(
     for item in sorted(found, key=lambda item: item.ndim > 1):  # keeps the order otherwise
         group = _like(item.parent, new)
         name = item.name.rpartition("/")[2]
-        weight = item[...] if kernels and item.ndim > 1 and item.dtype == np.float32 else None
+        weight = item[...] if kernels and item.ndim and item.dtype == np.float32 else None
         known = None if weight is None else kernels.get(_key(weight))
         if weight is not None and known:
             dataset, values = known.write(group, name, weight)
@@ -335,7 +370,7 @@ def _like(group: h5py.Group, new: h5py.File) -> h5py.Group:
     return new[group.name]
 
 
-def _rounding(kernel: _Kernel, weight: np.ndarray, values: np.ndarray) -> RoundedWeight:
+def _rounding(kernel: _Rounding, weight: np.ndarray, values: np.ndarray) -> RoundedWeight:
     before = weight.astype(np.float64)
     error, kept = np.abs(values - before), before != 0
     largest = float((error[kept] / np.abs(before[kept])).max(initial=0))
@@ -447,8 +482,13 @@ def _lzma(lc: int, lp: int, pb: int, nice: int, depth: int = 2) -> _Coder:
 
 
 # The smallest of a few is taken, since none wins on every network: bytes are best coded alone,
-# unless many float32 values stand between them; bzip2 is for nearly all zeros.
-_BYTES = (_lzma(0, 0, 0, 64), _lzma(1, 2, 2, 273), _Coder(zipfile.ZIP_BZIP2))
+# unless many values of two or four bytes stand between them; bzip2 is for nearly all zeros.
+_BYTES = (
+    _lzma(0, 0, 0, 64),
+    _lzma(0, 1, 1, 273, 1),
+    _lzma(1, 2, 2, 273),
+    _Coder(zipfile.ZIP_BZIP2),
+)
 _BEST: dict[str | None, tuple[_Coder, ...]] = {
     None: (_lzma(1, 2, 2, 273),),
     "float16": (_lzma(0, 1, 1, 64),),

@@ -1,7 +1,7 @@
-"""Kernels rounded to one byte a weight: floats with an exponent bias of their own, shared values.
+"""Kernels of one byte a weight: floats with an exponent bias of their own, shared values.
 
 HDF5 describes floating-point types by their fields, and h5py converts them while it reads: a file
-with such kernels opens in plain Keras.
+with such kernels opens in plain Keras. Vectors can take two bytes a value.
 """
 
 import dataclasses
@@ -58,11 +58,15 @@ class Bytes:
         kind.set_size(1)
         kind.set_precision(8)
         kind.set_ebias(self.bias)
-        space = h5py.h5s.create_simple(self.codes.shape)
-        options = layout(self.codes.nbytes)
-        dataset = h5py.h5d.create(group.id, name.encode(), kind, space, options)
-        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, self.codes, kind)
-        return h5py.Dataset(dataset)
+        return _store(group, name, self.codes, kind)
+
+
+def _store(group: h5py.Group, name: str, codes: np.ndarray, kind: h5py.h5t.TypeID) -> h5py.Dataset:
+    """Write codes as a dataset of a type of HDF5."""
+    space = h5py.h5s.create_simple(codes.shape)
+    dataset = h5py.h5d.create(group.id, name.encode(), kind, space, layout(codes.nbytes))
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, codes, kind)
+    return h5py.Dataset(dataset)
 
 
 def layout(size: int) -> h5py.h5p.PropDCID:
@@ -72,6 +76,39 @@ def layout(size: int) -> h5py.h5p.PropDCID:
     if size <= COMPACT:
         options.set_layout(h5py.h5d.COMPACT)
     return options
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """A vector as bfloat16: the range of float32, and an error of at most 1/256 of each value.
+
+    Attributes:
+        codes: the upper halves of the rounded values, unsigned.
+    """
+
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, vector: np.ndarray) -> "Halves":
+        """Round float32 values to the nearest.
+
+        Example:
+            >>> Halves.of(np.array([0.0, 1.003, -0.1], "float32")).values().tolist()
+            [0.0, 1.0, -0.10009765625]
+        """
+        upper = (np.ascontiguousarray(vector).view(np.uint32) + np.uint32(1 << 15)) >> 16
+        return cls(np.where(np.isnan(vector), 0x7FC0, upper).astype(np.uint16))
+
+    def values(self) -> np.ndarray:
+        """The vector as readers of the file see it."""
+        return (self.codes.astype(np.uint32) << 16).view(np.float32)
+
+    def write(self, group: h5py.Group, name: str) -> h5py.Dataset:
+        """Store the vector as a dataset of type bfloat16."""
+        kind = h5py.h5t.IEEE_F16LE.copy()
+        kind.set_fields(15, 7, 8, 0, 7)
+        kind.set_ebias(127)
+        return _store(group, name, self.codes, kind)
 
 
 def float8(kernel: np.ndarray) -> Bytes:
