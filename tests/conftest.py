@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pruner import schedules
+
 
 @pytest.fixture(autouse=True, scope="module")
 def what_stays_is_passed_over():
@@ -22,6 +24,22 @@ def fresh_state():
     yield
     keras.config.set_dtype_policy("float32")
     keras.backend.clear_session(free_memory=False)  # collected once a module
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_trainings_prune_gradually():
+    """Give the trainings of a few steps in the tests the schedule that long ones have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules, "STEPS_TO_RECOVER", 0)
+        patch.setattr(schedules, "FEW_STEPS", 0)
+        yield
+
+
+@pytest.fixture
+def schedules_of_short_trainings(monkeypatch):
+    """What users have in trainings of a few steps."""
+    monkeypatch.setattr(schedules, "STEPS_TO_RECOVER", 200)
+    monkeypatch.setattr(schedules, "FEW_STEPS", 50)
 
 
 @pytest.fixture

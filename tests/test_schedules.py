@@ -138,6 +138,15 @@ class TestPolynomialDecay:
         settled = PolynomialDecay(0.8, begin_step=200).resolve(1000, 0.0)
         assert settled == PolynomialDecay(0.8, initial_sparsity=0.0, begin_step=200, end_step=800)
 
+    @pytest.mark.parametrize(
+        ("steps", "end"), [(30, 0), (200, 0), (230, 30), (300, 100), (800, 600), (2000, 1500)]
+    )
+    @pytest.mark.usefixtures("schedules_of_short_trainings")
+    def test_200_steps_are_left_to_recover(self, steps, end):
+        assert PolynomialDecay(0.8).resolve(steps, 0.0).end_step == end
+        settled = PolynomialDecay(0.8, begin_step=50).resolve(50 + steps, 0.0)
+        assert (settled.begin_step, settled.end_step) == (50, 50 + end)
+
     def test_resolve_keeps_what_was_said(self):
         schedule = PolynomialDecay(0.8, initial_sparsity=0.1, end_step=10)
         assert schedule.resolve(None, 0.5) == schedule

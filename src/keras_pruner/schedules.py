@@ -22,6 +22,15 @@ __all__ = [
 SHARE_OF_TRAINING = 0.75
 """The part of training over which a schedule without an end prunes; then the model recovers."""
 
+STEPS_TO_RECOVER = 200
+"""The least number of steps that such a schedule leaves at its end: all of a shorter training.
+
+With fewer, a model that is pruned gradually loses more than one that is pruned in the first step.
+"""
+
+FEW_STEPS = 50
+"""Trainings with fewer are warned of: they recover little of what pruning costs."""
+
 UPDATES_PER_SPAN = 100
 """The number of mask updates of a schedule without a frequency."""
 
@@ -219,7 +228,9 @@ class PolynomialDecay(Schedule):
         final_sparsity: s_f, fraction of weights set to zero at the end, in [0, 1).
         initial_sparsity: s_i, the fraction at `begin_step`. None: the model's sparsity then.
         begin_step: t_0, the step of the first mask update.
-        end_step: t_1, the step of the last one. None: after three quarters of the training.
+        end_step: t_1, the step of the last one. None: after three quarters of the training,
+            earlier in a short one, so that 200 steps are left to recover; a training of up to 200
+            steps prunes all at once.
         power: 1 is linear, 3 is the paper's.
         frequency: steps between updates. None: a hundred updates over the span.
 
@@ -275,10 +286,11 @@ class PolynomialDecay(Schedule):
         return self.final_sparsity + (initial - self.final_sparsity) * (1 - elapsed) ** self.power
 
     def resolve(self, steps: int | None, sparsity: float) -> "PolynomialDecay":
-        """Set an open beginning to the model's sparsity, an open end to 3/4 of the training."""
+        """Set an open beginning to the model's sparsity, an open end by the training's length."""
         changes: dict[str, Any] = {}
         if self.end_step is None:
-            span = math.ceil(SHARE_OF_TRAINING * (self._known(steps) - self.begin_step))
+            length = self._known(steps) - self.begin_step
+            span = min(math.ceil(SHARE_OF_TRAINING * length), length - STEPS_TO_RECOVER)
             changes["end_step"] = self.begin_step + max(0, span)
         if self.initial_sparsity is None:
             changes["initial_sparsity"] = min(sparsity, self.final_sparsity)

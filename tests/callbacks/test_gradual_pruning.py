@@ -142,6 +142,16 @@ def test_law_9_a_training_too_short_says_so_before_it_starts(data):
         fit(mlp_by_sgd(), data, kp.GradualPruning(kp.ConstantSparsity(0.8, begin_step=50)))
 
 
+@pytest.mark.usefixtures("schedules_of_short_trainings")
+def test_a_short_training_is_pruned_in_its_first_step_and_told_so(data):
+    model, watch = mlp_by_sgd(), sparsity_per_step()
+    with pytest.warns(UserWarning, match=r"has 16 steps in which to recover from pruning to 0\.8,"):
+        fit(model, data, kp.GradualPruning(0.8), watch)
+    assert watch.noted == [lawful(0.8)] * 16
+    fit(mlp_by_sgd(), data, kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=16)))
+    fit(mlp_by_sgd(), data, kp.GradualPruning(kp.ConstantSparsity(0.8)))
+
+
 @pytest.mark.parametrize(
     ("final", "mapping", "message"),
     [

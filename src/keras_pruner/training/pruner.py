@@ -11,14 +11,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import backends
+from keras_pruner import backends, schedules
 from keras_pruner.channels.tied import means_without_scale
 from keras_pruner.criteria import magnitude, needs_inputs
 from keras_pruner.masks import MaskedWeight, choose, count_entries
 from keras_pruner.patterns import FixedPattern, Pattern, Unstructured, settle_sparsity
 from keras_pruner.plan import Criterion, Plan
 from keras_pruner.rules import Filters, Override, Rules
-from keras_pruner.schedules import ConstantSparsity, Schedule, as_schedule, depends_on_length
+from keras_pruner.schedules import (
+    ConstantSparsity,
+    PolynomialDecay,
+    Schedule,
+    as_schedule,
+    depends_on_length,
+)
 from keras_pruner.training.checkpoint import Pruning, PruningState
 from keras_pruner.training.optimizer import (
     KerasPruning,
@@ -419,6 +425,8 @@ class Pruner:
         state = self.state
         if not state.has_begun:
             state = PruningState(self._schedule_to_begin(0.0), 0)
+            if isinstance(self._given, PolynomialDecay) and not self._given_steps:
+                _check_recovery(state.schedule, self._given, self.updates)
         return _check_length(state, self._given, self.updates)
 
     # ------------------------------------------------------------------ deciding
@@ -641,6 +649,21 @@ def _check_length(state: PruningState, given: Schedule, updates: int | None) -> 
             stacklevel=4,
         )
     return last < schedule.end_step
+
+
+def _check_recovery(schedule: Schedule, given: Schedule, updates: int | None) -> None:
+    """Say before a training if it is too short to recover from a pruning whose end it sets."""
+    if updates is None or given.end_step is not None or schedule.end_step is None:
+        return
+    left = updates - schedule.end_step
+    if 0 <= left < schedules.FEW_STEPS:
+        warnings.warn(
+            f"The training has {left} steps in which to recover from pruning to "
+            f"{schedule.sparsity_at_end:.4g}, which are few. Train for longer, or prune before it "
+            "with some of its inputs, `kp.prune(model, sparsity, calibration=x)`, and train with "
+            "kp.KeepZeros().",
+            stacklevel=4,
+        )
 
 
 def _check_begin(schedule: Schedule, given: Schedule, name: str, sparsity: float) -> None:
