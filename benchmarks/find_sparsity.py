@@ -77,7 +77,12 @@ def one_split(model, x, y, split, arguments):
         for bound in arguments.bounds:
             for confidence in arguments.confidence:
                 curve = kp.find_sparsity(
-                    model, calibration, max_drop=bound, confidence=confidence, metric=metric
+                    model,
+                    calibration,
+                    max_drop=bound,
+                    confidence=confidence,
+                    metric=metric,
+                    tolerance=0.02,
                 )
                 pruned = model
                 if curve.sparsity:

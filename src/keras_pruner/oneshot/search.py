@@ -266,9 +266,9 @@ def find_sparsity(
             all prunable weights are zero. None: 0.01.
         confidence: with which the drop on other samples must stay within `max_drop`, in
             [0.5, 1): the upper confidence limit of the drop decides, from the difference of both
-            models on each sample (after Agresti & Coull 1998). 0.5: the measured drop decides, and
-            is exceeded on other samples about every second time. None: 0.95. Without effect on a
-            metric that is one number.
+            models on each sample (after Agresti & Coull 1998). 0.5: the measured drop decides,
+            which other samples often exceed. None: 0.95. Without effect on a metric that is one
+            number.
         flash: bytes into which the file must fit; takes the place of `max_drop`.
         target: whose file must fit, with `flash`: "tflm", an accelerator such as "ethos-u55-128",
             "litert-x86", "litert-arm" or "wasm"; None: "tflm". Integer files find their ranges
