@@ -128,7 +128,8 @@ def trained(name, seed, arguments):
             row["vectors"] = round(sum(entropy_bytes(v) for v in values if v.ndim < 2))
             train = one.side.data.train
             x, _ = train.take(np.arange(min(SAMPLES, len(train))))
-            for form, (weights, chosen) in FORMS.items():
+            for form in arguments.forms:
+                weights, chosen = FORMS[form]
                 samples = x if chosen else None
                 row[form] = kp.save_compressed(model, path, weights=weights, samples=samples).size
                 loaded = keras.saving.load_model(path, compile=False)
@@ -142,8 +143,9 @@ def show_trained(rows):
     groups = {}
     for row in rows:
         groups.setdefault((row["network"], row["sparsity"]), []).append(row)
+    forms = [form for form in ROUNDED if form in rows[0]]
     print(f"{'network':13} {'zeros':>5} {'seeds':>5} {'score':>7} {'exact':>7} {'bound':>6}"
-          f"{''.join(f'{form:>15}' for form in ROUNDED)} {'vectors':>8}")  # fmt: skip
+          f"{''.join(f'{form:>15}' for form in forms)} {'vectors':>8}")  # fmt: skip
     for (name, sparsity), found in groups.items():
 
         def mean(value, found=found):
@@ -152,7 +154,7 @@ def show_trained(rows):
         cells = [
             f"{mean(lambda r, f=form: r['plain'] / r[f]):7.2f}x"
             f" {100 * mean(lambda r, f=form: r['score'] - r[f + ', score']):+6.2f}"
-            for form in ROUNDED
+            for form in forms
         ]
         print(f"{name:13} {sparsity:5.0%} {len(found):5} {100 * mean(lambda r: r['score']):6.2f}% "
               f"{mean(lambda r: r['plain'] / r['exact']):6.2f}x "
@@ -170,6 +172,7 @@ def main():
     )
     parser.add_argument("--networks", nargs="*", metavar="NAME", help="those to train, see above")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of --networks")
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS), help="to write")
     parser.add_argument("--work", default="trained", help="directory of the trained weights")
     parser.add_argument("--speech", help="recordings of spoken digits, for ds-cnn-l and ctc")
     parser.add_argument("--reviews", help="the archive with film snippets, for lstm")
@@ -181,6 +184,8 @@ def main():
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.networks:
+        if "exact" not in arguments.forms:
+            parser.error("--forms needs exact, which the others are compared with")
         rows = [
             row
             for name in arguments.networks
