@@ -1,7 +1,8 @@
 """Which shapes of zeros are allowed; the only place that turns scores into a mask.
 
 A pattern sees scores in the order of Keras kernels, (..., inputs, outputs). What it keeps or
-removes as one is a unit: a weight, a block or a channel.
+removes as one is a unit: a weight, a block or a channel. There are two kinds: a `BudgetedPattern`
+takes any sparsity, a `FixedPattern` has one of its own. Every other class here is final.
 """
 
 import abc
@@ -28,6 +29,10 @@ _POOLINGS = {"mean": np.add, "max": np.maximum}
 
 class Pattern(abc.ABC):
     """Which shapes of zeros are allowed; either a `BudgetedPattern` or a `FixedPattern`.
+
+    Its methods agree on the order of the units: `unit_scores(scores)[i]` is the score of the
+    entries that `spread(kept, shape)` keeps where only `kept[i]` is True. `units(shape)` is the
+    length of both.
 
     Example:
         >>> Block((4, 1)).units((3, 3, 8, 16))  # of a kernel (..., inputs, outputs)
@@ -65,17 +70,18 @@ class Pattern(abc.ABC):
             Boolean mask of the shape of `scores`, True = kept.
 
         Raises:
-            ValueError: if the sparsity is missing, is no fraction, or is not that of a fixed
-                pattern.
+            ValueError: if a budgeted pattern gets no sparsity or one outside [0, 1), or a fixed
+                pattern another one than its own.
         """
 
 
 class BudgetedPattern(Pattern):
     """A pattern that takes any sparsity. Subclass it for a pattern of your own.
 
-    Laws: exactly max(1, round-half-even(n (1 - s))) of n units are kept at sparsity s; among
-    equal scores the unit of lower index is kept; units scored -inf are kept last.
-    `kp.testing.check_pattern` checks them.
+    A subclass defines `units`, `unit_scores` and `spread`. Laws: exactly
+    max(1, round-half-even(n (1 - s))) of n units are kept at sparsity s; among equal scores the
+    unit of lower index is kept; units scored -inf are kept last. `kp.testing.check_pattern` checks
+    them.
 
     Example:
         >>> class Rows(BudgetedPattern):  # all outputs of one input, at one tap
@@ -99,7 +105,7 @@ class BudgetedPattern(Pattern):
         return self.keep(scores, self.count(self.units(scores.shape), sparsity))
 
     def count(self, units: int, sparsity: float) -> int:
-        """How many of so many units stay at `sparsity`."""
+        """The number of units that stay at `sparsity`, of `units` in all."""
         return top_k.kept_count(units, sparsity)
 
     def keep(self, scores: np.ndarray, count: int) -> np.ndarray:
@@ -110,7 +116,8 @@ class BudgetedPattern(Pattern):
 class FixedPattern(Pattern):
     """A pattern that fixes its own sparsity and takes no part in a budget, such as `NM`.
 
-    Subclass it for a pattern of your own. Its units are the single weights.
+    Subclass it for a pattern of your own: define `units`, `sparsity` and `mask`. Its units are the
+    single weights.
 
     Example:
         >>> class Checkerboard(FixedPattern):
@@ -147,55 +154,6 @@ class FixedPattern(Pattern):
         """The mask of these scores; a sparsity may be given if it is the pattern's own."""
         settle_sparsity("sparsity", sparsity, self)
         return self.mask(scores)
-
-
-def takes_sparsity(pattern: Pattern, sparsity: float) -> bool:
-    """Whether a pattern can have this sparsity.
-
-    Up to rounding for a fixed pattern: 1 - 2/3 and 1/3 are not the same number.
-    """
-    return not isinstance(pattern, FixedPattern) or math.isclose(pattern.sparsity, sparsity)
-
-
-def settle_sparsity(name: str, sparsity: float | None, pattern: Pattern) -> float | None:
-    """The sparsity that is given for a pattern, or the one that the pattern fixes.
-
-    Args:
-        name: the argument, for the error.
-        sparsity: as the user gave it; None if they did not.
-        pattern: the pattern.
-
-    Returns:
-        The sparsity; None if none is given and the pattern takes any.
-
-    Raises:
-        ValueError: if another sparsity is given than the pattern fixes.
-    """
-    if not isinstance(pattern, FixedPattern):
-        return sparsity
-    if sparsity is not None and not takes_sparsity(pattern, sparsity):
-        raise fixed_conflict(pattern, name, sparsity)
-    return pattern.sparsity
-
-
-LEAVE_OUT = "Leave it out, or use another pattern."
-
-
-def fixed_conflict(
-    pattern: FixedPattern, name: str, received: object, fix: str = LEAVE_OUT
-) -> ValueError:
-    """The error for an argument that has no meaning beside a fixed pattern.
-
-    Args:
-        pattern: the fixed pattern.
-        name: the argument.
-        received: its value.
-        fix: what to do.
-    """
-    return ValueError(
-        f"{pattern!r} fixes the sparsity at {pattern.sparsity:g}, so that `{name}` has nothing to "
-        f"decide. Received: {name}={shown(received)}. {fix}"
-    )
 
 
 @value
@@ -264,20 +222,16 @@ class Block(BudgetedPattern):
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
         """The mean or the maximum of the entries in each rectangle."""
-        self._grid(scores.shape)
-        matrix = _wide(scores).reshape(-1, scores.shape[-1])
+        self._grid(scores.shape)  # raises where no rectangle fits
+        pooled = _wide(scores).reshape(-1, scores.shape[-1])
         pool = _POOLINGS[self.pooling]
         for axis, side in enumerate(self.shape):
             if side > 1:
-                starts = np.arange(0, matrix.shape[axis], side)
-                matrix = pool.reduceat(matrix, starts, axis=axis)
+                starts = np.arange(0, pooled.shape[axis], side)
+                pooled = pool.reduceat(pooled, starts, axis=axis)
         if self.pooling == "mean":
-            rows, columns = (
-                np.minimum(side, size - np.arange(0, size, side))
-                for side, size in zip(self.shape, self._matrix(scores.shape), strict=True)
-            )
-            matrix = matrix / (rows[:, None] * columns).astype(matrix.dtype)
-        return matrix.reshape(-1)
+            pooled = pooled / self._entries(scores.shape).astype(pooled.dtype)
+        return pooled.reshape(-1)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
         """Each weight is kept with its rectangle."""
@@ -286,10 +240,20 @@ class Block(BudgetedPattern):
             mask = mask.repeat(side, axis).take(np.arange(size), axis) if side > 1 else mask
         return mask.reshape(shape)
 
+    def _entries(self, shape: Shape) -> np.ndarray:
+        """The number of entries of each rectangle, in the form of the grid; fewer at far edges."""
+        heights, widths = (
+            np.minimum(side, size - np.arange(0, size, side))
+            for side, size in zip(self.shape, self._matrix(shape), strict=True)
+        )
+        return heights[:, None] * widths
+
     def _matrix(self, shape: Shape) -> tuple[int, int]:
+        """The rows (taps and inputs) and columns (outputs) of a kernel of this shape."""
         return math.prod(shape[:-1]), shape[-1]
 
     def _grid(self, shape: Shape) -> tuple[int, int]:
+        """How many rectangles lie below and beside each other."""
         rows, columns = self._matrix(shape)
         height, width = self.shape
         if height > rows or width > columns:
@@ -305,15 +269,16 @@ class Block(BudgetedPattern):
 class NM(FixedPattern):
     """`n` weights stay in every `m` consecutive inputs of an output; 2:4 is `NM(2, 4)`.
 
-    The pattern fixes the sparsity at 1 - n/m (Mishra et al. 2021, arXiv:2104.08378). The last
-    group of an output may have fewer inputs; of r it keeps min(r, n).
+    The pattern fixes the sparsity at 1 - n/m (Mishra et al. 2021, arXiv:2104.08378). Where the
+    inputs do not divide by `m`, the last group of an output has fewer: of r weights it keeps
+    min(r, n).
 
     Args:
         n: weights kept in a group.
         m: weights in a group; more than `n`.
 
     Raises:
-        ValueError: if `n` and `m` are no integers with 1 <= n < m.
+        ValueError: unless `n` and `m` are integers with 1 <= n < m.
 
     Example:
         >>> NM(2, 4)(np.array([[4.0], [1.0], [3.0], [2.0]])).T
@@ -359,7 +324,7 @@ class NM(FixedPattern):
         inputs = scores.shape[-2]
         rows = np.moveaxis(_wide(scores), -2, -1)
         tail = -inputs % self.m
-        # -inf behind the end: the real members of a ragged group have lower indices and go first.
+        # Padding scores -inf and comes last, so the weights of a ragged group are kept before it.
         rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, tail)], constant_values=-np.inf)
         groups = rows.reshape(*rows.shape[:-1], -1, self.m)
         best = np.argsort(-groups, axis=-1, kind="stable")[..., : self.n]
@@ -373,18 +338,20 @@ class NM(FixedPattern):
 class Channel(BudgetedPattern):
     """Whole channels are zero.
 
-    As the pattern of a whole model, with outputs (-1), one decision is made for all weights that
-    a channel, a unit or a head is tied to, biases and scales included; outputs of the model and
-    channels that go through a layer normalization stay. `kp.shrink` then removes the zero ones.
+    Output channels (axis -1) as the pattern of a whole model are decided on in groups: a channel,
+    a unit or a head is zero in every weight that it is tied to, biases and scales included. The
+    outputs of the model stay, and so do channels that go through a layer normalization.
+    `kp.shrink` then removes the zero channels.
 
     Args:
         axis: -1 for output channels, -2 for input channels, of a kernel (..., inputs, outputs).
         pooling: "mean" or "max" of the scores of a channel.
-        multiple: the number of channels that stay is the nearest multiple of this, and at least
-            one of it; all stay where there are no more. 8 is fast on all runtimes.
+        multiple: the number of channels that stay is rounded to a multiple of this, at least to
+            `multiple` itself. A layer with no more channels than that keeps all of them. 8 is
+            fast on all runtimes.
 
     Raises:
-        ValueError: if the axis or the pooling is another, or the multiple no positive integer.
+        ValueError: for another axis or pooling, or if `multiple` is not a positive integer.
 
     Example:
         >>> Channel()(np.array([[1.0, 5, 2], [1, 0, 3]]), 1 / 3)
@@ -415,7 +382,7 @@ class Channel(BudgetedPattern):
         return shape[self.axis]
 
     def count(self, units: int, sparsity: float) -> int:
-        """The multiple that is nearest to what the sparsity keeps."""
+        """The number of channels that stay at `sparsity`, rounded to a multiple of `multiple`."""
         nearest = round(top_k.kept_count(units, sparsity) / self.multiple) * self.multiple
         return min(units, max(self.multiple, nearest))
 
@@ -433,10 +400,62 @@ class Channel(BudgetedPattern):
 
 
 def _wide(scores: np.ndarray) -> np.ndarray:
-    """Scores in float32 or wider: half precision cannot hold sums, integers cannot hold -inf."""
+    """The scores in float32 or wider: float16 cannot hold their sums, integers no -inf."""
     return np.asarray(scores, np.result_type(scores.dtype, np.float32))
 
 
 def _check_pooling(pooling: object) -> None:
     if not isinstance(pooling, str) or pooling not in _POOLINGS:
         raise ValueError(f'`pooling` must be "mean" or "max". Received: pooling={pooling!r}.')
+
+
+# ---------------------------------------------------------------------- fixed sparsities
+
+
+def takes_sparsity(pattern: Pattern, sparsity: float) -> bool:
+    """Whether a pattern can have this sparsity.
+
+    That of a fixed pattern is compared up to rounding: 1 - 2/3 and 1/3 differ as floats.
+    """
+    return not isinstance(pattern, FixedPattern) or math.isclose(pattern.sparsity, sparsity)
+
+
+def settle_sparsity(name: str, sparsity: float | None, pattern: Pattern) -> float | None:
+    """The sparsity that the user gave for a pattern, or else the one that the pattern fixes.
+
+    Args:
+        name: the name of the argument, for the error.
+        sparsity: what the user gave; None for nothing.
+        pattern: the pattern.
+
+    Returns:
+        The sparsity; None if none was given and the pattern takes any.
+
+    Raises:
+        ValueError: if the user gave another sparsity than the pattern fixes.
+    """
+    if not isinstance(pattern, FixedPattern):
+        return sparsity
+    if sparsity is not None and not takes_sparsity(pattern, sparsity):
+        raise fixed_conflict(pattern, name, sparsity)
+    return pattern.sparsity
+
+
+LEAVE_OUT = "Leave it out, or use another pattern."
+
+
+def fixed_conflict(
+    pattern: FixedPattern, name: str, received: object, fix: str = LEAVE_OUT
+) -> ValueError:
+    """The error for an argument that has no effect together with a fixed pattern.
+
+    Args:
+        pattern: the fixed pattern.
+        name: the name of the argument.
+        received: its value.
+        fix: what to do instead.
+    """
+    return ValueError(
+        f"{pattern!r} fixes the sparsity at {pattern.sparsity:g}, so that `{name}` has nothing to "
+        f"decide. Received: {name}={shown(received)}. {fix}"
+    )
