@@ -1,8 +1,11 @@
 """Allocations: how one overall budget of zeros is split over the weights.
 
-An allocation is a function (shares, sparsity) -> {share: sparsity}. Laws: the number of kept units
-differs from the request by less than one per weight; every weight keeps at least one; units that
-are pruned already stay pruned. `kp.testing.check_allocation` checks them.
+An allocation is a function (shares, sparsity) -> {share: sparsity}. In the equations below, weight
+i has n_i units and the density d_i = 1 - sparsity; d is the overall density.
+
+Laws: the number of kept units differs from the request by less than one per weight; every weight
+keeps at least one; units that are pruned already stay pruned. `kp.testing.check_allocation` checks
+them.
 """
 
 import dataclasses
@@ -35,9 +38,11 @@ class Share:
     Attributes:
         path: its name in the model.
         shape: of the weight; of a group, the shape of its largest kernel.
-        units: the number of single weights, blocks or channels that are kept or removed as one.
-        unit_scores: a function that returns their scores, shape (units,); -inf for pruned units.
-        in_parts: the same scores, read part by part, of a weight that lies on several devices.
+        units: the number of its units. A unit is kept or removed as one: a single weight, a
+            block or a channel.
+        unit_scores: a function that returns the units' scores, of shape (units,); -inf for pruned
+            units.
+        in_parts: the same scores part by part, for a weight that is sharded over devices.
 
     Example:
         An allocation that leaves small weights dense:
@@ -65,12 +70,22 @@ class Share:
 
 
 Sparsities = dict[Share, float]
+"""The fraction of units to remove from each weight, in [0, 1]."""
+
 Allocation = Callable[[Sequence[Share], float], Sparsities]
+"""The weights that share a budget, and the overall fraction of zeros -> the sparsity of each."""
 
 
 @serializable
 def uniform(shares: Sequence[Share], sparsity: float) -> Sparsities:
-    """The same sparsity for every weight.
+    """The same sparsity for every weight: d_i = d.
+
+    Args:
+        shares: the weights that share the budget.
+        sparsity: overall fraction of units to remove, in [0, 1).
+
+    Returns:
+        The sparsity of each weight.
 
     Example:
         >>> shares = [Share("a", (50, 10), 500, None), Share("b", (10, 4), 40, None)]
@@ -82,10 +97,18 @@ def uniform(shares: Sequence[Share], sparsity: float) -> Sparsities:
 
 @serializable
 def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
-    """Small kernels stay denser: density is in proportion to sum(shape) / prod(shape).
+    """Erdős-Rényi-kernel: small kernels stay denser than large ones.
 
-    Erdős-Rényi-kernel (Evci et al. 2020, arXiv:1911.11134). Densities are capped at 1; the other
-    weights share what the cap frees, in the same proportion.
+    d_i = min(1, c sum(shape_i) / prod(shape_i)), where the factor c, the same for all weights, is
+    such that the budget is met: sum of d_i n_i = d sum of n_i (Evci et al. 2020,
+    arXiv:1911.11134).
+
+    Args:
+        shares: the weights that share the budget.
+        sparsity: overall fraction of units to remove, in [0, 1).
+
+    Returns:
+        The sparsity of each weight.
 
     Example:
         >>> shares = [Share("a", (50, 10), 500, None), Share("b", (10, 4), 40, None)]
@@ -93,18 +116,19 @@ def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
         {'a': 0.825, 'b': 0.489}
     """
     units = np.array([share.units for share in shares], float)
-    raw = np.array([sum(share.shape) / np.prod(share.shape, dtype=float) for share in shares])
-    density = np.ones(len(shares))
+    ratio = np.array([sum(share.shape) / np.prod(share.shape, dtype=float) for share in shares])
     budget = units.sum() * (1 - sparsity)
-    open_ = np.ones(len(shares), bool)
-    while open_.any():
-        scale = (budget - units[~open_].sum()) / (units * raw)[open_].sum()
-        density[open_] = scale * raw[open_]
-        full = open_ & (density >= 1)
-        if not full.any():
+    density = np.ones(len(shares))
+    is_capped = np.zeros(len(shares), bool)
+    while not is_capped.all():
+        rest = ~is_capped
+        factor = (budget - units[is_capped].sum()) / (units * ratio)[rest].sum()
+        density[rest] = factor * ratio[rest]
+        too_dense = rest & (density >= 1)
+        if not too_dense.any():
             break
-        density[full] = 1
-        open_ &= ~full
+        density[too_dense] = 1
+        is_capped |= too_dense
     return {share: float(1 - d) for share, d in zip(shares, density, strict=True)}
 
 
@@ -112,9 +136,17 @@ def erk(shares: Sequence[Share], sparsity: float) -> Sparsities:
 def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
     """Layer-adaptive magnitude: the units that matter least to their own layer go first.
 
-    LAMP(u) = s_u^2 / sum of s_v^2 over all units v of the same weight with s_v >= s_u, then one
-    top-k over all weights (Lee et al. 2021, arXiv:2010.07611, eq. 3). The highest LAMP score of
-    every weight is 1, so that no weight is emptied.
+    LAMP(u) = s_u^2 / sum of s_v^2 over all units v of the same weight with s_v >= s_u, where s is
+    the score of a unit. The units with the highest LAMP scores of all weights stay (Lee et al.
+    2021, arXiv:2010.07611, eq. 3). The best unit of every weight has a LAMP score of 1, so that
+    no weight is emptied.
+
+    Args:
+        shares: the weights that share the budget.
+        sparsity: overall fraction of units to remove, in [0, 1).
+
+    Returns:
+        The sparsity of each weight.
 
     Raises:
         ValueError: if scores are negative: LAMP squares them.
@@ -137,12 +169,15 @@ def lamp(shares: Sequence[Share], sparsity: float) -> Sparsities:
 class Global:
     """One top-k over the scores of all weights, with a least density for each weight.
 
+    The units with the highest scores stay, whichever weight they are in, but d_i >= floor d in
+    every weight that has enough unpruned units.
+
     Args:
         floor: the least density of a weight as a fraction of the overall density, in [0, 1).
             Without a floor, global magnitude may empty whole layers.
 
     Raises:
-        ValueError: if `floor` is no number in [0, 1).
+        ValueError: unless `floor` is a number in [0, 1).
 
     Example:
         >>> large = Share("a", (2, 2), 4, lambda: np.array([8.0, 7.0, 6.0, 5.0]))
@@ -183,8 +218,8 @@ class PerWeight:
 
     Args:
         sparsities: regex, searched in the weight's path -> final fraction of zeros, in [0, 1).
-            The first regex that matches counts. Together they must give the final sparsity that
-            is asked for, to four digits.
+            The first regex that matches a path counts. Over all weights they must give the
+            requested final sparsity, to four digits.
 
     Raises:
         ValueError: if the mapping is empty, or holds something else.
@@ -213,18 +248,18 @@ class PerWeight:
         """The mapping's sparsities, scaled down to the present overall sparsity.
 
         Raises:
-            ValueError: if a weight is not in the mapping, or the mapping gives a lower sparsity
-                than is asked for.
+            ValueError: if no regex matches a weight, or the mapping gives a lower overall
+                sparsity than `sparsity`.
         """
         units = {share.path: share.units for share in shares}
         overall = self._overall(units)
         if sparsity > overall:
             self.check_final(units, sparsity)
         scale = sparsity / overall if overall else 0.0
-        return {share: min(self._of(share.path) * scale, 1.0) for share in shares}
+        return {share: min(self._final_of(share.path) * scale, 1.0) for share in shares}
 
     def check_names(self, paths: Sequence[str]) -> None:
-        """Raise unless every weight is matched, and every regex is needed."""
+        """Raise unless a regex matches every weight, and every regex is the first for one."""
         used = {self._regex_for(path) for path in paths}
         for regex in self.sparsities:
             if regex not in used:
@@ -241,8 +276,9 @@ class PerWeight:
 
         Args:
             units: path -> number of units, of the weights that share the budget.
-            sparsity: the sparsity asked for.
-            pattern: the pattern of these weights, where others have another pattern and budget.
+            sparsity: the requested sparsity.
+            pattern: the pattern of these weights, if other weights have another pattern, and so a
+                budget of their own.
         """
         overall = self._overall(units)
         if abs(sparsity - overall) <= max(len(units) / sum(units.values()), FOUR_DIGITS):
@@ -251,9 +287,8 @@ class PerWeight:
         if pattern is not None:
             where = f"over the weights with {pattern!r}, which have a budget of their own"
             first = next(iter(units))
-            fix = (
-                f"Pass overrides={{{first!r}: ({self._of(first):.4g}, {pattern!r}), ...}} for them"
-            )
+            example = f"{{{first!r}: ({self._final_of(first):.4g}, {pattern!r}), ...}}"
+            fix = f"Pass overrides={example} for them"
         raise ValueError(
             f"The mapping given as `allocation` gives a sparsity of {overall:.4g} {where}. "
             f"Received: sparsity={sparsity:.4g}. {fix}, or "
@@ -261,9 +296,11 @@ class PerWeight:
         )
 
     def _overall(self, units: Mapping[str, int]) -> float:
-        return sum(n * self._of(path) for path, n in units.items()) / sum(units.values())
+        """The sparsity over all weights that the mapping gives."""
+        return sum(n * self._final_of(path) for path, n in units.items()) / sum(units.values())
 
-    def _of(self, path: str) -> float:
+    def _final_of(self, path: str) -> float:
+        """The final sparsity of a weight."""
         return self.sparsities[self._regex_for(path)]
 
     def _regex_for(self, path: str) -> str:
@@ -295,10 +332,11 @@ def as_allocation(allocation: object) -> Allocation:
 
 
 HELD = 1 << 25
-"""Up to this number of scores, they are computed once and held; more are computed twice."""
+"""Scores up to this number are computed once and kept in memory; more are computed twice."""
 
 
 def _scores(shares: Sequence[Share]) -> list[Scores]:
+    """The scores of each weight; they are read twice, so few of them are kept in memory."""
     if sum(share.units for share in shares) > HELD:
         return [share.scores for share in shares]
     return [_held(share.scores) for share in shares]
@@ -315,7 +353,7 @@ def _is_live(scores: np.ndarray) -> np.ndarray:
 
 
 def _from_zero_up(path: str, scores: Scores) -> Iterator[np.ndarray]:
-    """The scores, part by part; LAMP squares them, so they must not be negative."""
+    """The scores, part by part; raises for negative ones, which LAMP would square."""
     for part in scores.parts():
         if part.min(initial=0) < 0:
             lowest = part.min(where=_is_live(part), initial=0)
@@ -329,8 +367,10 @@ def _from_zero_up(path: str, scores: Scores) -> Iterator[np.ndarray]:
 
 
 def _sparsities(shares: Sequence[Share], kept: np.ndarray) -> Sparsities:
+    """The sparsities from the number of kept units of each weight."""
     return {share: float(1 - k / share.units) for share, k in zip(shares, kept, strict=True)}
 
 
 def _budget(shares: Sequence[Share], sparsity: float) -> int:
+    """The number of units that stay, over all weights."""
     return kept_count(sum(share.units for share in shares), sparsity)
