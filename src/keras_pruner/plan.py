@@ -42,7 +42,7 @@ class Target:
 
     @property
     def units(self) -> int:
-        """How many weights, blocks or channels the pattern sees in it."""
+        """The number of units of the pattern in it: single weights, blocks or channels."""
         return self.pattern.units(self.view.kernel_shape)
 
 
@@ -52,12 +52,23 @@ class Member:
 
     Attributes:
         path: of the target.
-        axis: of the variable along which the units lie.
-        units: the unit of each index along the axis; -1 for none. Shorter than the axis, they
-            come again and again, as where a Dense layer reads a flattened image.
-        repeat: for how many consecutive indices each of them stands.
-        follows: whether the target has no part in the scores, as biases, the scales and
-            statistics of a normalization, and kernels that only read the units.
+        axis: the axis of the variable along which the units lie.
+        units: the unit of each index along the axis; -1 for none. If they are fewer than the
+            indices, they are repeated from the first.
+        repeat: the number of consecutive indices that each of `units` stands for.
+        follows: whether the target has no part in the scores, such as a bias, the scale of a
+            normalization, or a kernel that only reads the units.
+
+    Example:
+        The rows of a Dense kernel that reads a flattened 2 by 1 image of three channels:
+
+        >>> Member("dense/kernel", axis=0, units=(0, 1, 2)).unit_of(6)
+        array([0, 1, 2, 0, 1, 2])
+
+        The columns of a projection to two heads of size 3:
+
+        >>> Member("query/kernel", axis=1, units=(0, 1), repeat=3).unit_of(6)
+        array([0, 0, 0, 1, 1, 1])
     """
 
     path: str
@@ -79,11 +90,25 @@ class Group:
     """Tied weights, for which one decision is made: which units stay in all of them.
 
     Attributes:
-        path: the name of the group; its share of the budget goes by it.
+        path: the name of the group, under which it shares the budget.
         members: its targets.
-        units: how many units there are, such as the channels that an addition ties.
+        units: the number of units, such as the channels that an addition ties.
         pattern: how the scores of a unit are pooled.
         sparsity: its own final fraction of zeros; None if it shares the overall budget.
+
+    Example:
+        The channels of a convolution: a column of its kernel and the bias of that column are
+        pruned together, by the scores of the kernel.
+
+        >>> import keras_pruner as kp
+        >>> image = keras.Input((8, 8, 3))
+        >>> x = keras.layers.Conv2D(4, 3, name="conv")(image)
+        >>> x = keras.layers.Dense(2, name="head")(keras.layers.Flatten()(x))
+        >>> (group,) = kp.plan(keras.Model(image, x), pattern=kp.Channel()).groups
+        >>> group.path, group.units
+        ('conv', 4)
+        >>> [(member.path, member.axis, member.follows) for member in group.members]
+        [('conv/kernel', 3, False), ('conv/bias', 0, True)]
     """
 
     path: str
@@ -114,10 +139,10 @@ class Skip:
 
 
 NOTABLE = 0.01
-"""The share of the prunable weights above which it is said that weights are left alone."""
+"""The share of the prunable weights from which a note says that they are left alone."""
 
 TOLERANCE = 0.005
-"""How far a sparsity may be from the one asked for without a note; less above 95% zeros."""
+"""The difference to the requested sparsity up to which there is no note; less above 95% zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,15 +150,15 @@ class Plan(Report):
     """The targets of a model and the reasons for all other variables; prints as a table.
 
     Attributes:
-        targets: what is pruned.
-        skipped: what is not, with its reason.
+        targets: the variables that are pruned.
+        skipped: the variables that are left alone, with the reasons.
         variables: the `keras.Variable` of each target.
         allocation: how the targets without a sparsity of their own share the overall budget.
         criterion: kernel -> scores.
         groups: tied weights; every other target is a group of one.
-        sparsity: the overall fraction of zeros that `kept` belongs to.
-        kept: the number of weights that stay in each target at this sparsity.
-        others: the variables that could be pruned and are left alone.
+        sparsity: the requested overall fraction of zeros; None if none was given.
+        kept: the number of entries of each target that stay at `sparsity`; None without it.
+        others: the `keras.Variable` of each skipped one that could be pruned.
 
     Example:
         >>> import keras_pruner as kp
@@ -154,14 +179,18 @@ class Plan(Report):
     others: tuple[keras.Variable, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     def decided(self) -> list[Target | Group]:
-        """What one decision covers: the groups, and the targets that are in none."""
-        tied = {member.path for group in self.groups for member in group.members}
+        """What is decided on as one: the targets that are in no group, then the groups."""
+        tied = self._tied_paths()
         return [*(t for t in self.targets if t.path not in tied), *self.groups]
+
+    def _tied_paths(self) -> set[str]:
+        """The paths of the targets that are in a group."""
+        return {member.path for group in self.groups for member in group.members}
 
     # ------------------------------------------------------------------ what is shown
 
     def headline(self) -> str:
-        """The weights that are pruned, and the part of the model that they are."""
+        """The number of weights that are pruned and left alone, and the sparsity if it is known."""
         text = f"plan: {len(self.targets)} weights are pruned, {len(self.skipped)} left alone"
         if self.kept is not None:
             reached = 1 - sum(self.kept) / sum(math.prod(t.shape) for t in self.targets)
@@ -190,7 +219,7 @@ class Plan(Report):
         ]
 
     def notes(self) -> list[str]:
-        """What a user has to know beside the tables, in sentences."""
+        """What is left alone, which sparsity is not met, and which zeros bring little."""
         found = [self.left_alone()]
         if self.kept is not None and self.sparsity is not None:
             found += [self.unmet(self.sparsity, self.kept), self.wasted(self.kept)]
@@ -204,10 +233,12 @@ class Plan(Report):
         return pruned / max(1, pruned + left)
 
     def left_alone(self) -> str:
-        """The share of the prunable weights that is left alone, why, and what to do about it.
+        """The share of the prunable weights that is left alone, why, and how to prune it.
 
-        In one sentence; empty if it is less than 1%. Weights count that could be pruned and that
-        the user has not excluded.
+        Weights that the user has excluded do not count.
+
+        Returns:
+            One sentence; empty if the share is below 1%.
         """
         share = 1 - self.coverage
         if share < NOTABLE:
@@ -225,16 +256,16 @@ class Plan(Report):
         return f"{share:.1%} of the weights that could be pruned are left alone: {text}."
 
     def unmet(self, sparsity: float, kept: Sequence[int]) -> str:
-        """Where another sparsity is reached than was asked for, both of them, and why.
+        """The requested and the reached sparsity where they differ, and why.
 
         Args:
-            sparsity: the overall fraction of zeros that was asked for.
-            kept: the number of weights that stay in each target.
+            sparsity: the requested overall fraction of zeros.
+            kept: the number of entries that stay in each target.
 
         Returns:
             A sentence for each budget that is not met; empty if all are.
         """
-        tied = {member.path for group in self.groups for member in group.members}
+        tied = self._tied_paths()
         budgets: dict[tuple[Pattern, float], list[tuple[Target, int]]] = {}
         for target, count in zip(self.targets, kept, strict=True):
             asked = sparsity if target.sparsity is None else target.sparsity
@@ -249,10 +280,10 @@ class Plan(Report):
         return " ".join(filter(None, found))
 
     def wasted(self, kept: Sequence[int]) -> str:
-        """Embedding tables that an allocation over all weights makes sparser than the rest.
+        """A sentence for each embedding table that becomes much sparser than the rest.
 
         Args:
-            kept: the number of weights that stay in each target.
+            kept: the number of entries that stay in each target.
         """
         sizes = [math.prod(target.shape) for target in self.targets]
         overall = 1 - sum(kept) / sum(sizes)
@@ -273,7 +304,7 @@ class Plan(Report):
     # ------------------------------------------------------------------ checks
 
     def check_final(self, sparsity: float | None) -> None:
-        """Raise if a mapping given as `allocation` does not come to the final sparsity."""
+        """Raise if a mapping given as `allocation` does not give the final sparsity."""
         if not isinstance(self.allocation, PerWeight) or sparsity is None:
             return
         shared: dict[Pattern, dict[str, int]] = {}
@@ -284,10 +315,11 @@ class Plan(Report):
             self.allocation.check_final(units, sparsity, pattern if len(shared) > 1 else None)
 
     def same_as(self, other: "Plan") -> bool:
-        """Whether masks made for one plan serve the other; names may differ after loading."""
+        """Whether masks made for one plan fit the other; names may differ after loading."""
         return self._nameless() == other._nameless()
 
     def _nameless(self) -> tuple[object, ...]:
+        """What determines the masks, with the position of each target in place of its path."""
         place = {target.path: str(i) for i, target in enumerate(self.targets)}
         targets = [dataclasses.replace(target, path="") for target in self.targets]
         groups = [
@@ -308,10 +340,10 @@ def _few(paths: Sequence[str], most: int = 3) -> str:
 
 
 def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]) -> str:
-    """The sentence for the weights of one budget; empty if it is met."""
+    """The sentence for the targets of one budget, with what is kept; empty if it is met."""
     sizes = [math.prod(target.shape) for target, _ in members]
     reached = 1 - sum(count for _, count in members) / sum(sizes)
-    least = len(members) / sum(sizes)  # one weight in each is rounding
+    least = len(members) / sum(sizes)  # a difference of one entry in each target is rounding
     if abs(reached - asked) <= max(_tolerance(asked), least):
         return ""
     if reached > asked and isinstance(pattern, Unstructured):
@@ -327,7 +359,10 @@ def _unmet(pattern: Pattern, asked: float, members: Sequence[tuple[Target, int]]
 
 
 def _unmet_groups(pattern: Channel, asked: float, groups: Sequence[Group]) -> str:
-    """The sentence for groups of tied weights, in units: several groups may meet in a weight."""
+    """The sentence for the groups of one budget; empty if it is met.
+
+    It counts units, not entries: one weight may be in several groups.
+    """
     units = {group.path: group.units for group in groups}
     kept = sum(pattern.count(count, asked) for count in units.values())
     reached = 1 - kept / sum(units.values())
@@ -342,4 +377,5 @@ def _unmet_groups(pattern: Channel, asked: float, groups: Sequence[Group]) -> st
 
 
 def _tolerance(asked: float) -> float:
+    """The difference to a requested sparsity up to which it counts as met."""
     return min(TOLERANCE, 0.1 * (1 - asked))
