@@ -1,4 +1,8 @@
-"""The rules that a user gives for pruning, and the plan that they make of a model."""
+"""The rules that a user gives for pruning, and `kp.plan`, which applies them to a model.
+
+First each weight is judged by itself: an override, the filters and the layer's class decide whether
+it becomes a target. If whole output channels are pruned, the targets are then tied into groups.
+"""
 
 import dataclasses
 import re
@@ -26,10 +30,13 @@ from keras_pruner.plan import Criterion, Group, Member, Plan, Skip, Target
 from keras_pruner.validation import check_regex, check_sparsity, shown, value
 
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
+"""Layers to prune: regexes of their paths, or a function. None: all layers."""
+
 Override = None | float | Pattern | tuple[float, Pattern]
+"""An exception for some weights: leave alone (None), a sparsity, a pattern, or both."""
 
 Judged = tuple[str, Target | None]
-"""Why a weight is left alone, or what is planned for it."""
+"""The reason why a weight is left alone; or, with an empty reason, the target it becomes."""
 
 _TOO_LARGE = "does not fit its shape"
 _OVERRIDDEN = "left alone by an override"
@@ -37,10 +44,10 @@ _OVERRIDDEN = "left alone by an override"
 
 @value
 class Rules:
-    """What to prune in a model, and how; checked when made, applied when there is a model.
+    """What to prune in a model, and how; checked at construction, before there is a model.
 
-    Its arguments are those of `kp.plan`, `kp.GradualPruning`, `kp.Pruner` and `kp.prune` with the
-    same names.
+    `kp.plan`, `kp.GradualPruning`, `kp.Pruner` and `kp.prune` take arguments of the same names and
+    meanings.
 
     Args:
         pattern: the zeros allowed: `kp.Unstructured()`, `kp.Block((4, 1))`, `kp.NM(2, 4)` or
@@ -105,7 +112,7 @@ class Rules:
             self.check_split(given)
 
     def check_split(self, allocation: object) -> None:
-        """Raise if the user gave an allocation and every pattern fixes its own sparsity."""
+        """Raise for an allocation without effect, because every pattern fixes its own sparsity."""
         pattern, others = self.pattern, self._patterns_of_overrides()
         if isinstance(pattern, FixedPattern) and all(isinstance(p, FixedPattern) for p in others):
             raise fixed_conflict(pattern, "allocation", allocation)
@@ -115,11 +122,11 @@ class Rules:
 
         Args:
             model: any built Keras 3 model.
-            frozen: whether to prune also what is not trainable.
+            frozen: whether to prune frozen weights as well.
 
         Raises:
-            ValueError: if `model` is no built Keras 3 model, a filter, an override or a name in
-                `allocation` matches nothing, or nothing is left to prune.
+            ValueError: if `model` is not a built Keras 3 model, if a filter, an override or a
+                name in `allocation` matches nothing, or if nothing is left to prune.
         """
         check_model(model)
         found = list(weights_of(model))
@@ -129,6 +136,18 @@ class Rules:
         groups: tuple[Group, ...] = ()
         if isinstance(self.pattern, Channel) and self.pattern.axis == -1:
             judged, groups = self._tie(model, found, judged, trainable, frozen)
+        plan = self._planned(found, judged, groups)
+        self._check_overrides_serve(plan.targets, plan.skipped)
+        if not plan.targets:
+            raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
+        if isinstance(self.allocation, PerWeight):
+            self.allocation.check_names([t.path for t in plan.decided() if t.sparsity is None])
+        return plan
+
+    def _planned(
+        self, found: list[OwnedWeight], judged: dict[int, Judged], groups: tuple[Group, ...]
+    ) -> Plan:
+        """The plan that the judgements on all weights make."""
         targets, skipped, variables, others = [], [], [], []
         for owned in found:
             reason, target = judged[id(owned)]
@@ -139,8 +158,7 @@ class Rules:
             else:
                 targets.append(target)
                 variables.append(owned.variable)
-        self._check_overrides_serve(targets, skipped)
-        plan = Plan(
+        return Plan(
             tuple(targets),
             tuple(skipped),
             tuple(variables),
@@ -149,11 +167,6 @@ class Rules:
             groups=groups,
             others=tuple(others),
         )
-        if not targets:
-            raise ValueError(f"There is nothing to prune in {model.name!r}.\n{plan}")
-        if isinstance(self.allocation, PerWeight):
-            self.allocation.check_names([t.path for t in plan.decided() if t.sparsity is None])
-        return plan
 
     def _tie(
         self,
@@ -163,10 +176,10 @@ class Rules:
         trainable: Mapping[int, int],
         frozen: bool,
     ) -> tuple[dict[int, Judged], tuple[Group, ...]]:
-        """Decide on channels in groups of tied weights, biases and scales included.
+        """Tie the targets into groups of channels, and make biases and scales targets as well.
 
-        Kernels whose channels must all stay are left alone. A model that is no graph of layers is
-        judged weight by weight.
+        A kernel whose channels must all stay is left alone. A model that is not a graph of layers
+        has no groups.
         """
         try:
             ties = tied_groups(model)
@@ -182,17 +195,12 @@ class Rules:
             if reason:
                 reasons |= dict.fromkeys((id(owned) for _, owned in parts), reason)
                 continue
-            members = []
-            for axis, owned in parts:
+            parts = [(a, o) for a, o in parts if frozen or id(o.variable) in trainable]
+            for _, owned in parts:
                 index = trainable.get(id(owned.variable))
-                if index is None and not frozen:
-                    continue
                 target = Target(owned.path, owned.view, self.pattern, sparsity, index)
                 result[id(owned)] = "", target
-                units = tuple(axis.units.tolist())
-                members.append(Member(owned.path, axis.axis, units, 1, not axis.is_kernel))
-            pattern: Any = self.pattern
-            groups.append(Group(tie.name, tuple(members), tie.count, pattern, sparsity))
+            groups.append(self._group(tie, parts, sparsity))
         tied = {member.path for group in groups for member in group.members}
         for owned in found:
             planned = result[id(owned)][1]
@@ -200,10 +208,20 @@ class Rules:
                 result[id(owned)] = reasons.get(id(owned), "not in any group of channels"), None
         return result, tuple(groups)
 
+    def _group(
+        self, tie: TiedGroup, parts: list[tuple[TiedAxis, OwnedWeight]], sparsity: float | None
+    ) -> Group:
+        members = [
+            Member(owned.path, axis.axis, tuple(axis.units.tolist()), follows=not axis.is_kernel)
+            for axis, owned in parts
+        ]
+        pattern: Any = self.pattern
+        return Group(tie.name, tuple(members), tie.count, pattern, sparsity)
+
     def _judge_tie(
         self, tie: TiedGroup, parts: list[tuple[TiedAxis, OwnedWeight]], judged: dict[int, Judged]
     ) -> tuple[str, float | None]:
-        """Why a group is left alone, and the sparsity of its own that an override gives it."""
+        """The reason why a group is left alone, or else the sparsity that an override gives it."""
         if tie.reason:
             return tie.reason, None
         kernels = [judged[id(owned)] for axis, owned in parts if axis.is_kernel]
@@ -217,10 +235,8 @@ class Rules:
             return "no kernel produces it", None
         return "", max((s for s in sparsities if s is not None), default=None)
 
-    def _judge(
-        self, owned: OwnedWeight, index: int | None, frozen: bool
-    ) -> tuple[str, Target | None]:
-        """Why this variable is left alone, or the target it becomes."""
+    def _judge(self, owned: OwnedWeight, index: int | None, frozen: bool) -> Judged:
+        """Judge one weight by itself."""
         regex = self._override_of(owned.path)
         named = regex is not None
         override = (self.overrides or {}).get(regex or "") if named else None
@@ -244,14 +260,17 @@ class Rules:
         return "", target
 
     def _fix(self, owned: OwnedWeight, reason: str) -> str:
-        """How to have a weight pruned that the user may expect to be pruned; may hold `{path}`."""
+        """How to prune a weight that is left alone; empty if nobody would expect it to be pruned.
+
+        The text may contain the placeholder `{path}`.
+        """
         is_matrix = len(owned.variable.shape) >= 2 and 0 not in owned.variable.shape
         if is_matrix and _TOO_LARGE in reason:
             return "pass overrides={{{path!r}: kp.Unstructured()}} to prune it"
         return fix_of(reason) if is_matrix else ""
 
     def _override_of(self, path: str) -> str | None:
-        """The regex of the override that counts for a weight."""
+        """The first regex of `overrides` that matches a weight; None if there is none."""
         return next((regex for regex in self.overrides or {} if re.search(regex, path)), None)
 
     def _patterns_of_overrides(self) -> Iterator[Pattern]:
@@ -267,12 +286,12 @@ class Rules:
         return any(re.search(regex, owned.layer_path) for regex in self._regexes())
 
     def _admits_whole(self, layer: keras.layers.Layer) -> bool:
-        """Whether the function accepts the layer as a whole, and none of its parts."""
+        """Whether the filter function accepts the layer as a whole, but none of its parts."""
         parts = [part for part in layer._flatten_layers(include_self=False) if part.weights]
         return not any(map(self.filters, parts)) and bool(self.filters(layer))
 
     def _regexes(self) -> Sequence[str]:
-        """The filters, where they are regexes."""
+        """The filters that are regexes; none if they are a function."""
         if self.filters is None or callable(self.filters):
             return ()
         return (self.filters,) if isinstance(self.filters, str) else self.filters
@@ -328,16 +347,16 @@ def plan(
     filters: Filters = None,
     overrides: Mapping[str, Override] | None = None,
 ) -> Plan:
-    """What a training would prune in a model, and why everything else is left alone.
+    """The weights that a training would prune, and why all others are left alone.
 
     The model is not changed. Frozen weights are left alone, as in training; `kp.prune` prunes
     them as well.
 
     Args:
         model: any built Keras 3 model.
-        sparsity: the overall fraction of zeros, in [0, 1). If it is given, the plan shows the
-            sparsity that each weight would get now, and whether the whole is met.
-        pattern: as in `Rules`, like the arguments that follow.
+        sparsity: the overall fraction of zeros, in [0, 1). With it, the plan shows the sparsity
+            that each weight would get now, and whether the overall sparsity is reached.
+        pattern: the zeros allowed. `Rules` describes this and the following arguments in full.
         allocation: how the budget is split over the weights.
         criterion: kernel -> scores.
         filters: the layers to prune.
@@ -380,7 +399,7 @@ def plan(
 
 
 def check_filters(filters: object) -> None:
-    """Raise unless these are filters: regexes, or a function layer -> bool."""
+    """Raise unless `filters` is a regex, a list of them, a function layer -> bool, or None."""
     if isinstance(filters, type):
         name = filters.__name__
         if getattr(keras.layers, name, None) is filters:
@@ -402,7 +421,7 @@ def check_filters(filters: object) -> None:
 
 
 def check_overrides(overrides: object, default: Pattern) -> None:
-    """Raise unless these are overrides that go together with the default pattern."""
+    """Raise unless `overrides` maps regexes to valid overrides for the default pattern."""
     if overrides is None:
         return
     if not isinstance(overrides, Mapping):
@@ -427,7 +446,7 @@ def check_overrides(overrides: object, default: Pattern) -> None:
 
 
 def read_override(override: Any, default: Pattern) -> tuple[float | None, Pattern]:
-    """The sparsity and the pattern of a weight; None for its share of the overall budget."""
+    """The sparsity and pattern of an override; a sparsity of None is a share of the budget."""
     if isinstance(override, tuple):
         sparsity, pattern = override
     elif isinstance(override, Pattern):
