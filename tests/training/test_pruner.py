@@ -239,9 +239,9 @@ def test_torch_optim(name, data, tmp_path):
 
     model, pruner, optimizer = start()
     assert list(train(model, pruner, optimizer, 8)) == pytest.approx(ROUNDED)
-    from keras_pruner.training.torch_optimizer import ENTRY_BY_ENTRY
+    from keras_pruner.training.torch_optimizer import ELEMENTWISE
 
-    for masked in () if type(optimizer) in ENTRY_BY_ENTRY else pruner.pruning.masked:
+    for masked in () if type(optimizer) in ELEMENTWISE else pruner.pruning.masked:
         mask = values([masked.mask])[0]
         for slot in optimizer.state[masked.variable.value].values():
             if isinstance(slot, torch.Tensor) and slot.ndim:

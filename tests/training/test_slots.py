@@ -1,10 +1,10 @@
-"""Optimizers in which an entry of a weight has no part in the update of another."""
+"""Optimizers that update each entry of a weight independently of the others."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_pruner.training.optimizer import ENTRY_BY_ENTRY, entries_are_apart
+from keras_pruner.training.slots import ELEMENTWISE, updates_elementwise
 
 SETTINGS = [{}, {"weight_decay": 0.1}, {"clipvalue": 0.5}, {"use_ema": True}, {"epsilon": 0.0}]
 
@@ -14,7 +14,7 @@ def trained(kind, settings, live, others):
     optimizer = kind(learning_rate=0.1, **settings)
     weight = keras.Variable(np.arange(12.0).reshape(3, 4) % 3 + 1)
     optimizer.build([weight])
-    assert entries_are_apart(optimizer, [weight])
+    assert updates_elementwise(optimizer, [weight])
     rng = np.random.default_rng(0)
     for _ in range(4):
         gradient = rng.normal(size=live.shape) * np.where(live, 1, others)
@@ -24,7 +24,7 @@ def trained(kind, settings, live, others):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("kind", ENTRY_BY_ENTRY, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ELEMENTWISE, ids=lambda kind: kind.__name__)
 def test_live_entries_do_not_depend_on_the_gradients_of_others(kind, settings):
     if "epsilon" in settings and kind in (keras.optimizers.SGD, keras.optimizers.Lion):
         pytest.skip("has no epsilon")
@@ -48,10 +48,10 @@ def test_live_entries_do_not_depend_on_the_gradients_of_others(kind, settings):
     ids=["Muon", "Ftrl", "Lamb", "Adafactor", "clipnorm", "global_clipnorm", "unknown"],
 )
 def test_of_all_others_it_is_not_taken_for_granted(optimizer):
-    assert not entries_are_apart(optimizer(), [])
+    assert not updates_elementwise(optimizer(), [])
 
 
 def test_a_constraint_may_move_anything():
     weight = keras.Variable(np.ones((2, 2)))
     weight.constraint = keras.constraints.UnitNorm()
-    assert not entries_are_apart(keras.optimizers.SGD(), [weight])
+    assert not updates_elementwise(keras.optimizers.SGD(), [weight])

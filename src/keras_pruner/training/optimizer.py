@@ -3,6 +3,17 @@
 As `torch.nn.utils.parametrize` does with modules, an optimizer that prunes is given a subclass of
 its own class. It stays the same object, so everything that is read from it or written to it is
 the user's: learning rate, weight decay, `get_config`, methods that a subclass overrides.
+
+In each step it
+
+1. raises or warns if no `Pruner` calls `update`, since the schedule would stand still;
+2. zeroes the gradients of pruned weights, if they could influence the update of others;
+3. makes the step of the user's optimizer;
+4. zeroes the pruned weights and their moving averages;
+5. counts the step, unless gradient accumulation has not completed it.
+
+Three classes take part: `KerasPruning` is one schedule with its masks, `Prunings` holds all that
+an optimizer carries and saves them, and `_Pruned` is what the optimizer's class is extended by.
 """
 
 import contextlib
@@ -28,6 +39,7 @@ from keras_pruner.training.checkpoint import (
     load_pruning,
     save_pruning,
 )
+from keras_pruner.training.slots import slots_of, updates_elementwise
 from keras_pruner.validation import one_line
 
 UNATTENDED = (
@@ -47,13 +59,14 @@ UNFINISHED = (
 class KerasPruning:
     """A `Pruning` on an optimizer of Keras.
 
-    Masks, count and state are variables of the optimizer, so they are restored, replicated and
-    sharded as any optimizer's state. It changes no mask itself: that is the `Pruner`'s part.
+    The masks, the count of steps and the state are variables of the optimizer, so they are
+    restored, replicated and sharded like the rest of its state. The masks are updated by the
+    `Pruner`, not here.
 
     Args:
         schedule: as the user gave it.
-        find_plan: gives the plan, once the model has variables.
-        name: of the variables.
+        find_plan: a function that returns the plan, called when the model has variables.
+        name: the first part of the variables' names.
     """
 
     def __init__(
@@ -67,15 +80,15 @@ class KerasPruning:
         self.unattended: Unattended = "refuse"
         self.attended_to = -1
         self.before_first_step: Callable[[], Any] | None = None
-        self.optimizer: Any = None  # that carries it
-        self.outer: Any = None  # a `LossScaleOptimizer` around that, or itself
+        self.optimizer: Any = None  # the optimizer that carries it
+        self.outer: Any = None  # the `LossScaleOptimizer` around that one, or else the same
         self._find_plan = functools.cache(find_plan)
         self._step: Any = None
         self._settled: Any = None
 
     @property
     def plan(self) -> Plan:
-        """What is pruned; found when first asked for."""
+        """What is pruned; computed at the first access."""
         return self._find_plan()
 
     @property
@@ -85,7 +98,7 @@ class KerasPruning:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The masks, the count of steps, and what was settled when they began."""
+        """The masks, the count of steps, and the rest of the state."""
         own = [self._step, self._settled] if self.built else []
         return [*(masked.mask for masked in self.masked), *own]
 
@@ -94,7 +107,7 @@ class KerasPruning:
         variables = keras_private.trained_by(optimizer)
         with keras.name_scope(optimizer.name):
             self.masked = tuple(self._mask_each(optimizer, variables))
-            # Set by initializers: an assignment would be lost in a trace.
+            # The values come from initializers: an assignment would be lost in a trace.
             self._step = _variable(f"{self.name}_step", (), "int", keras.initializers.Constant(-1))
             none = PruningState(self.schedule).settled_numbers()
             initial = keras.initializers.Constant(-1)
@@ -122,7 +135,7 @@ class KerasPruning:
             )
 
     def _bind(self, variables: Sequence[keras.Variable]) -> list[tuple[Target, keras.Variable]]:
-        """Each target with its variable: the plan's own, or by position after loading."""
+        """Each target with its variable; after loading, the one at the target's position."""
         plan = self.plan
         if plan.variables:
             return list(zip(plan.targets, plan.variables, strict=True))
@@ -140,7 +153,7 @@ class KerasPruning:
 
     @property
     def state(self) -> PruningState:
-        """How far the schedule has come; can be set."""
+        """The progress of the schedule; can be set."""
         if not self.built:
             return PruningState(self.schedule)
         step, numbers = map(keras.ops.convert_to_numpy, (self._step, self._settled))
@@ -157,7 +170,7 @@ class KerasPruning:
         return backends.current().is_readable(self._step.value)
 
     def peek(self) -> list[int] | None:
-        """The state's `settled_numbers`, if they can be had without waiting for a step."""
+        """The state's `settled_numbers`; None if to read them would wait for a step to end."""
         return backends.current().peek(self._settled)
 
     @property
@@ -167,7 +180,7 @@ class KerasPruning:
 
     @property
     def accumulation(self) -> int:
-        """How many batches make one step."""
+        """The number of batches in one step."""
         return self.optimizer.gradient_accumulation_steps or 1
 
     def begin_anew(self, state: PruningState) -> None:
@@ -177,7 +190,7 @@ class KerasPruning:
             masked.mask.assign(np.ones(masked.variable.shape, bool))
 
     def count(self) -> None:
-        """Count one update of the weights, unless it was only a part of one."""
+        """Count one step, if gradient accumulation has completed it."""
         one = keras.ops.cast(self._step >= 0, self._step.dtype)
         if self.accumulation > 1:
             calls = keras_private.calls_of(self.optimizer).value
@@ -191,9 +204,9 @@ class KerasPruning:
         self.zero(lambda masked: (masked.variable, *masked.averages))
 
     def zero_companions(self) -> None:
-        """Set to 0.0 what the optimizer keeps for pruned weights: averages, slots that matter."""
-        apart = entries_are_apart(self.optimizer, [m.variable for m in self.masked])
-        self.zero(lambda masked: masked.averages + (() if apart else masked.slots))
+        """Set to 0.0 the averages of pruned weights, and their slots if others depend on them."""
+        elementwise = updates_elementwise(self.optimizer, [m.variable for m in self.masked])
+        self.zero(lambda masked: masked.averages + (() if elementwise else masked.slots))
 
     def zero(self, which: Callable[[MaskedWeight], tuple[keras.Variable, ...]]) -> None:
         """Set the variables that belong to a mask to 0.0 where it is False."""
@@ -201,7 +214,7 @@ class KerasPruning:
         backends.current().zero_pruned([v for v, _ in pairs], [m for _, m in pairs])
 
     def release(self) -> None:
-        """Take the masks off the optimizer; without any it is of the user's own class again."""
+        """Remove the masks from the optimizer; without any it has the user's class again."""
         detach(self.outer, self)
 
 
@@ -217,7 +230,7 @@ def _variable(name: str, shape: tuple[int, ...], dtype: str, initial: Any) -> ke
 
 
 def _mask_for(variable: keras.Variable, name: str) -> keras.Variable:
-    """A mask, all True, where the variable is."""
+    """A mask, all True, on the same devices as the variable."""
     return keras.Variable(
         "ones",
         shape=variable.shape,
@@ -255,8 +268,9 @@ class Prunings(keras_private.Saveable):
     """The prunings that an optimizer carries, one for each schedule; saved beside its variables.
 
     Args:
-        optimizer: that carries them.
-        loading: the custom objects and the safe mode to make them of a file with.
+        optimizer: the optimizer that carries them.
+        loading: arguments of `deserialize_keras_object` for prunings that are read from a file:
+            the custom objects and the safe mode.
     """
 
     name = "pruning"
@@ -271,7 +285,7 @@ class Prunings(keras_private.Saveable):
         self._unread: dict[str, np.ndarray] = {}
 
     def __dir__(self) -> list[str]:
-        """Nothing: Keras looks here for more to save."""
+        """Nothing, since Keras would save what it finds here."""
         return []
 
     def _obj_type(self) -> str:
@@ -279,11 +293,11 @@ class Prunings(keras_private.Saveable):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Those of all prunings."""
+        """The variables of all prunings."""
         return [variable for pruning in self.all for variable in pruning.variables]
 
     def build(self) -> None:
-        """Make the masks, when the optimizer has its variables."""
+        """Make the masks; the optimizer must be built."""
         optimizer = self._optimizer()
         for pruning in self.all:
             if not pruning.built:
@@ -296,15 +310,15 @@ class Prunings(keras_private.Saveable):
             self._unread = {}
 
     @property
-    def entries_are_apart(self) -> bool:
-        """Whether the gradients of pruned weights need no mask: see the function of this name."""
+    def updates_elementwise(self) -> bool:
+        """Whether the gradients of pruned weights need no mask: see `training/slots.py`."""
         masked = [masked for pruning in self.all for masked in pruning.masked]
-        return entries_are_apart(self._optimizer(), [each.variable for each in masked])
+        return updates_elementwise(self._optimizer(), [each.variable for each in masked])
 
     # ---------------------------------------------------------------- in a step
 
     def before_step(self) -> None:
-        """Prune in a trace what could not be pruned before; refuse a step that nobody attends."""
+        """Make a first update that could not be made earlier; refuse a step without a pruner."""
         for pruning in self.all:
             pruning.applied = True
             if pruning.before_first_step is not None:
@@ -344,8 +358,8 @@ class Prunings(keras_private.Saveable):
     def zeroing(self) -> Iterator[None]:
         """A context for the user's own step, after which pruned weights are zero."""
         optimizer = self._optimizer()
-        # Where an update is the last that is written to a weight, it may as well zero it.
-        fused = self._masks if self.entries_are_apart and not optimizer.use_ema else {}
+        # The backend zeroes a weight in the same write as its update, if nothing is written later.
+        fused = self._masks if self.updates_elementwise and not optimizer.use_ema else {}
         with backends.current().masking_updates(optimizer, fused) as zeroed:
             yield
 
@@ -357,7 +371,7 @@ class Prunings(keras_private.Saveable):
             pruning.zero(left)
 
     def after_training(self) -> None:
-        """Zero what the optimizer's averages have written; warn of steps nobody attended."""
+        """Zero pruned weights that were set to averages; warn of steps without a pruner."""
         for pruning in self.all:
             pruning.zero_pruned()
             state = pruning.state
@@ -373,7 +387,7 @@ class Prunings(keras_private.Saveable):
     # ---------------------------------------------------------------- saving and loading
 
     def save_own_variables(self, store: Any) -> None:
-        """Save masks, state and what is needed to make the prunings again."""
+        """Save the masks, the state and the configs of the prunings."""
         built = [pruning for pruning in self.all if pruning.built]
         if not built:
             return
@@ -383,7 +397,7 @@ class Prunings(keras_private.Saveable):
                 store[f"{i}.{name}"] = array
 
     def load_own_variables(self, store: Any) -> None:
-        """Load what `save_own_variables` saved; the prunings are made if there are none.
+        """Load what `save_own_variables` saved; an optimizer without prunings gets them.
 
         Raises:
             ValueError: if the file has no pruning state, or that of another plan.
@@ -409,7 +423,7 @@ class Prunings(keras_private.Saveable):
                 pruning.attended_to = pruning.state.step
 
     def _make(self, configs: Sequence[Mapping[str, Any]]) -> bool:
-        """Make the prunings that a file names; whether there are any that can be made."""
+        """Make the prunings of a file from their configs; False, with a warning, if that fails."""
         problems = [config["problem"] for config in configs if "problem" in config]
         try:
             made = [] if problems else [_from_config(config, self._loading) for config in configs]
@@ -439,7 +453,7 @@ def _unattended(state: PruningState) -> Unattended:
 
 
 def _config(pruning: KerasPruning) -> dict[str, Any]:
-    """What makes a pruning again; or why it cannot be."""
+    """The config of a pruning; or the reason why it cannot be saved, under "problem"."""
     plan = pruning.plan
     parts = {
         "schedule": pruning.schedule,
@@ -450,7 +464,7 @@ def _config(pruning: KerasPruning) -> dict[str, Any]:
     }
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a lambda Keras speaks when it is loaded
+            warnings.simplefilter("ignore")  # of lambdas: Keras refuses them again in safe mode
             made = keras.saving.serialize_keras_object(parts)
         as_bytes(made)
     except (TypeError, ValueError, OSError) as error:
@@ -466,7 +480,7 @@ def _from_config(config: Mapping[str, Any], loading: Mapping[str, Any]) -> Keras
 
 
 class _Pruned:
-    """What `pruned_class_of` adds to the class of the user's optimizer."""
+    """The methods that `pruned_class_of` adds to the class of the user's optimizer."""
 
     pruning: Prunings
     users_class: type
@@ -484,7 +498,7 @@ class _Pruned:
             self.pruning.build()
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        """Make one step of the user's optimizer that leaves the pruned weights at zero."""
+        """Make one step of the user's optimizer, after which the pruned weights are zero."""
         if not self.built and trainable_variables:  # type: ignore[attr-defined]
             with keras.name_scope(self.name, caller=self):  # type: ignore[attr-defined]
                 self.build(list(trainable_variables))
@@ -493,7 +507,7 @@ class _Pruned:
         if trainable_variables:
             self.pruning.check_known(trainable_variables)
         self.pruning.before_step()
-        if not self.pruning.entries_are_apart:
+        if not self.pruning.updates_elementwise:
             grads = self.pruning.live(grads, trainable_variables or keras_private.trained_by(self))
         with self.pruning.zeroing():
             super().apply(grads, trainable_variables)  # type: ignore[misc]
@@ -511,10 +525,10 @@ class _Pruned:
         )
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Let the user's optimizer write its averages into the model, sparse.
+        """Let the user's optimizer write its averages into the model, then zero the pruned ones.
 
-        Keras calls this after a step that failed, too. JAX has given the weights away by then, and
-        to look for them here would hide what failed.
+        Keras calls this after a failed step as well. On JAX the weights have no values then, and
+        an error about that would hide the first one.
         """
         if all(map(backends.current().has_value, var_list)):
             super().finalize_variable_values(var_list)  # type: ignore[misc]
@@ -530,14 +544,14 @@ class _Pruned:
 
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the optimizer of a file, which will hold the prunings beside its variables."""
+        """Make the optimizer of a file; its prunings follow with its variables."""
         optimizer = super().from_config(*args, **kwargs)  # type: ignore[misc]
         vars(optimizer)["pruning"] = Prunings(optimizer, keras_private.loading_scope())
         return optimizer
 
 
 class _PrunedInside:
-    """What is added to a `LossScaleOptimizer`, which saves the variables of the one within too."""
+    """The methods added to a `LossScaleOptimizer`, which also saves its inner optimizer."""
 
     users_class: type
     inner_optimizer: Any
@@ -553,7 +567,7 @@ class _PrunedInside:
 
 @contextlib.contextmanager
 def _of_users_class(optimizer: Any) -> Iterator[None]:
-    """A context in which the optimizer is of its own class, as its own code expects."""
+    """A context in which the optimizer has the user's class, and so only its own variables."""
     pruned = type(optimizer)
     if not isinstance(optimizer, _Pruned):
         yield
@@ -587,10 +601,10 @@ def pruned_class_of(users: type) -> type:
 
 
 def _name_those_of_keras_in_files() -> None:
-    """Have files name Keras' optimizers by the modules that define them while they prune.
+    """Save a pruned optimizer of Keras under the module and name of Keras' own class.
 
-    Plain Keras finds its own class there, and loads the optimizer with its state. With this
-    package imported the same name stands for the pruned class.
+    Plain Keras then finds its own class in the file, and loads the optimizer with its state. With
+    this package imported, the same name stands for the pruned class.
     """
     for public in vars(keras.optimizers).values():
         if isinstance(public, type) and issubclass(public, keras.optimizers.Optimizer):
@@ -603,22 +617,46 @@ _name_those_of_keras_in_files()
 
 
 def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether files made while it prunes are resumed from: not those of a user's own class."""
+    """Whether its class is Keras' own; only then can a `.keras` file resume the pruning."""
     return type(optimizer).__module__.startswith("keras.")
 
 
 # -------------------------------------------------------------------- on an optimizer
 
 
+def check_wrappable(optimizer: Any, *, used: bool) -> None:
+    """Raise unless a pruner can wrap `optimizer`; `used`: it has wrapped another one before."""
+    if prunings_on(optimizer):
+        raise ValueError(
+            "`optimizer` is wrapped for pruning already, and once is enough. Received: "
+            f"optimizer={optimizer.name!r}. Go on with the pruner that wrapped it, or call its "
+            "`release()` first."
+        )
+    if used:
+        raise ValueError(
+            "This pruner has wrapped an optimizer already, and its masks are there. Received: "
+            f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
+            "call `release()` first."
+        )
+    is_own = backends.current().is_own_optimizer(optimizer)
+    if not (is_own or isinstance(optimizer, keras.optimizers.Optimizer)):
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
+            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
+            "From a name Keras makes one: `keras.optimizers.get('adam')`."
+        )
+
+
 def attach(
     optimizer: Any, pruning: KerasPruning, variables: Sequence[keras.Variable] | None = None
 ) -> None:
-    """Let an optimizer prune: give it the pruned class of its own, and the pruning.
+    """Put a pruning on an optimizer, and give the optimizer the pruned subclass of its class.
 
     Args:
-        optimizer: the user's, or a `LossScaleOptimizer` around it, which saves it.
-        pruning: with masks, if it was on the optimizer before.
-        variables: of the model, to build the optimizer for, if there are any.
+        optimizer: the user's optimizer, or the `LossScaleOptimizer` around it.
+        pruning: new, or with its masks if it was on the optimizer before.
+        variables: the variables of the model, for which the optimizer is built; None if the
+            model is not built.
     """
     inner = within(optimizer)
     for each in {id(each): each for each in (optimizer, inner)}.values():
@@ -642,7 +680,7 @@ def attach(
 
 
 def _warn_of_lost_state(optimizer: keras.optimizers.Optimizer) -> None:
-    """Say it of an optimizer that Keras has loaded from an `.h5` file: built for no variables."""
+    """Warn that the state is lost: from an `.h5` file Keras builds an optimizer of no variables."""
     warnings.warn(
         f"{type(optimizer).__name__} begins without its state, and a schedule at step 0: this "
         "model was loaded from an `.h5` file, from which Keras restores neither. To stop and go "
@@ -652,7 +690,7 @@ def _warn_of_lost_state(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def detach(optimizer: Any, pruning: KerasPruning | None = None) -> None:
-    """Take a pruning off an optimizer, or all of them; without any it is as it was."""
+    """Remove one pruning from an optimizer, or all; without any it has the user's class again."""
     inner = within(optimizer)
     inner.pruning.all = [each for each in inner.pruning.all if pruning and each is not pruning]
     if inner.pruning.all:
@@ -665,7 +703,7 @@ def detach(optimizer: Any, pruning: KerasPruning | None = None) -> None:
 
 
 def within(optimizer: Any) -> Any:
-    """The optimizer within a `LossScaleOptimizer`; another one itself."""
+    """The inner optimizer of a `LossScaleOptimizer`; any other optimizer itself."""
     is_outer = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     return optimizer.inner_optimizer if is_outer else optimizer
 
@@ -673,7 +711,7 @@ def within(optimizer: Any) -> Any:
 def keep_zeros(
     optimizer: keras.optimizers.Optimizer, plan: Plan, variables: Sequence[keras.Variable]
 ) -> None:
-    """Let an optimizer for `variables` keep at zero what is zero now in the targets of a plan."""
+    """Let an optimizer of `variables` keep the present zeros in the targets of a plan."""
     schedule = ConstantSparsity(0.0, end_step=0)
     pruning = KerasPruning(schedule, lambda: plan)
     attach(optimizer, pruning, variables)
@@ -684,13 +722,13 @@ def keep_zeros(
 
 
 def prunings_on(optimizer: Any) -> list[KerasPruning]:
-    """The prunings that an optimizer carries, or the one within a `LossScaleOptimizer`."""
+    """The prunings that an optimizer, or the one inside a `LossScaleOptimizer`, carries."""
     inner = within(optimizer)
     return list(inner.pruning.all) if isinstance(inner, _Pruned) else []
 
 
 def prunings_of(model: keras.Model) -> list[KerasPruning]:
-    """The prunings that the optimizer carries with which a model is compiled."""
+    """The prunings that the optimizer of a compiled model carries."""
     return prunings_on(getattr(model, "optimizer", None))
 
 
@@ -705,12 +743,12 @@ _compiled_with: "weakref.WeakKeyDictionary[keras.Model, weakref.ref[KerasPruning
 
 
 def compile_anew(model: keras.Model, pruning: KerasPruning, step: Any = None) -> None:
-    """Have a model's step compiled anew, unless it has one with these very masks.
+    """Drop a model's compiled step, unless it was compiled with these very masks.
 
     Args:
-        model: the model, whose optimizer carries the pruning.
-        pruning: the last one that was put on it.
-        step: the model's `train_function` with these masks, if it is known.
+        model: a model whose optimizer carries the pruning.
+        pruning: the pruning that was last put on it.
+        step: the `train_function` that was compiled with these masks; None if there is none.
     """
     before = _compiled_with.get(model)
     is_known = before is not None and before() is pruning
@@ -718,83 +756,3 @@ def compile_anew(model: keras.Model, pruning: KerasPruning, step: Any = None) ->
         backends.current().forget_step(model)
     model.train_function = step if is_known else None
     _compiled_with[model] = weakref.ref(pruning)
-
-
-# -------------------------------------------------------------------- slots
-
-ENTRY_BY_ENTRY = (
-    keras.optimizers.SGD,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
-    keras.optimizers.Adamax,
-    keras.optimizers.Nadam,
-    keras.optimizers.RMSprop,
-    keras.optimizers.Adagrad,
-    keras.optimizers.Adadelta,
-    keras.optimizers.Lion,
-)
-"""Their update of an entry depends on nothing but the entry, its gradient and its slots."""
-
-
-def entries_are_apart(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> bool:
-    """Whether no entry of a weight has a part in another entry's update.
-
-    The gradient of a pruned weight then needs no mask: whatever it does, it does to that weight
-    alone, which is zeroed after the step. Not so for an update that mixes entries (Muon) or
-    scales by a norm (Lamb, clipping), for a constraint, and for classes that are not known.
-    """
-    is_keras = type(optimizer).__module__.startswith("keras.")  # on torch, subclasses of these
-    by_entry = is_keras and isinstance(optimizer, ENTRY_BY_ENTRY)
-    by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
-    constrained = any(variable.constraint is not None for variable in variables)
-    return by_entry and not by_norm and not constrained
-
-
-def slots_of(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> list[list[keras.Variable]]:
-    """The optimizer's variables that belong to each of `variables`, entry by entry.
-
-    Keras names a slot after its variable: `{path with underscores}_{slot}`. The longest name
-    that fits is meant, and of variables with the same name each has the next slot in turn.
-    """
-    stems: dict[str, list[int]] = {}
-    for i, variable in enumerate(variables):
-        stems.setdefault(variable.path.replace("/", "_") + "_", []).append(i)
-    by_length = sorted(stems, key=len, reverse=True)
-    slots: list[list[keras.Variable]] = [[] for _ in variables]
-    turns: dict[str, int] = {}
-    for slot in optimizer.variables:
-        stem = next((stem for stem in by_length if slot.name.startswith(stem)), None)
-        if stem is None:
-            continue
-        turn = turns[slot.name] = turns.get(slot.name, -1) + 1
-        owner = stems[stem][turn % len(stems[stem])]
-        if tuple(slot.shape) == tuple(variables[owner].shape):
-            slots[owner].append(slot)
-    return slots
-
-
-def check_wrappable(optimizer: Any, *, used: bool) -> None:
-    """Raise unless a pruner, which may have been used already, can wrap `optimizer`."""
-    if prunings_on(optimizer):
-        raise ValueError(
-            "`optimizer` is wrapped for pruning already, and once is enough. Received: "
-            f"optimizer={optimizer.name!r}. Go on with the pruner that wrapped it, or call its "
-            "`release()` first."
-        )
-    if used:
-        raise ValueError(
-            "This pruner has wrapped an optimizer already, and its masks are there. Received: "
-            f"a second one, {type(optimizer).__name__}. Make another `kp.Pruner` for it, or "
-            "call `release()` first."
-        )
-    is_own = backends.current().is_own_optimizer(optimizer)
-    if not (is_own or isinstance(optimizer, keras.optimizers.Optimizer)):
-        raise ValueError(
-            "`optimizer` must be a Keras optimizer, or with the torch backend one of torch.optim. "
-            f"Received: an object of type {type(optimizer).__module__}.{type(optimizer).__name__}. "
-            "From a name Keras makes one: `keras.optimizers.get('adam')`."
-        )

@@ -23,7 +23,7 @@ from keras_pruner.training.optimizer import UNATTENDED, warn_of_untrained
 KEY = "keras_pruner"
 """Where the pruning state stands in the optimizer's `state_dict`."""
 
-ENTRY_BY_ENTRY = (
+ELEMENTWISE = (
     torch.optim.SGD,
     torch.optim.Adam,
     torch.optim.AdamW,
@@ -32,7 +32,7 @@ ENTRY_BY_ENTRY = (
     torch.optim.RMSprop,
     torch.optim.Adagrad,
 )
-"""As `keras_pruner.training.optimizer.ENTRY_BY_ENTRY`: their gradients need no mask."""
+"""Like `keras_pruner.training.slots.ELEMENTWISE`: gradients of pruned weights need no mask."""
 
 
 class TorchPruning:
@@ -84,7 +84,7 @@ class TorchPruning:
             )
         held = {masked.target for masked in self.masked}
         warn_of_untrained([target.path for target in plan.targets if target not in held])
-        self._apart = type(optimizer) in ENTRY_BY_ENTRY
+        self._is_elementwise = type(optimizer) in ELEMENTWISE
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -103,7 +103,7 @@ class TorchPruning:
 
     def zero_companions(self) -> None:
         """Set to 0.0 the slots that matter; an optimizer of PyTorch keeps no averages."""
-        for masked in () if self._apart else self.masked:
+        for masked in () if self._is_elementwise else self.masked:
             weight = masked.variable.value
             slots = [s for s in self.optimizer.state[weight].values() if _like(s, weight)]
             torch_backend.zero(slots, masked.mask.value)
@@ -116,7 +116,7 @@ class TorchPruning:
     def _before_step(self, *_: Any) -> None:
         if self.unattended == "refuse":
             raise RuntimeError(UNATTENDED)
-        for masked in () if self._apart else self.masked:
+        for masked in () if self._is_elementwise else self.masked:
             gradient = masked.variable.value.grad
             if gradient is not None:
                 torch_backend.zero([gradient], masked.mask.value)
