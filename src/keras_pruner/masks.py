@@ -346,13 +346,6 @@ def count_kept(weights: Sequence[MaskedWeight], plan: Plan, sparsity: float) -> 
         yield int(np.count_nonzero(weight.to_mask(choice)))
 
 
-def overall_sparsity(plan: Plan) -> float:
-    """The present fraction of zeros in all prunable weights, targets or not."""
-    variables = [*plan.variables, *plan.others]
-    nonzero = sum(count_entries(np.asarray, variable) for variable in variables)
-    return 1 - nonzero / sum(math.prod(variable.shape) for variable in variables)
-
-
 Decided = MaskedWeight | TiedWeights
 """One decision: a single weight is a group of one."""
 

@@ -82,10 +82,9 @@ class GradualPruning(PruningCallback):
                 f"Received: epochs={epochs!r}, schedule={self.schedule!r}. Leave one out."
             )
 
-    def _settle(self, epoch: int) -> None:
+    def _fixed_steps(self) -> dict[str, int]:
         if self.epochs is None:
-            super()._settle(epoch)
-            return
+            return {}
         per_epoch = self._fit.per_epoch
         if per_epoch is None:
             raise ValueError(
@@ -93,9 +92,8 @@ class GradualPruning(PruningCallback):
                 f"Received: epochs={self.epochs!r}. Pass `steps_per_epoch` to `fit`, or give "
                 "the schedule steps: kp.PolynomialDecay(0.8, end_step=2000)."
             )
-        super()._settle(epoch)
         begin, end = (int(per_epoch * each) for each in self.epochs)
-        self.pruner.settle(epoch, begin_step=begin, end_step=end)
+        return {"begin_step": begin, "end_step": end}
 
     @property
     def _is_open(self) -> bool:

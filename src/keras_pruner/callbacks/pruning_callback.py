@@ -196,13 +196,17 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         if fit.per_epoch is not None and left:
             pruner.updates = int(fit.per_epoch * left)
         waits = fit.per_epoch is None and left > 1 and depends_on_length(self.schedule)
-        pruner.settle(epoch, waits=waits)
+        pruner.settle(epoch, waits=waits, **self._fixed_steps())
         if waits and not pruner.state.has_begun:
             warnings.warn(
                 "The data does not say how long an epoch is, so pruning begins with the second "
                 "epoch. To begin with the first, pass `steps_per_epoch` to `fit`.",
                 stacklevel=4,
             )
+
+    def _fixed_steps(self) -> dict[str, int]:
+        """The fields of the schedule that the length of an epoch fixes; none."""
+        return {}
 
     def _follow_pace(self, epoch: int) -> None:
         """Settle the schedule for fewer updates, if that is what the epochs so far have made.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -14,7 +13,7 @@ import numpy as np
 from keras_pruner import backends, schedules
 from keras_pruner.channels.tied import means_without_scale
 from keras_pruner.criteria import magnitude, needs_inputs
-from keras_pruner.masks import MaskedWeight, choose, count_entries
+from keras_pruner.masks import choose, count_entries
 from keras_pruner.patterns import FixedPattern, Pattern, Unstructured, settle_sparsity
 from keras_pruner.plan import Criterion, Plan
 from keras_pruner.rules import Filters, Override, Rules
@@ -35,6 +34,7 @@ from keras_pruner.training.optimizer import (
     is_of_keras,
     within,
 )
+from keras_pruner.training.replicas import check_agreement
 from keras_pruner.validation import check_integer
 
 PATIENCE = 100
@@ -231,19 +231,19 @@ class Pruner:
         return optimizer
 
     def check_agreement(self) -> int:
-        """Check that the weights and masks of the targets are the same wherever they are copied.
+        """Check that all copies of the targets' weights and masks, on all devices, are equal.
 
-        They are by construction, as long as the weights are: every replica and process finds the
-        same masks by itself. Only digests are compared. Where there are several processes, all of
-        them have to call it.
+        Every replica and process computes its masks from its own weights, so equal weights get
+        equal masks. This compares digests of both. Where there are several processes, all of them
+        must call it.
 
         Returns:
             The largest number of copies of a weight, over all devices and processes.
 
         Raises:
-            RuntimeError: if some differ, naming the weights.
+            RuntimeError: naming the weights whose copies differ.
         """
-        return _check_agreement(self.model, self.pruning.masked)
+        return check_agreement(self.model, self.pruning.masked)
 
     def update(self) -> bool:
         """Update the masks if the schedule says so; call it first thing in every step.
@@ -720,39 +720,3 @@ def _warn_of_no_steps(calls: int) -> None:
         "if the model is trained by another optimizer, wrap that one.",
         stacklevel=4,
     )
-
-
-# -------------------------------------------------------------------- replicas and processes
-
-_DIGEST_SIZE = 16
-
-
-def _check_agreement(model: keras.Model, masked: Sequence[MaskedWeight]) -> int:
-    """Compare digests of all copies of the targets' weights and masks."""
-    ops = backends.current()
-    ops.sync(model)
-    variables = [(m.target.path, v) for m in masked for v in (m.variable, m.mask)]
-    owners, rows = {}, []
-    for i, (path, variable) in enumerate(variables):
-        for part, copy in ops.copies(variable):
-            key = _digest(np.frombuffer(f"{i} {part}".encode(), np.uint8))
-            owners[key] = path
-            rows.append(np.frombuffer(key + _digest(copy), np.uint8))
-    copies: dict[bytes, list[bytes]] = {}
-    for row in ops.gather_copies(model, np.stack(rows)):
-        copies.setdefault(row[:_DIGEST_SIZE].tobytes(), []).append(row[_DIGEST_SIZE:].tobytes())
-    wrong = {
-        owners.get(key, "a part elsewhere") for key, all_ in copies.items() if len({*all_}) > 1
-    }
-    if wrong:
-        raise RuntimeError(
-            f"Weights or masks are not the same wherever they are copied, in {sorted(wrong)}. "
-            "Something has set them in one place only: begin every process with the same weights, "
-            "and apply the same gradients in all of them."
-        )
-    return max(map(len, copies.values()))
-
-
-def _digest(array: np.ndarray) -> bytes:
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return hashlib.blake2b(content.data, digest_size=_DIGEST_SIZE).digest()
