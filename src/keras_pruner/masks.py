@@ -1,4 +1,8 @@
-"""From a sparsity to the masks of all targets: scores, budgets, patterns."""
+"""From a sparsity to the masks of all targets.
+
+Weights and groups with the same pattern share a budget. The allocation splits it, by their scores;
+each of them then keeps that number of its units with the highest scores.
+"""
 
 import dataclasses
 import functools
@@ -274,7 +278,7 @@ class TiedWeights:
         return np.divide(sums, counts, where=counts > 0, out=np.full(self.units, -np.inf))
 
     def _entries(self, criterion: Criterion) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of each kernel: unit numbers, shape (n,), and the scores of their entries, (n, m)."""
+        """For each kernel: the units, of shape (n,), and the scores of their entries, (n, m)."""
         for member, weight in self._scoring:
             scores = weight.target.view.from_kernel(weight.scores(criterion)).astype(np.float64)
             rows = np.moveaxis(scores, member.axis, 0).reshape(scores.shape[member.axis], -1)
@@ -282,11 +286,11 @@ class TiedWeights:
             yield unit[unit >= 0], rows[unit >= 0]
 
     def scores_in_parts(self, criterion: Criterion) -> None:
-        """None: a unit has no place of its own."""
+        """None: the entries of a unit are spread over several weights."""
         del criterion
 
     def masks(self, count: int, criterion: Criterion) -> Iterator[tuple[MaskedWeight, np.ndarray]]:
-        """Of each member: its weight, and its mask with the `count` highest-scored units."""
+        """Each member's weight, and its mask that keeps the `count` highest-scored units."""
         kept = top_k.largest(self.unit_scores(criterion), count)
         for member, weight in self.members:
             unit = member.unit_of(weight.shape[member.axis])
@@ -297,7 +301,7 @@ class TiedWeights:
 
 
 def _tied(weights: Sequence[MaskedWeight], plan: Plan) -> list[TiedWeights]:
-    """The groups of a plan with their weights; those that are not trained are left out."""
+    """The groups of a plan with their weights; weights that are not trained are left out."""
     by_path = {weight.path: weight for weight in weights} if plan.groups else {}
     found = []
     for group in plan.groups:
@@ -334,7 +338,7 @@ def choose(
 def decide(
     weights: Sequence[MaskedWeight], plan: Plan, sparsity: float, final_sparsity: float | None
 ) -> list[np.ndarray]:
-    """The choice of `choose` as masks."""
+    """The masks that keep what `choose` chooses."""
     choices = choose(weights, plan, sparsity, final_sparsity)
     return [weight.to_mask(choice) for weight, choice in zip(weights, choices, strict=True)]
 
@@ -355,26 +359,38 @@ def _counts(
 ) -> dict[Decided, int]:
     """The number of units to keep of each, except under fixed patterns."""
     counts: dict[Decided, int] = {}
-    sharing: dict[BudgetedPattern, dict[Share, Decided]] = {}
+    sharing: dict[BudgetedPattern, list[Decided]] = {}
     for each in decided:
         pattern = each.pattern
         if not isinstance(pattern, BudgetedPattern):
             continue
-        if each.sparsity is not None:
+        if each.sparsity is None:
+            sharing.setdefault(pattern, []).append(each)
+        else:
             progress = min(1.0, sparsity / final_sparsity) if final_sparsity else 1.0
             counts[each] = pattern.count(each.units, progress * each.sparsity)
-        else:
-            scores = functools.partial(each.unit_scores, plan.criterion)
-            in_parts = each.scores_in_parts(plan.criterion)
-            share = Share(each.path, each.shape, each.units, scores, in_parts)
-            sharing.setdefault(pattern, {})[share] = each
-    for pattern, shares in sharing.items():
-        check_sparsity("sparsity", sparsity)  # of a user's own schedule
-        sparsities = plan.allocation(list(shares), sparsity)
-        check_sparsities(sparsities, list(shares))
-        for share, each in shares.items():
-            counts[each] = pattern.count(each.units, sparsities[share])
+    for pattern, members in sharing.items():
+        check_sparsity("sparsity", sparsity)  # a schedule of the user's own may give any number
+        counts |= _split(pattern, members, plan, sparsity)
     return counts
+
+
+def _split(
+    pattern: BudgetedPattern, members: Sequence[Decided], plan: Plan, sparsity: float
+) -> dict[Decided, int]:
+    """The number of units to keep of each of those that share the budget of one pattern."""
+    shares = [_share(each, plan.criterion) for each in members]
+    sparsities = plan.allocation(shares, sparsity)
+    check_sparsities(sparsities, shares)
+    return {
+        each: pattern.count(each.units, sparsities[share])
+        for each, share in zip(members, shares, strict=True)
+    }
+
+
+def _share(each: Decided, criterion: Criterion) -> Share:
+    scores = functools.partial(each.unit_scores, criterion)
+    return Share(each.path, each.shape, each.units, scores, each.scores_in_parts(criterion))
 
 
 def check_sparsities(sparsities: object, shares: Sequence[Share]) -> None:

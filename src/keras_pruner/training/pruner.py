@@ -1,4 +1,4 @@
-"""Pruner: decides at the schedule's cadence what the optimizer then applies at every step."""
+"""The pruner updates the masks when the schedule says so; the optimizer applies them each step."""
 
 import dataclasses
 import functools
@@ -38,26 +38,26 @@ from keras_pruner.training.replicas import check_agreement
 from keras_pruner.validation import check_integer
 
 PATIENCE = 100
-"""Calls of `update` without a step between them, after which it says so."""
+"""The number of calls of `update` without a step in between after which it warns."""
 
 
 class Pruner:
     """Prunes a model in a training loop of your own.
 
     Args:
-        model: any built Keras 3 model. One whose optimizer is being pruned already (loaded, or
-            left by an interrupted `fit`) is taken up where it stands if no schedule is given.
+        model: any built Keras 3 model. If its optimizer carries a pruning already, from a file or
+            an interrupted `fit`, and no schedule is given, that pruning is resumed.
         schedule: a schedule, a final sparsity, or a function step -> sparsity. Not needed for a
-            pattern that has its own.
+            pattern that fixes the sparsity.
         pattern: the zeros allowed.
         allocation: how the overall budget is split over the weights: "lamp", "erk", "global",
-            "uniform", a mapping regex -> sparsity, or a function. None: "lamp", or "uniform"
-            where the pattern is neither unstructured nor of blocks.
+            "uniform", a mapping regex -> sparsity, or a function. None: "lamp" for
+            `Unstructured` and `Block` patterns, "uniform" for others.
         criterion: weights -> scores of the same shape, higher is better.
         filters: layers to prune: a regex or a list of them, or a function layer -> bool.
         overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
-        updates: how many updates of the weights the training will make; needed where the
-            schedule leaves its end open.
+        updates: the number of updates of the weights in the training; needed if the schedule
+            has no end of its own.
 
     Raises:
         ValueError: for arguments that are wrong or do not go together, and for a model with
@@ -108,8 +108,8 @@ class Pruner:
 
         Args:
             model: the model.
-            schedule: when to prune; `fit` settles what it leaves open.
-            rules: how to find the plan.
+            schedule: when to prune; `fit` fills in what it leaves open.
+            rules: what to prune, applied when the model has its weights.
         """
         self = cls.__new__(cls)
         self._set_up(model, schedule, functools.cache(lambda: rules.plan(model)), None)
@@ -172,7 +172,7 @@ class Pruner:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule; once training has begun, with everything settled."""
+        """The schedule; once training has begun, with what it left open filled in."""
         return self._given if self._known.state is None else self._known.state.schedule
 
     @property
@@ -207,9 +207,9 @@ class Pruner:
         return None if is_held else self._stateless
 
     def wrap(self, optimizer: Any) -> Any:
-        """Let the optimizer that trains the model zero the pruned weights in each of its steps.
+        """Make the model's optimizer zero the pruned weights in each of its steps.
 
-        It stays the same object: everything that is read from it or written to it is its own.
+        It stays the same object, with the same settings.
 
         Args:
             optimizer: a Keras optimizer, or one of `torch.optim`.
@@ -248,8 +248,8 @@ class Pruner:
     def update(self) -> bool:
         """Update the masks if the schedule says so; call it first thing in every step.
 
-        Cheap when nothing is due: the count is read from the optimizer only when an update may
-        be. With gradient accumulation a step is one applied update of the weights.
+        Cheap when nothing is due: the count of steps is read from the optimizer only when an
+        update may be due. With gradient accumulation a step is one applied update of the weights.
 
         Returns:
             Whether masks were updated.
@@ -263,7 +263,7 @@ class Pruner:
         return self.update_before_first_step()
 
     def update_before_first_step(self) -> bool:
-        """`update`, which may also be called where the optimizer makes its variables in a trace."""
+        """Like `update`, also allowed in a trace in which the optimizer creates its variables."""
         pruning, self._stateless = self.pruning, None
         pruning.unattended = None
         if not pruning.built:
@@ -280,8 +280,8 @@ class Pruner:
     def look_again(self) -> None:
         """Read the state anew if something has set it back since the last update.
 
-        Keras does on JAX where data runs out: what the hook before the missing batch has changed
-        is lost.
+        Keras does so on JAX when the data runs out: it drops what callbacks changed before the
+        batch that did not come.
         """
         state, pruning = self._known.state, self.pruning
         if state is None:
@@ -323,7 +323,7 @@ class Pruner:
         return values[: len(trainable_variables)], values[len(trainable_variables) :]
 
     def release(self) -> Any:
-        """End the pruning, finished or not; the zeros stay, and nothing holds them any more.
+        """End the pruning, finished or not; the zeros stay until further training changes them.
 
         Returns:
             The optimizer, which is as it was before `wrap`.
@@ -345,9 +345,9 @@ class Pruner:
         """Put a pruning on an optimizer, and work with it.
 
         Args:
-            optimizer: the user's, or a `LossScaleOptimizer` around it.
-            pruning: with its masks, if it was on the optimizer before.
-            step: the model's compiled step with these masks, if there is one.
+            optimizer: the user's optimizer, or the `LossScaleOptimizer` around it.
+            pruning: new, or with its masks if it was on the optimizer before.
+            step: the model's step that was compiled with these masks; None if there is none.
         """
         with backends.current().variable_scope(self.model):
             attach(optimizer, pruning, self.model.trainable_variables if self.model.built else None)
@@ -358,7 +358,7 @@ class Pruner:
             compile_anew(self.model, pruning, step)
 
     def can_adopt(self, pruning: Pruning) -> bool:
-        """Whether `pruning` is this very pruning, begun before."""
+        """Whether `pruning` has the schedule and the plan of this pruner, and its masks."""
         same = pruning.schedule == self._given
         return pruning.built and same and pruning.plan.same_as(self.plan)
 
@@ -375,25 +375,25 @@ class Pruner:
         return getattr(self.model, "optimizer", None) is self._optimizer
 
     def settle(self, epoch: int, *, waits: bool = False, **steps: int) -> None:
-        """Say what is known before the schedule begins.
+        """Fill in what the schedule leaves open, before it begins.
 
         Args:
-            epoch: in which it begins.
-            waits: whether the length of the training is not known yet. Steps are counted, and
-                nothing is pruned before `settle_anew` ends the schedule.
-            steps: fields of the schedule to fix.
+            epoch: the epoch in which it begins.
+            waits: whether the length of the training is unknown. Steps are then counted, but
+                nothing is pruned before `settle_anew` sets the end of the schedule.
+            steps: values for fields of the schedule.
         """
         self._epoch, self._waits, self._given_steps = epoch, waits, steps
 
     def settle_anew(self, updates: int, **steps: int) -> None:
-        """End the schedule earlier, for a training with fewer updates than it was settled for.
+        """End the schedule earlier, for a training that turns out to have fewer updates.
 
-        One that waits for its end begins its pruning now. The curve starts at the same sparsity
-        as before.
+        A schedule that waited for its end begins to prune now. The curve still starts at the same
+        sparsity.
 
         Args:
-            updates: of the whole training, counted from the schedule's beginning.
-            steps: fields of the schedule to fix.
+            updates: the number in the whole training, counted from the schedule's beginning.
+            steps: values for fields of the schedule.
         """
         backends.current().sync(self.model)
         pruning, state = self.pruning, self.pruning.state
@@ -413,7 +413,7 @@ class Pruner:
             self._known = _Known(pruning.loads)
 
     def check_length(self) -> bool:
-        """Say before the training if it is too short for the schedule.
+        """Warn before a training that is too short for the schedule.
 
         Returns:
             Whether it is.
@@ -444,7 +444,7 @@ class Pruner:
         return due or (self._own_loop and known.ahead >= PATIENCE)
 
     def _is_set_back(self, pruning: Pruning) -> bool:
-        """Whether something else has set the state, as far as can be seen without waiting."""
+        """Whether something else has set the state; False if to read it would wait for a step."""
         state, found = self._known.state, pruning.peek()
         return state is not None and found is not None and found != state.settled_numbers()
 
@@ -500,7 +500,7 @@ class Pruner:
             self._zero_means(pruning)
 
     def _zero_means(self, pruning: Pruning) -> None:
-        """Zero the moving mean of removed channels where no scale does it."""
+        """Zero the moving means of pruned channels, in batch normalizations without scale."""
         if self._means is None:
             self._means = means_without_scale(self.model)
         masked = {id(each.variable): each for each in pruning.masked}
@@ -512,18 +512,18 @@ class Pruner:
 
 @dataclasses.dataclass
 class _Known:
-    """What was last read of a pruning, and what may have happened since.
+    """What a pruner knows of a pruning without reading it from the device.
 
-    The count lies on the device: to look at it in each step would wait for the step before.
+    The count of steps lies on the device. Reading it in each step would wait for the step before.
 
     Attributes:
-        loads: how often the state was loaded by then.
-        state: as it was last read or written; None: look at once.
-        iterations: of the optimizer, likewise.
-        sparsity: that the masks were last updated to.
-        ahead: steps that may have been made since.
-        scanned: no update is due up to this step.
-        idle: calls since a step was last counted.
+        loads: how often the state had been loaded when it was last read.
+        state: the state that was last read or written. None: read it at the next call.
+        iterations: the optimizer's own count of steps at that time.
+        sparsity: the sparsity of the last mask update.
+        ahead: the largest number of steps that may have been made since.
+        scanned: the step up to which no update is due.
+        idle: the number of calls since a step was last counted.
     """
 
     loads: int = 0
@@ -536,18 +536,18 @@ class _Known:
 
     @property
     def until(self) -> int:
-        """The step that may have come by now."""
+        """The last step that may have been made by now."""
         return -1 if self.state is None else self.state.step + self.ahead
 
     def read(self, state: PruningState, iterations: int) -> None:
-        """Note what was read."""
+        """Take note of a state that was read from the device."""
         moved = self.state is None or state.step > self.state.step
         self.idle = 0 if moved else self.idle + self.ahead
         self.state, self.iterations = state, iterations
         self.scanned, self.ahead = state.step, 0
 
     def is_due(self, step: int) -> bool:
-        """At the last update, and at one that asks for another sparsity than the one before."""
+        """Whether the masks are updated at a step: the last update, or one to another sparsity."""
         assert self.state is not None
         schedule = self.state.schedule
         changes = step == schedule.end_step or schedule.sparsity_at(step) != self.sparsity
@@ -560,7 +560,7 @@ class _Known:
 def rules_of_training(
     pattern: Pattern, allocation: Any, criterion: Any, filters: Any, overrides: Any
 ) -> Rules:
-    """The rules that the user gave for a training, where a criterion sees the weights alone."""
+    """The rules for a training; raises for a criterion that needs the inputs of the layers."""
     if needs_inputs(criterion):
         name = getattr(criterion, "__name__", criterion)
         raise ValueError(
@@ -573,7 +573,7 @@ def rules_of_training(
 
 
 def schedule_for(schedule: Any, pattern: Pattern) -> Schedule:
-    """The schedule meant by what the user gave, and by a pattern that fixes the sparsity."""
+    """The schedule that the user gave, in any form; or that of a pattern's fixed sparsity."""
     fixed = pattern.sparsity if isinstance(pattern, FixedPattern) else None
     if schedule is None:
         if fixed is None:
@@ -596,7 +596,7 @@ def _refuse_other_plan(name: str, rules: Rules) -> None:
 
 
 def _check_values(trainable: Sized, optimizers: Sized, variables: tuple[Sized, Sized]) -> None:
-    """Raise unless there is a value for each trainable variable, and each of the optimizer's."""
+    """Raise unless there is one value for each trainable and each optimizer variable."""
     given, expected = (len(trainable), len(optimizers)), tuple(map(len, variables))
     if given != expected:
         raise ValueError(
@@ -611,13 +611,13 @@ def _check_values(trainable: Sized, optimizers: Sized, variables: tuple[Sized, S
 
 
 def sparsity_of_masks(pruning: Pruning) -> float:
-    """The fraction of zeros that the masks hold, over all targets."""
+    """The fraction of zeros in the masks of all targets."""
     kept = sum(count_entries(np.asarray, masked.mask) for masked in pruning.masked)
     return 1 - kept / _entries(pruning) if pruning.masked else 0.0
 
 
 def sparsity_of_weights(pruning: Pruning) -> float:
-    """The fraction of zeros of the kernels: biases in groups of channels often begin at zero."""
+    """The fraction of zeros in the kernels; biases do not count, since they often begin at zero."""
     kernels = [masked for masked in pruning.masked if len(masked.target.shape) > 1]
     nonzero = sum(count_entries(np.asarray, masked.variable) for masked in kernels)
     entries = sum(math.prod(masked.target.shape) for masked in kernels)
@@ -629,7 +629,7 @@ def _entries(pruning: Pruning) -> int:
 
 
 def _check_length(state: PruningState, given: Schedule, updates: int | None) -> bool:
-    """Say before a training of so many updates if it is too short for its schedule."""
+    """Warn before a training of `updates` steps that is too short for its schedule."""
     schedule = state.schedule
     if updates is None or schedule.end_step is None:
         return False
@@ -667,7 +667,7 @@ def _check_recovery(schedule: Schedule, given: Schedule, updates: int | None) ->
 
 
 def _check_begin(schedule: Schedule, given: Schedule, name: str, sparsity: float) -> None:
-    """Say it if a schedule begins below the sparsity that the model of this name has."""
+    """Warn if a schedule begins below the sparsity that the model has."""
     if 0 < schedule.sparsity_at(schedule.begin_step) < sparsity - 0.01:
         warnings.warn(
             f"{name!r} has a sparsity of {sparsity:.4g} already, and the schedule begins below "
@@ -678,7 +678,7 @@ def _check_begin(schedule: Schedule, given: Schedule, name: str, sparsity: float
 
 
 def _check_class(pruning: KerasPruning, sparsity: float) -> None:
-    """Say it if the model may come from a file that could not hold the pruning."""
+    """Warn if the model may come from a file that could not hold the state of the pruning."""
     if pruning.schedule.sparsity_at_end != 0 and sparsity > 0.01 and pruning.iterations:
         name = type(pruning.optimizer).__name__
         warnings.warn(
