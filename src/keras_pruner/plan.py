@@ -108,7 +108,7 @@ class Group:
         >>> group.path, group.units
         ('conv', 4)
         >>> [(member.path, member.axis, member.follows) for member in group.members]
-        [('conv/kernel', 3, False), ('conv/bias', 0, True)]
+        [('conv/bias', 0, True), ('conv/kernel', 3, False)]
     """
 
     path: str

@@ -1,10 +1,10 @@
-"""Which channels of a model belong together, and which axes of which weights they are.
+"""Which channels of a model belong together, and on which axes of which weights they lie.
 
-Every channel of every tensor has a number. Layers with weights give their outputs new numbers,
-operations pass them on, and what has to be cut together is tied. A channel that can be removed
-is then one class of tied numbers, and to remove it is to take its positions out of every axis
-that it labels. There is no arithmetic of positions for concatenation, flattening or splitting:
-the numbers go through the operations themselves.
+Every channel of every tensor gets a number. Layers with weights give their outputs new numbers,
+operations pass the numbers on, and numbers that must be removed together are tied. A class of tied
+numbers is a channel that can be removed, by deleting its positions from every axis that it labels.
+The numbers are sent through concatenation, flattening and splitting as if they were data, so there
+are no formulas for their positions. `layer_rules.channels_of` has an example.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Axis:
 
     Attributes:
         variable: the weight.
-        axis: which of its axes.
-        channels: the class of each position.
+        axis: the index of the axis.
+        channels: the class of each position along it.
     """
 
     variable: keras.Variable
@@ -40,16 +40,16 @@ class Product:
     """A kernel that computes each output from all of its inputs.
 
     Attributes:
-        call: of the layer.
-        layer: that has the kernel and the bias.
+        call: the call of the layer.
+        layer: the layer that has the kernel and the bias.
         kernel: the weight.
         in_axis: the axis of the kernel that runs over the inputs.
-        inputs: their classes.
+        inputs: the classes of the inputs.
         out_axis: the axis that runs over the outputs.
-        outputs: their classes.
-        source: the tensor the inputs come from; None if no tensor shows them.
-        foldable: whether a constant input can become part of the bias: there is no border where
-            the input is missing, and each output has one number of the bias.
+        outputs: the classes of the outputs.
+        source: the tensor that holds the inputs; None if they are inside the layer.
+        foldable: whether a constant input can be replaced by a change of the bias. That needs an
+            input without padding, and one bias for each output.
     """
 
     call: Call
@@ -63,18 +63,18 @@ class Product:
     foldable: bool = False
 
     def matrix(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel with the inputs first, the outputs second and all else behind."""
+        """A kernel with its inputs as the first axis and its outputs as the second."""
         return np.moveaxis(kernel, (self.in_axis, self.out_axis), (0, 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
-    """Multiplications of one call.
+    """The multiplications of one call: `times`, multiplied by the length of every axis.
 
     Attributes:
-        layer: that does them.
-        times: how often, for one sample, before the sizes.
-        sizes: their number is `times` multiplied by the length of each: a number, or classes.
+        layer: the layer that makes them.
+        times: the number of positions or steps in one sample.
+        sizes: the length of each axis; for an axis of channels, their classes.
     """
 
     layer: Any
@@ -82,7 +82,7 @@ class Work:
     sizes: tuple[int | Numbers, ...]
 
     def macs(self, kept: np.ndarray | None = None) -> int:
-        """How many there are; with `kept`, whether each class stays, how many are left."""
+        """Their number; with `kept`, which says whether each class stays, the number after it."""
         total = self.times
         for size in self.sizes:
             total *= size if isinstance(size, int) else _count(size, kept)
@@ -95,14 +95,14 @@ def _count(channels: Numbers, kept: np.ndarray | None) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Channels that lie in the same axes of the same weights.
+    """Channels that lie on the same axes of the same weights.
 
     Attributes:
-        name: of the layers that produce them.
-        classes: one number for each channel, head or unit.
-        axes: where they are.
+        name: the name of the layers that produce them.
+        classes: the class of each channel, head or unit.
+        axes: the axes on which they lie.
         reason: why none of them may be removed; empty if they may.
-        mixes: why the remaining outputs change when one is removed, even a constant one.
+        mixes: why removing one changes the others even if it is constant; empty if it does not.
     """
 
     name: str
@@ -118,14 +118,14 @@ class Channels:
 
     Attributes:
         graph: the model's calls.
-        of: by tensor, the class of each channel along its last axis.
-        count: how many classes there are.
+        of: tensor -> the class of each channel along its last axis.
+        count: the number of classes.
         axes: the labelled axes of all weights.
-        products: kernels that read channels.
-        work: what the model computes.
+        products: the kernels that read channels.
+        work: the multiplications of the model.
         groups: all classes that label a weight, each in one group.
-        behaviours: by call, how it treats channels: "moves" or works on "each", "multiplies",
-            or anything else.
+        behaviours: call -> how it treats channels: it "moves" them, works on "each" by itself,
+            or "multiplies" them with a kernel; empty for anything else.
     """
 
     graph: ModelGraph
@@ -138,21 +138,21 @@ class Channels:
     behaviours: dict[Call, str]
 
     def blocked(self) -> np.ndarray:
-        """For each class, whether something forbids to remove it."""
+        """For each class, whether it must not be removed."""
         blocked = np.ones(self.count, bool)
         for group in self.groups:
             blocked[group.classes] = bool(group.reason)
         return blocked
 
     def mixed(self) -> np.ndarray:
-        """For each class, whether others change when it is removed."""
+        """For each class, whether removing it changes the others."""
         mixed = np.zeros(self.count, bool)
         for group in self.groups:
             mixed[group.classes] = bool(group.mixes)
         return mixed
 
     def with_share(self, share: float) -> np.ndarray:
-        """For each class, whether it is kept where each group keeps so many of its channels."""
+        """For each class, whether it stays if each group keeps the fraction `share` of its own."""
         kept = np.ones(self.count, bool)
         for group in self.groups:
             if not group.reason and not group.mixes:
@@ -160,7 +160,7 @@ class Channels:
         return kept
 
     def width(self, group: Group) -> int:
-        """How many channels of a tensor one class of a group stands for."""
+        """The number of channels of a tensor that one class of a group stands for."""
         first = group.classes[0]
         counts = [int(np.count_nonzero(numbers == first)) for numbers in self.of.values()]
         if any(counts):
@@ -176,7 +176,7 @@ class Channels:
         return found
 
     def macs(self, kept: np.ndarray | None = None) -> int:
-        """Multiply-accumulates for one sample; with `kept`, after the cut."""
+        """Multiply-accumulates for one sample; with `kept`, those of the shrunk model."""
         return sum(work.macs(kept) for work in self.work)
 
     def entries(self) -> Iterator[Work]:
@@ -189,7 +189,7 @@ class Channels:
 
 
 class Labels:
-    """Collects numbers, ties and reasons while the calls of a model are gone through."""
+    """Collects the numbers of channels and their ties, call by call; `finish` makes `Channels`."""
 
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
@@ -204,10 +204,10 @@ class Labels:
         self._made: dict[tuple[int, str], Numbers] = {}
         self._makers: dict[int, str] = {}
 
-    # ------------------------------------------------------------------ what rules call
+    # ------------------------------------------------------------------ for the rules of layers
 
     def new(self, count: int, layer: Any = None, what: str = "") -> Numbers:
-        """Numbers for the outputs of a layer; the same ones in each of its calls."""
+        """New numbers for `count` channels; a layer gets the same ones in each of its calls."""
         key = (id(layer), what)
         if layer is not None and key in self._made:
             return self._made[key]
@@ -219,13 +219,13 @@ class Labels:
         return numbers
 
     def tie(self, one: Numbers, other: Numbers) -> None:
-        """Cut position i of the one only together with position i of the other."""
+        """Remove position i of the one only together with position i of the other."""
         for a, b in zip(one.tolist(), other.tolist(), strict=True):
             a, b = self._root(a), self._root(b)
             self._parent[max(a, b)] = min(a, b)
 
     def label(self, variable: keras.Variable | None, axis: int, channels: Numbers) -> None:
-        """Note that an axis of a weight runs over channels; what labelled it before is tied."""
+        """Label an axis of a weight by channels, and tie them to those that labelled it before."""
         if variable is None:
             return
         axis %= len(variable.shape)
@@ -233,24 +233,24 @@ class Labels:
         self.tie(before.channels, channels)
 
     def freeze(self, channels: Numbers | None, reason: str) -> None:
-        """Forbid to remove any of them."""
+        """Forbid removing these channels."""
         for number in [] if channels is None else channels.tolist():
             self._frozen.setdefault(number, reason)
 
     def mix(self, channels: Numbers, reason: str) -> None:
-        """Note that each of them has a part in what becomes of the others."""
+        """Note that each of these channels influences the others."""
         for number in channels.tolist():
             self._mixed.setdefault(number, reason)
 
     def give(self, call: Call, *channels: Numbers | None, behaviour: str = "") -> None:
-        """Note the channels of the outputs of a call."""
+        """Set the channels of the outputs of a call."""
         for tensor, numbers in zip(call.outputs, channels, strict=True):
             if numbers is not None:
                 self.of[tensor] = numbers
         self.behaviours[call] = behaviour
 
     def opaque(self, call: Call, reason: str) -> None:
-        """Freeze whatever goes into a call and comes out of it."""
+        """Freeze the inputs and the outputs of a call."""
         for tensor in call.inputs:
             self.freeze(self.of.get(tensor), reason)
         for tensor in call.outputs:
@@ -269,7 +269,7 @@ class Labels:
         return number
 
     def finish(self) -> Channels:
-        """Number the classes, and group them by the axes they are in."""
+        """Number the classes of tied channels, and group them by the axes they lie on."""
         roots = np.array([self._root(number) for number in range(len(self._parent))], int)
         _, classes = np.unique(roots, return_inverse=True)
         count = int(classes.max(initial=-1)) + 1

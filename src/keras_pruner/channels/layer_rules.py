@@ -1,7 +1,7 @@
-"""How each layer of Keras that has weights treats channels; all else is tried out.
+"""How each layer of Keras treats channels: rules for those with weights, trials for all others.
 
-A rule holds for a layer whose class runs the `call` that the rule was written for. What no rule
-and no trial explains freezes its channels, with a reason.
+A rule is valid for a layer if its class runs the `call` that the rule was written for. Where
+neither a rule nor a trial explains an operation, its channels are frozen, with a reason.
 """
 
 import dataclasses
@@ -21,7 +21,23 @@ _kinds = keras.layers
 
 
 def channels_of(graph: ModelGraph) -> Channels:
-    """Number the channels of a model, and find which belong together."""
+    """Number the channels of a model, and find which belong together.
+
+    Example:
+        The image has the classes 0 to 2, the convolution 3 to 6; the head reads the latter:
+
+        >>> image = keras.Input((8, 8, 3))
+        >>> x = keras.layers.Conv2D(4, 3, name="conv")(image)
+        >>> x = keras.layers.Dense(2, name="head")(x)
+        >>> for axis in channels_of(ModelGraph(keras.Model(image, x))).axes:
+        ...     print(axis.variable.path, axis.axis, axis.channels)
+        conv/bias 0 [3 4 5 6]
+        conv/kernel 2 [0 1 2]
+        conv/kernel 3 [3 4 5 6]
+        head/bias 0 [7 8]
+        head/kernel 0 [3 4 5 6]
+        head/kernel 1 [7 8]
+    """
     labels = Labels(graph)
     for tensor in graph.inputs:
         if len(tensor.shape) > 1 and tensor.shape[-1] is not None:
@@ -38,7 +54,7 @@ def channels_of(graph: ModelGraph) -> Channels:
 
 
 def _tie_calls(labels: Labels, calls: list[Call]) -> None:
-    """Let a layer of a nested model that is called several times keep one width."""
+    """Tie the channels of all calls of a layer in a nested model: it has one width."""
     first, *others = calls
     for other in others if "/" in first.name else ():
         pairs = zip((*first.inputs, *first.outputs), (*other.inputs, *other.outputs), strict=True)
@@ -97,7 +113,7 @@ def _try_out(labels: Labels, call: Call) -> None:
 
 
 def _folds(labels: Labels, call: Call, last: int | None) -> bool:
-    """Handle an operation that makes one channel of two, if it is one."""
+    """Tie the halves of an operation's input, if it makes one channel of two as GLU does."""
     numbers = labels.of.get(call.inputs[0], np.empty(0))
     single = len(call.inputs) == len(call.outputs) == 1
     if (
@@ -113,11 +129,11 @@ def _folds(labels: Labels, call: Call, last: int | None) -> bool:
 
 
 _MOVES = ("Flatten", "Reshape", "Concatenate", "Split", "GetItem")
-"""Operations that move channels and that a rebuilt model can have for other sizes."""
+"""Operations that only move channels, and that can be rebuilt for other numbers of them."""
 
 
 def _move(labels: Labels, call: Call) -> bool:
-    """Let the channels' numbers go through the operation, if it only moves them."""
+    """Send the channels' numbers through the operation, if it only moves channels."""
     if type(call.layer).__name__ not in _MOVES or not all(t in labels.of for t in call.inputs):
         return False
     sides = [labels.of[tensor] for tensor in call.inputs]
@@ -139,7 +155,7 @@ def _move(labels: Labels, call: Call) -> bool:
 
 
 def _is_slice(call: Call) -> bool:
-    """Whether a subscript takes a run of channels, with a step of one, or all of them."""
+    """Whether a subscript takes consecutive channels, or all of them."""
     args, kwargs = call.arguments(call.inputs)
     key = args[1] if len(args) > 1 else kwargs.get("key")
     last = key[-1] if isinstance(key, tuple | list) else key
@@ -163,7 +179,7 @@ def _product(
     foldable: bool = False,
     times: int = 1,
 ) -> None:
-    """Note a kernel with its labelled axes and its multiplications."""
+    """Add a kernel, with labels for its axes, and its multiplications."""
     rank = len(kernel.shape)
     in_axis, out_axis = inputs[0] % rank, outputs[0] % rank
     labels.label(kernel, in_axis, inputs[1])
@@ -177,12 +193,12 @@ def _product(
 
 
 def positions(tensor: Tensor) -> int:
-    """Places along the axes between the batch and the channels; an unknown length counts as 1."""
+    """The number of positions of an image or sequence; an axis of unknown length counts as 1."""
     return math.prod(n or 1 for n in tensor.shape[1:-1])
 
 
 def _finish(labels: Labels, call: Call, layer: Any, channels: Numbers) -> None:
-    """Give the outputs of a product their channels, unless the activation mixes these."""
+    """Set the channels of a product's outputs, frozen if the activation mixes them."""
     if not probing.is_elementwise(layer.activation, len(channels)):
         labels.freeze(channels, f"{layer.name}: its activation mixes channels")
     labels.give(call, channels, behaviour="multiplies")
@@ -224,14 +240,14 @@ def _einsum(labels: Labels, call: Call) -> None:
     _finish(labels, call, layer, channels)
 
 
-def _is_first_or_last(layer: Any) -> bool:
+def _is_channels_last(layer: Any) -> bool:
     return layer.data_format == "channels_last"
 
 
 def _conv(labels: Labels, call: Call) -> None:
     layer, source = call.layer, call.inputs[0]
     inputs = labels.of[source]
-    if not _is_first_or_last(layer):
+    if not _is_channels_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
     if layer.groups == len(inputs):
@@ -253,13 +269,13 @@ def _conv(labels: Labels, call: Call) -> None:
 
 
 def _has_border(layer: Any) -> bool:
-    """Whether some positions see fewer inputs than others."""
+    """Whether padding makes some positions see fewer inputs than others."""
     return layer.padding != "valid" and max(layer.kernel_size) > 1
 
 
 def _conv_transpose(labels: Labels, call: Call) -> None:
     layer, source = call.layer, call.inputs[0]
-    if not _is_first_or_last(layer):
+    if not _is_channels_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
     channels = labels.new(layer.filters, layer)
@@ -273,7 +289,7 @@ def _conv_transpose(labels: Labels, call: Call) -> None:
 
 def _depthwise(labels: Labels, call: Call) -> None:
     layer = call.layer
-    if not _is_first_or_last(layer):
+    if not _is_channels_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
     _depthwise_like(labels, call, layer.kernel, -2, layer.depth_multiplier)
@@ -282,7 +298,7 @@ def _depthwise(labels: Labels, call: Call) -> None:
 def _depthwise_like(
     labels: Labels, call: Call, kernel: keras.Variable, axis: int, multiplier: int
 ) -> None:
-    """A filter, or several, for each channel."""
+    """Label a kernel with one or several filters for each channel."""
     layer, inputs = call.layer, labels.of[call.inputs[0]]
     outputs = np.repeat(inputs, multiplier)
     labels.label(kernel, axis, outputs if axis == -1 else inputs)
@@ -296,7 +312,7 @@ def _depthwise_like(
 
 def _separable(labels: Labels, call: Call) -> None:
     layer, source = call.layer, call.inputs[0]
-    if not _is_first_or_last(layer):
+    if not _is_channels_last(layer):
         labels.opaque(call, f"{layer.name}: channels first")
         return
     inputs, places = labels.of[source], positions(call.outputs[0])
@@ -334,7 +350,7 @@ def _batch_norm(labels: Labels, call: Call) -> None:
 
 
 def _normalised(labels: Labels, call: Call) -> Numbers | None:
-    """Label scale and offset of a norm by its channels; None if these are not its last axis."""
+    """Label the scale and offset of a norm; None if its channels are not on the last axis."""
     layer, channels = call.layer, labels.of[call.inputs[0]]
     if layer.axis not in (-1, len(call.inputs[0].shape) - 1):
         labels.opaque(call, f"{layer.name} normalises another axis than the last")
@@ -440,9 +456,9 @@ def _per_step(labels: Labels, call: Call) -> None:
     inner = layer.layer
     if not inner.weights:
         _try_out(labels, call)
-    elif isinstance(inner, _PER_STEP) and rule_for(inner) is not None:
+    elif isinstance(inner, _PER_STEP) and (rule := rule_for(inner)) is not None:
         seen = dataclasses.replace(call, layer=inner)
-        _RULES[next(k for k in type(inner).__mro__ if k in _RULES)](labels, seen)
+        rule(labels, seen)
         labels.behaviours[call] = labels.behaviours.pop(seen)
     else:
         labels.opaque(call, f"{layer.name}: no rule for {type(inner).__name__} in each step")

@@ -1,7 +1,7 @@
 """What an operation without weights does to channels, found out by running it.
 
-No list of operations is kept. One works on each channel for itself if it gives the same numbers
-for a subset of the channels as for all of them: f(x[..., kept]) == f(x)[..., kept].
+No list of operations is kept. An operation works on each channel by itself if removing channels
+before it is the same as removing them after it: f(x[..., kept]) == f(x)[..., kept].
 """
 
 import math
@@ -13,18 +13,18 @@ import numpy as np
 
 from keras_pruner.model_graph import Call, Tensor
 
-_FEW = 6  # channels, for layers of Keras, which hold no positions of channels
-_SIDE = 9  # height and width to try an operation at before its own
-_SETS = 3  # random sets of channels
-_BATCH = 64  # so many samples that none looks constant by chance
-_NUMBERS = 2**24  # in one input, at most
-_UNKNOWN = 8  # length of an axis of unknown length
+_FEW = 6  # channels in trials of Keras' layers, which do the same to any number of channels
+_SIDE = 9  # height and width of the images in the first trial
+_SETS = 3  # random sets of channels to remove
+_BATCH = 64  # samples; with fewer a channel may look constant by chance
+_NUMBERS = 2**24  # the most numbers in one input
+_UNKNOWN = 8  # the length in trials of an axis of unknown length
 
 Inputs = dict[Tensor, np.ndarray]
 
 
 def is_elementwise(activation: Callable[[Any], Any] | None, channels: int) -> bool:
-    """Whether an activation gives each channel what it would without the others."""
+    """Whether an activation computes each channel from that channel alone."""
     if activation is None or activation is keras.activations.linear:
         return True
     values = np.random.default_rng(0).normal(size=(16, channels)).astype("float32") * 3
@@ -49,7 +49,7 @@ def is_channelwise(call: Call, channels: int) -> bool:
 
 
 def obstacle(call: Call) -> str:
-    """Why an operation cannot pass its channels on: it raises, or else it mixes them."""
+    """The reason why no trial explains an operation: it raises, or it mixes channels."""
     *_, inputs = _inputs(call, np.random.default_rng(0), {}, heavy=False)
     try:
         _run(call, inputs)
@@ -60,12 +60,19 @@ def obstacle(call: Call) -> str:
 
 
 def folds_halves(call: Call, channels: int) -> bool:
-    """Whether an operation makes each channel of two that are half of them apart, as GLU does."""
+    """Whether output channel i is computed from input channels i and i + half, as in GLU."""
     return _commutes(call, channels, lambda kept: (np.tile(kept[: len(kept) // 2], 2), None))
 
 
 def _commutes(call: Call, channels: int, sets: Any) -> bool:
-    """Whether cutting channels before the operation is the same as cutting them after it."""
+    """Whether removing channels before the operation is the same as removing them after it.
+
+    Args:
+        call: the call of the operation.
+        channels: the number of its channels.
+        sets: a random set of channels -> those to keep before it, and those to keep after it;
+            None for the first half of the former.
+    """
     few = _FEW if is_of_keras(call.layer) and channels > _FEW else channels
     random = np.random.default_rng(0)
     for inputs in _inputs(call, random, {channels: few}, heavy=False):
@@ -85,9 +92,9 @@ def _commutes(call: Call, channels: int, sets: Any) -> bool:
 
 
 def _run(call: Call, values: Mapping[Tensor, Any]) -> list[Any]:
-    """The outputs in inference mode for the given value of each input.
+    """The outputs of a call, in inference mode, for these values of its inputs.
 
-    As tensors: operations of JAX take no NumPy arrays.
+    Values are converted to tensors, since JAX operations take no NumPy arrays.
     """
     tensors = [keras.ops.convert_to_tensor(values[tensor]) for tensor in call.inputs]
     args, kwargs = call.arguments(tensors)
@@ -105,7 +112,7 @@ def _all_equal(whole: list[np.ndarray], kept: np.ndarray, part: list[Any]) -> bo
 
 
 def is_of_keras(operation: Any) -> bool:
-    """Whether it is a layer of Keras that only does what its configuration says."""
+    """Whether an operation is a layer of Keras, without code of the user's."""
     is_layer = isinstance(operation, keras.layers.Layer)
     known = is_layer and type(operation).__module__.startswith("keras.src.layers.")
     return known and not isinstance(operation, keras.layers.Lambda)
@@ -114,7 +121,7 @@ def is_of_keras(operation: Any) -> bool:
 def _inputs(
     call: Call, random: np.random.Generator, sizes: Mapping[int, int], *, heavy: bool
 ) -> Iterator[Inputs]:
-    """Random inputs: small images first, then those of the operation's own size."""
+    """Random inputs: first small images, then inputs of the operation's own size."""
     for side in (_SIDE, None):
         shapes = [_shape(tensor, side, sizes) for tensor in call.inputs]
         largest = max(math.prod(shape) for shape in shapes)
@@ -124,7 +131,7 @@ def _inputs(
 
 
 def _shape(tensor: Tensor, side: int | None, sizes: Mapping[int, int]) -> tuple[int, ...]:
-    """Of one sample."""
+    """The shape of one sample in a trial."""
     if len(tensor.shape) < 2:
         return ()
     *between, last = tensor.shape[1:]
@@ -136,7 +143,7 @@ def _shape(tensor: Tensor, side: int | None, sizes: Mapping[int, int]) -> tuple[
 def draw(
     shape: tuple[int, ...], dtype: str, random: np.random.Generator, heavy: bool = False
 ) -> np.ndarray:
-    """Random numbers of the data type; `heavy`: of sizes from 0.01 to 100."""
+    """Random numbers of a data type; `heavy`: with magnitudes from 0.01 to 100."""
     if dtype == "bool":
         return random.random(shape) < 0.5
     if not keras.backend.is_float_dtype(dtype):
@@ -150,15 +157,15 @@ def outputs_for(
     fill: Callable[[Tensor, np.ndarray], np.ndarray],
     sizes: Mapping[int, int] | None = None,
 ) -> list[np.ndarray]:
-    """The outputs of an operation for random inputs, after `fill` has changed these.
+    """The outputs of an operation for random inputs that `fill` has changed.
 
     Args:
-        call: of the operation.
-        fill: gets a tensor and random numbers for it, returns what to run.
-        sizes: numbers of channels -> those to draw in their place.
+        call: the call of the operation.
+        fill: a function from a tensor and random numbers for it to the numbers to use.
+        sizes: a number of channels -> the number to use in its place.
 
     Raises:
-        RuntimeError: if it cannot be run on numbers.
+        RuntimeError: if the operation raises.
     """
     random = np.random.default_rng(0)
     for inputs in _inputs(call, random, sizes or {}, heavy=True):
@@ -173,12 +180,12 @@ def route(call: Call, sides: list[np.ndarray]) -> list[np.ndarray] | None:
     """Where an operation that only moves channels puts them.
 
     Args:
-        call: of the operation.
+        call: the call of the operation.
         sides: for each input, a number for each of its channels.
 
     Returns:
-        For each output, the number that each of its channels has; None if a channel is made up
-        of several, or the axes of the inputs are of unknown length.
+        For each output, the number of each of its channels. None if different numbers meet in a
+        channel, or if an axis of an input has an unknown length.
     """
     inputs = {}
     for tensor, numbers in zip(call.inputs, sides, strict=True):

@@ -1,4 +1,4 @@
-"""Groups of weights for training: what must be zero together so that a channel can be removed."""
+"""Groups of weights for training: the entries that are zero if a channel is to be removed."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ from keras_pruner.model_graph import Call, ModelGraph
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedAxis:
-    """One axis of a weight whose entries are zero where a unit is removed.
+    """One axis of a weight along which the entries of removed units are zero.
 
     Attributes:
         variable: the weight.
-        axis: of the weight.
-        units: of each index along the axis the number of its unit; -1 for none.
-        is_kernel: whether its entries have a part in the score of a unit.
+        axis: the index of the axis.
+        units: the unit of each index along the axis; -1 for none.
+        is_kernel: whether its entries count in the scores of the units.
     """
 
     variable: keras.Variable
@@ -30,13 +30,13 @@ class TiedAxis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedGroup:
-    """Channels, heads or units on which one decision is made.
+    """Channels, heads or units that are removed by one decision for all their weights.
 
     Attributes:
-        name: of the layers that produce them.
-        count: how many there are.
-        axes: what is zero in each weight for a removed one: kernel columns, biases, scales.
-            Rows of kernels that read it are not among them.
+        name: the name of the layers that produce them.
+        count: the number of units.
+        axes: where they lie in each weight that is zeroed: kernel columns, biases, scales. The
+            rows of kernels that read them are not included.
         reason: why none may be removed; empty if they may.
     """
 
@@ -50,7 +50,7 @@ def tied_groups(model: keras.Model) -> list[TiedGroup]:
     """The groups of a model.
 
     Raises:
-        ValueError: if the model is no graph of layers.
+        ValueError: if the model is not a graph of layers.
     """
     channels = channels_of(ModelGraph(model))
     means = {id(mean) for mean, _ in _means_without_scale(channels.graph)}
@@ -58,10 +58,11 @@ def tied_groups(model: keras.Model) -> list[TiedGroup]:
 
 
 def means_without_scale(model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Moving means that a removed channel shows in, each with the offset of its batch norm.
+    """The moving means to zero with a channel, each with the offset of its batch normalization.
 
-    A batch norm without scale gives a channel whose inputs have become zero a constant until its
-    mean is zero too. Those whose inputs would not be zero, behind a sigmoid, are not among them.
+    Without a scale, a batch normalization turns a channel of zeros into a constant unless its mean
+    is zero as well. Means are left out if the inputs of a removed channel are not zero, as after a
+    sigmoid.
     """
     return _means_without_scale(ModelGraph(model))
 
@@ -77,7 +78,7 @@ def _means_without_scale(graph: ModelGraph) -> list[tuple[keras.Variable, keras.
 
 
 def _stays_zero(call: Call) -> bool:
-    """Whether the outputs are zero where the channels before them are, or where all weights are."""
+    """Whether the outputs of a call are zero where its inputs, or else its weights, are zero."""
     layer = call.layer
     if call.is_input or isinstance(layer, keras.layers.BatchNormalization):
         return True
