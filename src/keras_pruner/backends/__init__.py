@@ -1,47 +1,60 @@
-"""The few operations that each backend does its own way; the only place that names one.
+"""The operations that each backend does in its own way; only this folder names a backend.
 
-Every module here has the same functions:
+A backend is imported when it is first needed, since the others may not be installed. Every module
+here has the same functions; `shared.py` holds those that several have in common.
 
-- `mask_gradient(gradient, mask)`: the gradient with zeros where the mask is False; the given one
-  may be overwritten.
-- `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False,
-  inside a compiled step or outside, on every replica, without communication.
-- `masking_updates(optimizer, masks)`: a context in which the optimizer's own update of a variable
-  leaves it zero where the mask of its key is False, where that costs less than `zero_pruned`; gives
-  the set of the keys of variables that were updated in this way.
-- `is_in_memory(variable)`: whether NumPy can look at the value where it is, without a copy.
-- `is_on_cpu(tensor)`: whether the CPU computes with a tensor.
-- `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: for
-  `selection.counted_cut`, without moving the value.
-- `cut(variable, mask, score, last)`: make the mask that of a `selection.Cut`, and the variable
-  exactly 0.0 where it is False.
-- `keep_in_groups(variable, mask, shape, n, m)`: make the mask that of `masks.Groups`, without
-  moving the value.
-- `is_in_parts(variable)`: whether the value lies on several devices, a part on each.
-- `parts(*variables)`: of variables in the same parts, the parts that are in this process, each as
-  a tuple of NumPy arrays; no entry twice, here or in another process.
-- `gather(variable)`: a function that makes of an array of each process one with a first axis more,
-  if a value is in several processes' parts; None if all of it is here.
+Zeros, inside a compiled step or outside, on every replica and without communication:
+
+- `mask_gradient(gradient, mask)`: the gradient with zeros where the mask is False; the given
+  gradient may be overwritten.
+- `zero_pruned(variables, masks)`: set the variables to exactly 0.0 where the masks are False.
+- `masking_updates(optimizer, masks)`: a context in which the optimizer zeroes pruned weights in the
+  same pass as it updates them, if that costs less than `zero_pruned`. `masks` are by the key of the
+  variable. Yields the set of the keys that were updated in this way.
+
+Masks, made where the weight lies, without moving it:
+
+- `count_from(variable, mask, score)`, `count_equal(variable, mask, score, last)`: the counts that
+  `selection.top_k.counted_cut` needs.
+- `cut(variable, mask, score, last)`: set the mask to that of a `selection.top_k.Cut`, and the
+  variable to exactly 0.0 where it is False.
+- `keep_in_groups(variable, mask, shape, n, m)`: set the mask to that of `patterns.NM(n, m)`.
+
+Values:
+
+- `to_numpy(variable)`: the value as a read-only NumPy array, without a copy if possible.
+- `is_in_memory(variable)`: whether NumPy can read the value without a copy.
+- `is_on_cpu(tensor)`: whether a tensor is on the CPU.
+- `has_value(variable)`: whether the variable has a value; JAX takes it away during a step.
+- `is_readable(value)`: whether a value can be read now, and is not a symbol in a trace.
+- `peek(variable)`: the numbers of a short vector, or None if reading them would wait for a step or
+  for another process.
+
+Devices and processes:
+
+- `is_in_parts(variable)`: whether the value is sharded over several devices.
+- `parts(*variables)`: the parts in this process of variables that are sharded in the same way, each
+  as a tuple of NumPy arrays. No entry comes twice, here or in another process.
+- `gather(variable)`: all-gather, a function that stacks one array per process along a new first
+  axis; None if this process has the whole value.
 - `copies(variable)`: every copy of every part in this process, as (name of the part, array).
-- `gather_copies(model, rows)`: an array of each process that trains the model, one after another.
-- `processes()`: how many processes know of each other.
-- `to_numpy(variable)`: the value as a NumPy array, read-only, not copied where it need not be.
-- `variable_scope(model)`: a context in which new variables live where the model's do.
+- `gather_copies(model, rows)`: the rows of all processes that train the model, concatenated.
+- `processes()`: the number of processes in the job.
+- `variable_scope(model)`: a context in which new variables are placed like those of the model.
+
+Training:
+
+- `is_tracing()`: whether a step is being traced.
 - `eagerly()`: a context in which values can be read and assigned even while a step is traced.
-- `sync(model)`: make the model's variables hold what training has made of them.
+- `sync(model)`: update the model's variables with the values that `fit` keeps elsewhere.
+- `forget_step(model)`: drop the compiled `train_step`, since the optimizer has other masks.
+- `without_gradients()`: a context in which no backward pass is recorded.
+- `jit_of_short_training()`: the `jit_compile` that suits a training of a minute.
 - `track(optimizer, variables)`: let the backend's own checkpoints save these variables with the
-  optimizer, in place of those given before.
-- `is_own_optimizer(optimizer)`: whether this is one of the backend's own, as in `torch.optim`.
-- `random_states()`, `set_random_states(states)`: what the backend draws from beside the model's
-  seeds, by name; names are no numbers.
-- `has_value(variable)`: whether a variable still has its value, which a step may give away.
-- `forget_step(model)`: drop what was compiled of the model's `train_step`, for another optimizer.
-- `jit_of_short_training()`: the `jit_compile` for a training of a minute.
-- `is_readable(value)`: whether a variable's value can be looked at now.
-- `peek(variable)`: the numbers of a short vector, where that takes no waiting for a step and no
-  word with another process; else None.
-- `is_tracing()`: whether a step is being traced, so that nothing can be looked at.
-- `without_gradients()`: a context in which nothing is recorded for a backward pass.
+  optimizer, in place of those of the last call.
+- `is_own_optimizer(optimizer)`: whether this is an optimizer of the backend, as in `torch.optim`.
+- `random_states()`, `set_random_states(states)`: the states of the backend's own random generators,
+  by a name that is not a number.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""JAX."""
+"""Operations on JAX; `backends/__init__.py` describes them."""
 
 import contextlib
 import functools
@@ -34,8 +34,8 @@ LARGE = 1 << 27
 def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Variable]) -> None:
     """Set the variables to exactly 0.0 where the masks are False.
 
-    A large array that belongs to the variable alone is given up to be written over, as Keras'
-    own training step does with all of them. A variable and its average may be one array.
+    A large array that belongs to this variable alone is donated and overwritten, as Keras' own
+    training step does with all arrays. A variable and its average may share one array.
     """
     shared = Counter(id(variable._value) for variable in variables)
     for variable, mask in zip(variables, masks, strict=True):
@@ -45,7 +45,7 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
 
 
 def _may_be_overwritten(variable: keras.Variable) -> bool:
-    """Whether a large array is the variable's own, and no value that was handed in."""
+    """Whether the variable's array is large and used nowhere else."""
     if in_stateless_scope():
         return False
     value = variable.value
@@ -60,23 +60,23 @@ _zero_in_place = jax.jit(_zero, donate_argnums=0)
 
 
 def is_on_cpu(tensor: jax.Array) -> bool:
-    """Whether the CPU computes with the tensor."""
+    """Whether the tensor is on the CPU."""
     return all(device.platform == "cpu" for device in tensor.devices())
 
 
 def is_in_memory(variable: keras.Variable) -> bool:
-    """Whether NumPy can look at the value where it is."""
+    """Whether NumPy can read the value without a copy."""
     value = variable.value
     return value.is_fully_replicated and next(iter(value.devices())).platform == "cpu"
 
 
 def is_in_parts(variable: keras.Variable) -> bool:
-    """Whether the value lies on several devices, a part on each."""
+    """Whether the value is sharded over several devices."""
     return not variable.value.is_fully_replicated
 
 
 def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
-    """The parts that are in this process, each once."""
+    """The parts in this process, each once."""
     if not is_in_parts(variables[0]):
         yield tuple(map(to_numpy, variables))
         return
@@ -90,12 +90,12 @@ def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 def gather(variable: keras.Variable) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What brings arrays of each process together, if the value is in several's parts."""
+    """All-gather: stacks one array per process; None if this process has the whole value."""
     return None if _has_all_parts(variable.value) else _gather
 
 
 def _has_all_parts(value: jax.Array) -> bool:
-    """Whether the devices of every process have all parts among them."""
+    """Whether every process has all parts of the value on its devices."""
     parts: dict[int, set[str]] = {}
     for device, index in value.sharding.devices_indices_map(value.shape).items():
         parts.setdefault(device.process_index, set()).add(str(index))
@@ -109,18 +109,18 @@ def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
-    """An array of each process, one after another."""
+    """The rows of all processes, concatenated."""
     del model
     return _gather(rows).reshape(-1, *rows.shape[1:])
 
 
 def processes() -> int:
-    """How many processes know of each other."""
+    """The number of processes in the job."""
     return jax.process_count()
 
 
 def _gather(numbers: np.ndarray) -> np.ndarray:
-    """An array of each process, bit by bit: JAX would make float32 of float64."""
+    """One array per process, stacked. Sent as bytes: JAX would convert float64 to float32."""
     if jax.process_count() == 1:
         return numbers[None]
     numbers = np.ascontiguousarray(numbers)
@@ -129,17 +129,17 @@ def _gather(numbers: np.ndarray) -> np.ndarray:
 
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
-    """How many entries score `score` or more."""
+    """The number of entries with at least this score."""
     return int(_count_from(variable.value, mask.value, score))
 
 
 def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
-    """How many entries up to the flat index `last` have this score."""
+    """The number of entries with this score, up to the flat index `last`."""
     return int(_count_equal(variable.value, mask.value, score, np.uint32(last)))
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut, and the variable zero where it is False."""
+    """Set the mask to that of a cut, and the variable to zero where it is False."""
     value = variable.value
     cut = _cut_in_place if _may_be_overwritten(variable) else _cut
     kept, value = cut(value, mask.value, score, np.uint32(last))
@@ -148,13 +148,13 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
 
 
 def _scores(value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Magnitudes, and -1 of what is pruned; in parts where the value is in parts."""
+    """The magnitudes, -1 for pruned entries; sharded like the value."""
     wide = jnp.promote_types(value.dtype, jnp.float32)
     return jnp.where(mask, jnp.abs(value).astype(wide), -1)
 
 
 def _indices(value: jax.Array) -> jax.Array:
-    """Of each entry, in the flat array."""
+    """The index of each entry in the flat array."""
     indices, stride = jnp.zeros((), jnp.uint32), 1
     for axis in reversed(range(value.ndim)):
         along = jax.lax.broadcasted_iota(jnp.uint32, value.shape, axis)
@@ -188,7 +188,7 @@ _cut_in_place = jax.jit(_kept_and_value, donate_argnums=(0, 1))
 def keep_in_groups(
     variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
 ) -> None:
-    """Make the mask that of the best in every group, each on the device that has the group."""
+    """Set the mask to that of `patterns.NM(n, m)`, computed on the devices that have the weight."""
     mask.assign(_keep_in_groups(variable.value, mask.value, shape, n, m))
 
 
@@ -201,7 +201,7 @@ def _keep_in_groups(
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """The value as a NumPy array; on a CPU a view of JAX's own memory."""
+    """The value as a NumPy array; on a CPU a view of JAX' memory."""
     value = variable.value
     if value.is_fully_replicated:
         return _view(value.addressable_data(0))
@@ -211,14 +211,14 @@ def to_numpy(variable: keras.Variable) -> np.ndarray:
 
 
 def _view(value: jax.Array) -> np.ndarray:
-    """The array of one device; on a CPU its own memory."""
+    """The array of one device; on a CPU a view of its memory."""
     if next(iter(value.devices())).platform == "cpu" and value.dtype != jnp.bfloat16:
         return np.from_dlpack(value)  # np.asarray would copy booleans, and keep the copy
     return np.asarray(value)  # DLPack lacks bfloat16
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
-    """Nothing to enter: Keras places variables by their layout."""
+    """Does nothing: Keras places variables by their layout."""
     del model
     return contextlib.nullcontext()
 
@@ -229,12 +229,12 @@ def is_readable(value: Any) -> bool:
 
 
 def peek(variable: keras.Variable) -> list[int] | None:
-    """The numbers of a vector, unless they are what a dispatched step has yet to give.
+    """The numbers of a vector; None if a step that was dispatched has still to compute them.
 
-    Nor in several processes, which have to do the same.
+    None also for a vector in several processes, which would have to agree on what they see.
     """
     if not has_value(variable) and not in_stateless_scope():
-        return None  # `fit` keeps it
+        return None  # `fit` keeps the value elsewhere
     value = variable.value
     if not is_readable(value) or value.is_deleted() or not value.is_fully_addressable:
         return None
@@ -242,39 +242,39 @@ def peek(variable: keras.Variable) -> list[int] | None:
 
 
 def forget_step(model: keras.Model) -> None:
-    """Drop its traces, which JAX keeps by the method and by the shapes of what it is given.
+    """Drop the traces of a model's step, which JAX keeps by its method and the shapes of arguments.
 
-    While any compiled step of the model is alive, it would serve for one with other masks.
+    Otherwise JAX would use a step that was compiled with other masks, as long as one is alive.
     """
     jax.jit(model.train_step).clear_cache()
 
 
 def is_tracing() -> bool:
-    """Whether a function is being traced, as by `jax.jit`; asked in every step, so no operation."""
+    """Whether a function is being traced, as by `jax.jit`. Called in every step, so it is cheap."""
     return not trace_state_clean()
 
 
 def has_value(variable: keras.Variable) -> bool:
-    """Not in a step of `fit`, and not after one that failed: the arrays are given up for it."""
+    """Whether the variable has a value: not in a step of `fit`, nor after one that failed."""
     return variable._value is not None
 
 
 def eagerly() -> contextlib.AbstractContextManager[Any]:
-    """Nothing to leave: what is traced cannot be looked at."""
+    """Does nothing: JAX cannot read values within a trace."""
     return contextlib.nullcontext()
 
 
 def sync(model: keras.Model) -> None:
-    """Bring the variables up to date: in `fit` JAX keeps their values elsewhere."""
+    """Update the variables: in `fit`, Keras keeps their values elsewhere on JAX."""
     model.jax_state_sync()
 
 
 def is_own_optimizer(optimizer: object) -> bool:
-    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    """Whether this is an optimizer of the backend that can prune."""
     del optimizer
     return False
 
 
 def without_gradients() -> contextlib.AbstractContextManager[Any]:
-    """Nothing to leave: gradients are recorded only where they are asked for."""
+    """Does nothing: gradients are recorded only on request."""
     return contextlib.nullcontext()

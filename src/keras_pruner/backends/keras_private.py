@@ -1,6 +1,6 @@
-"""Every use of Keras' private API, by name; `tests/backends/test_keras_private.py` tests each.
+"""Every use of Keras' private API; `tests/backends/test_keras_private.py` tests each one.
 
-When a release of Keras changes one of these, its test fails and only this module is to be mended.
+When a release of Keras changes one of them, its test fails, and only this module needs a change.
 """
 
 import sys
@@ -27,17 +27,17 @@ def layers_of(layer: keras.layers.Layer, *, itself: bool = True) -> Iterator[ker
 
 
 def compile_settings(model: keras.Model) -> Any:
-    """What `compile` was told: a new object for each call of `compile`; None before the first."""
+    """The arguments of `compile`: a new object for each call of it; None before the first."""
     return getattr(model, "_compile_config", None)
 
 
 def begin_at_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Let the `fit` that begins start at this epoch; None: where its arguments say."""
+    """Let the `fit` that is starting begin at this epoch; None: as its arguments say."""
     model._initial_epoch = epoch
 
 
 def callbacks_beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
-    """The callbacks of the `CallbackList` that is calling this one's hook; none if none is."""
+    """The other callbacks of the `CallbackList` that is calling a hook of this one; or none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -48,7 +48,7 @@ def callbacks_beside(callback: keras.callbacks.Callback) -> list[keras.callbacks
 
 
 def is_in_fit(model: keras.Model, thread: threading.Thread) -> bool:
-    """Whether a thread is in the `fit` of a model."""
+    """Whether a thread is running the `fit` of a model."""
     frame = sys._current_frames().get(thread.ident or -1)
     while frame is not None:
         if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
@@ -66,12 +66,12 @@ def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
 
 
 def averages_of(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable | None] | None:
-    """The moving average of each variable that is trained; None without `use_ema`."""
+    """The moving average of each trained variable; None without `use_ema`."""
     return optimizer._model_variables_moving_average if optimizer.use_ema else None
 
 
 def calls_of(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
-    """How often an optimizer was applied: with gradient accumulation more than `iterations`."""
+    """The number of calls of an optimizer: above `iterations` with gradient accumulation."""
     return optimizer._iterations
 
 
@@ -84,21 +84,21 @@ def key_of(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
 
 
 def name_in_files(cls: type, module: str, name: str) -> None:
-    """Save objects of `cls` as of the class `module.name`, and make `cls` of them when loading.
+    """Save objects of `cls` under the class name `module.name`, and load that name as `cls`.
 
-    Keras looks among its exported names first. A process that has not called this imports
-    `module`, which must lie in Keras, and takes the class of that name from it.
+    `module` must be a module of Keras. A process that has not called this function loads the class
+    of that name from it, since Keras looks among its registered names first.
     """
     register_internal_serializable(f"{module}.{name}", cls)
 
 
 def save_as(cls: type, users: type) -> None:
-    """Save objects of `cls` as of the user's class, under the name it is registered with."""
+    """Save objects of `cls` under the registered name of the user's class."""
     object_registration.GLOBAL_CUSTOM_NAMES[cls] = object_registration.get_registered_name(users)
 
 
 def loading_scope() -> dict[str, Any]:
-    """The custom objects and the safe mode that `load_model` was given, to load more with."""
+    """The custom objects and the safe mode of the `load_model` that is running."""
     custom = global_state.get_global_attribute("custom_objects_scope_dict", {})
     safe = serialization_lib.in_safe_mode()
     return {"custom_objects": dict(custom), "safe_mode": True if safe is None else safe}

@@ -1,4 +1,4 @@
-"""What backends have in common that have no weights in parts, or no generators of their own."""
+"""Functions that several backends have in common, most of them because there is nothing to do."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -12,65 +12,67 @@ from keras import ops
 def masking_updates(
     optimizer: keras.optimizers.Optimizer, masks: Mapping[object, keras.Variable]
 ) -> contextlib.AbstractContextManager[set[object]]:
-    """None: zeroing them after the step costs no more."""
+    """Does nothing, since zeroing after the step costs no more: yields an empty set."""
     del optimizer, masks
     return contextlib.nullcontext(set())
 
 
 def track(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> None:
-    """Nothing to do: Keras saves what the optimizer carries."""
+    """Does nothing: Keras saves the variables of the optimizer."""
     del optimizer, variables
 
 
 def is_in_parts(variable: keras.Variable) -> bool:
-    """Never: every device has the whole."""
+    """Always False: every device has the whole value."""
     del variable
     return False
 
 
 def gather(variable: keras.Variable) -> None:
-    """Nothing: all of the value is here."""
+    """Always None: this process has the whole value."""
     del variable
 
 
 def has_value(variable: keras.Variable) -> bool:
-    """Always: a step does not give values away."""
+    """Always True: variables keep their values during a step."""
     del variable
     return True
 
 
 def forget_step(model: keras.Model) -> None:
-    """Nothing to drop: a new `train_function` is traced anew."""
+    """Does nothing: a new `train_function` is traced anew."""
     del model
 
 
 def jit_of_short_training() -> str:
-    """As Keras chooses."""
+    """Leave the choice to Keras."""
     return "auto"
 
 
 def is_tracing() -> bool:
-    """Never: what is written is what is run."""
+    """Always False: operations run at once."""
     return False
 
 
 def random_states() -> dict[str, np.ndarray]:
-    """None: every layer draws from a seed of its own."""
+    """Always empty: every layer draws from a seed of its own."""
     return {}
 
 
 def set_random_states(states: dict[str, np.ndarray]) -> None:
-    """Nothing to set."""
+    """Does nothing: there are no states."""
     del states
 
 
 def best_in_groups(scores: Any, n: int, m: int) -> Any:
-    """`patterns.NM.keep` where the scores are, without a sort: by how many are ahead of each.
+    """The mask of `patterns.NM(n, m)`, computed where the scores are.
+
+    Without a sort: an entry is kept if fewer than `n` of its group are ahead of it.
 
     Args:
-        scores: of shape (..., inputs, outputs), from -1 up.
-        n: how many to keep in a group.
-        m: consecutive inputs of an output in a group.
+        scores: shape (..., inputs, outputs), at least -1.
+        n: the number of entries to keep in a group.
+        m: the number of consecutive inputs in a group.
     """
     inputs = scores.shape[-2]
     rows = ops.moveaxis(scores, -2, -1)

@@ -1,4 +1,4 @@
-"""TensorFlow."""
+"""Operations on TensorFlow; `backends/__init__.py` describes them."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 def _masked(tensor: Any, mask: Any) -> tf.Tensor:
     """The tensor with exactly 0.0 where the mask is False.
 
-    An integer product of the bits with the mask: 0 also for NaN.
+    Its bits are multiplied with the mask as integers, which gives 0 for NaN as well.
     """
     integer = _INTEGERS[tensor.dtype.size]
     product = tf.bitcast(tensor, integer) * tf.cast(mask, integer)
@@ -33,11 +33,11 @@ def _masked(tensor: Any, mask: Any) -> tf.Tensor:
 
 
 def _fused(function: Callable[..., None]) -> Callable[..., None]:
-    """By XLA, in one pass and in the variable's own memory; to be called where a step is traced.
+    """The function compiled by XLA: one pass, in the variable's own memory. Only within a trace.
 
-    Made anew each time: a function of TensorFlow remembers the variables of its first call, and
-    fails in the trace of another model's step when those are gone. A partial, because TensorFlow
-    counts the traces of all functions with the same code, and warns when there are many.
+    It is made anew each time, since a function of TensorFlow remembers the variables of its first
+    call, and fails in the trace of another model's step when those are gone. It is a partial, since
+    TensorFlow counts the traces of all functions with the same code, and warns of many.
     """
     return tf.function(functools.partial(function), jit_compile=True)
 
@@ -54,10 +54,10 @@ def _subtract_in_place(variable: tf.Variable, update: tf.Tensor, mask: tf.Variab
 def masking_updates(
     optimizer: keras.optimizers.Optimizer, masks: Mapping[object, keras.Variable]
 ) -> Iterator[set[object]]:
-    """A context in which what the optimizer subtracts from a variable leaves it under its mask.
+    """A context in which the optimizer's subtraction also zeroes the pruned weights.
 
-    The subtraction goes over the weights in any case, so that zeroing them is nearly free there
-    (benchmarks/zero_in_place.py). Not on replicas, nor outside of a trace.
+    The subtraction writes all weights in any case, so zeroing some costs next to nothing
+    (benchmarks/zero_in_place.py). Does nothing on replicas and outside of a trace.
     """
     updated: set[object] = set()
 
@@ -126,34 +126,34 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
 
 
 def is_on_cpu(tensor: tf.Tensor) -> bool:
-    """Whether the CPU computes with the tensor."""
+    """Whether the tensor is on the CPU."""
     return "CPU" in tensor.device
 
 
 def is_in_memory(variable: keras.Variable) -> bool:
-    """Whether NumPy can look at the value where it is."""
+    """Whether NumPy can read the value without a copy."""
     return "CPU" in tf.convert_to_tensor(variable.value).device
 
 
 def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
-    """The whole, which every process has."""
+    """The whole value, which every process has."""
     yield tuple(map(to_numpy, variables))
 
 
 def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
-    """That of every replica in this process."""
+    """The copy of every replica in this process."""
     value = variable.value
     for copy in value.values if isinstance(value, tf.distribute.DistributedValues) else [value]:
         yield "", copy.numpy()
 
 
 def processes() -> int:
-    """Always one: `fit`, for which this is asked, does not run on several workers."""
+    """Always 1: Keras' `fit` does not run on several workers."""
     return 1
 
 
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
-    """An array of each process, one after another."""
+    """The rows of all processes, concatenated."""
     strategy = model.distribute_strategy
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return rows
@@ -165,21 +165,21 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
 
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
-    """How many entries score `score` or more."""
+    """The number of entries with at least this score."""
     return int(tf.math.count_nonzero(_scores(variable.value, mask.value) >= score))
 
 
 def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
-    """How many entries up to the flat index `last` have this score."""
+    """The number of entries with this score, up to the flat index `last`."""
     scores = _scores(variable.value, mask.value)
     return int(tf.math.count_nonzero((scores == score) & _is_up_to(last, scores)))
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut, and the variable zero where it is False.
+    """Set the mask to that of a cut, and the variable to zero where it is False.
 
-    As a whole: a variable that was ever assigned in parts is copied by TensorFlow at each
-    reading from then on.
+    Both are assigned as a whole: after an assignment to a part of a variable, TensorFlow copies
+    the variable each time it is read.
     """
     end = tf.constant(last, tf.int64)
     value = variable.value
@@ -204,7 +204,7 @@ def _cut_in_place(
 
 @functools.cache
 def _untraced_cut(shape: tf.TensorShape, dtype: tf.DType) -> Callable[..., None]:
-    """For all variables of a kind, so that it is traced once or twice."""
+    """`cut` without retracing: one function for all variables of a shape and type."""
     del shape, dtype
     return _fused(_cut_in_place)
 
@@ -212,34 +212,34 @@ def _untraced_cut(shape: tf.TensorShape, dtype: tf.DType) -> Callable[..., None]
 def keep_in_groups(
     variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
 ) -> None:
-    """Make the mask that of the best in every group."""
+    """Set the mask to that of `patterns.NM(n, m)`."""
     scores = keras.ops.reshape(_scores(variable.value, mask.value), shape)
     mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
 
 
 def _kept(value: Any, mask: Any, score: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-    """What a cut keeps."""
+    """The mask of a cut."""
     scores = _scores(value, mask)
     score = tf.cast(score, scores.dtype)
     return (scores > score) | ((scores == score) & _is_up_to(last, scores))
 
 
 def _scores(value: Any, mask: Any) -> tf.Tensor:
-    """Magnitudes, and -1 of what is pruned."""
+    """The magnitudes, -1 for pruned entries."""
     scores = tf.abs(value)
     scores = tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
     return tf.where(mask, scores, tf.constant(-1, scores.dtype))
 
 
 def _is_up_to(last: Any, scores: tf.Tensor) -> tf.Tensor:
-    """Which entries have a flat index of at most `last`."""
+    """Whether each entry has a flat index of at most `last`."""
     size = scores.shape.num_elements()
     index = tf.int32 if size <= tf.int32.max else tf.int64
     return tf.reshape(tf.range(size, dtype=index) <= tf.cast(last, index), scores.shape)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """The value as a NumPy array; on a CPU a view of TensorFlow's own memory."""
+    """The value as a NumPy array; on a CPU a view of TensorFlow's memory."""
     value = tf.convert_to_tensor(variable.value)
     if value.dtype == tf.bfloat16:  # which the buffer protocol lacks
         return value.numpy()
@@ -247,19 +247,19 @@ def to_numpy(variable: keras.Variable) -> np.ndarray:
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
-    """The scope of the strategy the model was made in, if any."""
+    """The scope of the distribution strategy that the model was made in, if any."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def is_readable(value: tf.Variable) -> bool:
-    """Whether a variable has a value: not so in the trace that first makes it."""
+    """Whether a variable has a value; it has none in the trace that creates it."""
     with tf.init_scope():
         return bool(value.is_initialized())
 
 
 def peek(variable: keras.Variable) -> list[int] | None:
-    """The numbers of a vector on the CPU, past the checks of `variable.numpy()`."""
+    """The numbers of a vector on the CPU, without the checks of `variable.numpy()`."""
     value = variable.value
     is_many = isinstance(value, tf.distribute.DistributedValues)
     if is_many or not tf.executing_eagerly() or not _is_on_cpu(value):
@@ -268,12 +268,12 @@ def peek(variable: keras.Variable) -> list[int] | None:
 
 
 def jit_of_short_training() -> bool:
-    """Without XLA, which compiles the whole step before the first one is done."""
+    """False: XLA would compile the whole step before the first one runs."""
     return False
 
 
 def is_tracing() -> bool:
-    """Whether a graph is being made, as by `tf.function`."""
+    """Whether a graph is being built, as by `tf.function`."""
     return not tf.executing_eagerly()
 
 
@@ -283,16 +283,16 @@ def eagerly() -> contextlib.AbstractContextManager[Any]:
 
 
 def sync(model: keras.Model) -> None:
-    """Nothing to do: variables are always up to date."""
+    """Does nothing: variables are always up to date."""
     del model
 
 
 def is_own_optimizer(optimizer: object) -> bool:
-    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    """Whether this is an optimizer of the backend that can prune."""
     del optimizer
     return False
 
 
 def without_gradients() -> contextlib.AbstractContextManager[Any]:
-    """Nothing to leave: gradients are recorded only where they are asked for."""
+    """Does nothing: gradients are recorded only on request."""
     return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""PyTorch."""
+"""Operations on PyTorch; `backends/__init__.py` describes them."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,12 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bits as integers: their product with 0 is 0, also of NaN and of -1."""
+    """The tensor's bits as integers, whose product with 0 is 0.0: never NaN, never -0.0."""
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def mask_gradient(gradient: torch.Tensor, mask: keras.Variable) -> torch.Tensor:
-    """The gradient with zeros where the mask is False; in place, for it is not used again.
+    """The gradient with zeros where the mask is False, in place: it is not used again.
 
     A new tensor of its size in every step would cost more than the product.
     """
@@ -49,8 +49,8 @@ def zero_pruned(variables: Sequence[keras.Variable], masks: Sequence[keras.Varia
 def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
     """Set the tensors to exactly 0.0 where the mask is False, in place.
 
-    By an integer product with the mask's bytes: exact also where the tensor is not finite. In
-    parts, for PyTorch first widens the bytes to the tensor's type.
+    The bits are multiplied with the mask as integers, which gives 0 for NaN and infinity as well.
+    Large tensors are done in parts, since PyTorch first widens the mask to the tensor's type.
     """
     mask = mask.view(torch.uint8)
     for tensor in tensors:
@@ -61,27 +61,27 @@ def zero(tensors: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
 
 
 def is_on_cpu(tensor: torch.Tensor) -> bool:
-    """Whether the CPU computes with the tensor."""
+    """Whether the tensor is on the CPU."""
     return tensor.device.type == "cpu"
 
 
 def is_in_memory(variable: keras.Variable) -> bool:
-    """Whether NumPy can look at the value where it is."""
+    """Whether NumPy can read the value without a copy."""
     return variable.value.device.type == "cpu"
 
 
 def parts(*variables: keras.Variable) -> Iterator[tuple[np.ndarray, ...]]:
-    """The whole, which every process has."""
+    """The whole value, which every process has."""
     yield tuple(map(to_numpy, variables))
 
 
 def copies(variable: keras.Variable) -> Iterator[tuple[str, np.ndarray]]:
-    """The one of this process."""
+    """The copy of this process."""
     yield "", to_numpy(variable)
 
 
 def processes() -> int:
-    """How many processes know of each other."""
+    """The number of processes in the job."""
     return torch.distributed.get_world_size() if _is_in_group() else 1
 
 
@@ -90,7 +90,7 @@ def _is_in_group() -> bool:
 
 
 def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
-    """An array of each process of the default group, one after another."""
+    """The rows of all processes of the default group, concatenated."""
     del model
     if not _is_in_group():
         return rows
@@ -100,13 +100,13 @@ def gather_copies(model: keras.Model, rows: np.ndarray) -> np.ndarray:
 
 
 def count_from(variable: keras.Variable, mask: keras.Variable, score: float) -> int:
-    """How many entries score `score` or more."""
+    """The number of entries with at least this score."""
     counts = [(scores >= score).sum() for scores, *_ in _parts(variable, mask)]
     return int(torch.stack(counts).sum())
 
 
 def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> int:
-    """How many entries up to the flat index `last` have this score."""
+    """The number of entries with this score, up to the flat index `last`."""
     counts = [
         ((scores == score) & (indices <= last)).sum()
         for scores, indices, _ in _parts(variable, mask)
@@ -115,7 +115,7 @@ def count_equal(variable: keras.Variable, mask: keras.Variable, score: float, la
 
 
 def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int) -> None:
-    """Make the mask that of a cut, and the variable zero where it is False; in place."""
+    """Set the mask to that of a cut, and the variable to zero where it is False; in place."""
     value, kept = variable.value.detach(), mask.value
     in_numpy = value.dtype != torch.bfloat16 and value.is_contiguous()  # without a copy
     if is_in_memory(variable) and in_numpy:
@@ -131,13 +131,13 @@ def cut(variable: keras.Variable, mask: keras.Variable, score: float, last: int)
 def keep_in_groups(
     variable: keras.Variable, mask: keras.Variable, shape: tuple[int, ...], n: int, m: int
 ) -> None:
-    """Make the mask that of the best in every group."""
+    """Set the mask to that of `patterns.NM(n, m)`."""
     scores = keras.ops.reshape(_scores(variable.value, mask.value), shape)
     mask.assign(keras.ops.reshape(best_in_groups(scores, n, m), mask.shape))
 
 
 def _parts(variable: keras.Variable, mask: keras.Variable) -> Iterator[Sequence[torch.Tensor]]:
-    """Magnitudes, with -1 of what is pruned; flat indices; and the mask, a part at a time."""
+    """Scores, flat indices and the mask, one part of the flat weight at a time."""
     values, kept = variable.value.detach().reshape(-1), mask.value.view(-1)
     for start in range(0, len(values), CHUNK):
         value, part = values[start : start + CHUNK], kept[start : start + CHUNK]
@@ -146,13 +146,13 @@ def _parts(variable: keras.Variable, mask: keras.Variable) -> Iterator[Sequence[
 
 
 def _scores(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Magnitudes, and -1 of what is pruned."""
+    """The magnitudes, -1 for pruned entries."""
     wide = torch.promote_types(value.dtype, torch.float32)
     return torch.where(mask, value.abs().to(wide), -1)
 
 
 def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """The value as a NumPy array; on a CPU a view of PyTorch's own memory."""
+    """The value as a NumPy array; on a CPU a view of PyTorch's memory."""
     value = variable.value.detach().cpu()
     if value.dtype == torch.bfloat16:  # which NumPy lacks
         return keras.ops.convert_to_numpy(variable.value)
@@ -160,13 +160,13 @@ def to_numpy(variable: keras.Variable) -> np.ndarray:
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
-    """Nothing to enter."""
+    """Does nothing: Keras places new variables."""
     del model
     return contextlib.nullcontext()
 
 
 def random_states() -> dict[str, np.ndarray]:
-    """Those of PyTorch's own generators: an unseeded `Dropout` draws from them."""
+    """The states of PyTorch's generators, from which an unseeded `Dropout` draws."""
     states = {"torch-cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"torch-cuda-{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
@@ -174,7 +174,7 @@ def random_states() -> dict[str, np.ndarray]:
 
 
 def set_random_states(states: dict[str, np.ndarray]) -> None:
-    """Set the generators of the devices that are there again."""
+    """Set the generators of the devices that exist in this process."""
     for name, state in states.items():
         device = name.removeprefix("torch-")
         if device == "cpu":
@@ -184,31 +184,31 @@ def set_random_states(states: dict[str, np.ndarray]) -> None:
 
 
 def is_readable(value: torch.Tensor) -> bool:
-    """PyTorch runs what it is told to when it is told to."""
+    """Always True: PyTorch runs operations at once."""
     del value
     return True
 
 
 def peek(variable: keras.Variable) -> list[int] | None:
-    """The numbers of a vector on the CPU; another device may be behind."""
+    """The numbers of a vector on the CPU; None on a device that may still be computing them."""
     return variable.value.tolist() if is_in_memory(variable) else None
 
 
 def eagerly() -> contextlib.AbstractContextManager[Any]:
-    """Nothing to leave."""
+    """Does nothing: there is no trace to leave."""
     return contextlib.nullcontext()
 
 
 def sync(model: keras.Model) -> None:
-    """Nothing to do: variables are always up to date."""
+    """Does nothing: variables are always up to date."""
     del model
 
 
 def is_own_optimizer(optimizer: object) -> bool:
-    """Whether the backend has optimizers of its own that can be pruned with, and this is one."""
+    """Whether this is an optimizer of the backend that can prune."""
     return isinstance(optimizer, torch.optim.Optimizer)
 
 
 def without_gradients() -> contextlib.AbstractContextManager[Any]:
-    """No graph of what is computed."""
+    """A context in which no backward pass is recorded."""
     return torch.no_grad()
