@@ -1,7 +1,8 @@
-"""Which channels change no output: those that are always the same number, or that nobody reads.
+"""Channels that can be removed without changing an output.
 
-A channel that is zero for every input can go. One that is another constant can go where each of
-its readers can take it into its bias. One that is only multiplied with zeros can go as it is.
+There are three kinds: a channel that is zero for every input; a channel with another constant
+value, if every layer that reads it can add the constant's effect to its bias; and a channel that is
+only multiplied with zeros.
 """
 
 import dataclasses
@@ -16,18 +17,18 @@ from keras_pruner.channels.classes import Channels, Product
 from keras_pruner.channels.layer_rules import attended
 from keras_pruner.model_graph import Call, ModelGraph, Tensor
 
-_ROUNDING = 1e-6  # relative differences between constants below this are none
-_WIDTH = 6  # of which multiples are tried at once: as in `probing`, so that JAX has compiled it
+_ROUNDING = 1e-6  # relative difference up to which two numbers count as the same constant
+_WIDTH = 6  # channels in trials are a multiple of this: as in `probing`, so JAX has compiled it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """What to take out of a model.
+    """The channels to remove from a model, and the weights that make up for them.
 
     Attributes:
         kept: for each class of channels, whether it stays.
-        values: new values of whole weights, before they are cut, by the id of the variable.
-        biases: by the id of a layer that has no bias, the one it gets.
+        values: id of a variable -> its new value, before channels are removed from it.
+        biases: id of a layer without a bias -> the bias that it gets.
     """
 
     kept: np.ndarray
@@ -36,7 +37,7 @@ class Cut:
 
 
 def dead(channels: Channels) -> Cut:
-    """Cut all that changes no output."""
+    """Remove every channel that changes no output."""
     constants = _constants(channels)
     read = _shared([(p, _at_inputs(p, constants)) for p in channels.products])
     kept = _live(channels, read)
@@ -45,7 +46,7 @@ def dead(channels: Channels) -> Cut:
 
 
 def keep_one_of_each(channels: Channels, kept: np.ndarray) -> None:
-    """Leave at least one channel in each axis of each weight."""
+    """Keep at least one channel on each axis of each weight."""
     for axis in channels.axes:
         if not kept[axis.channels].any():
             kept[axis.channels[0]] = True
@@ -54,12 +55,12 @@ def keep_one_of_each(channels: Channels, kept: np.ndarray) -> None:
 # ---------------------------------------------------------------------- constants
 
 Constants = dict[Tensor, np.ndarray]
-"""For each channel of a tensor its value, NaN where that varies."""
+"""Tensor -> the value of each of its channels; NaN for a channel that is not constant."""
 
 
 def _constants(channels: Channels) -> Constants:
     found: Constants = {}
-    # Of several products of one call the last gives its outputs: the one behind the heads.
+    # Of several products in one call, the last gives the outputs: the projection after the heads.
     products = {product.call.outputs[0]: product for product in channels.products}
     for tensor in channels.graph.inputs:
         found[tensor] = _varying(tensor)
@@ -94,7 +95,7 @@ def _varying(tensor: Tensor) -> np.ndarray:
 
 
 def _of_operation(call: Call, found: Constants, *, each: bool) -> None:
-    """Run an operation on random numbers, with the constants in their place."""
+    """Find the constants in an operation's outputs: run it on constants and random numbers."""
     known = any(np.isfinite(found[tensor]).any() for tensor in call.inputs)
     if not known and not getattr(call.layer, "weights", None):
         return
@@ -122,10 +123,14 @@ def _of_operation(call: Call, found: Constants, *, each: bool) -> None:
 def _different(
     constants: list[np.ndarray], call: Call
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Of channels that all inputs have the same constants in, one; and where each stands for.
+    """One channel for each combination of constants; and, for all channels, the one to use.
 
-    A layer without weights that treats each channel alone gives them the same. It is then run on
-    few channels, and on few shapes, which JAX compiles one by one. None: it is run on all.
+    A layer of Keras without weights that works on each channel by itself gives equal channels equal
+    outputs. It is then run on few channels and on few shapes, each of which JAX compiles.
+
+    Returns:
+        The constants of the few channels; and the index among them for each channel, or None if
+        the operation has to be run on all channels.
     """
     is_free = probing.is_of_keras(call.layer) and not getattr(call.layer, "weights", None)
     alike = len({len(numbers) for numbers in constants}) == 1
@@ -144,7 +149,7 @@ def _different(
 
 
 def _of_batch_norm(layer: Any, inputs: np.ndarray) -> np.ndarray:
-    """Constants stay constants, and where the scale is zero all inputs become one."""
+    """The constants after a batch normalization; a scale of zero makes every channel constant."""
     mean, variance = _numpy(layer.moving_mean), _numpy(layer.moving_variance)
     scale = 1 / np.sqrt(variance + layer.epsilon)
     if layer.gamma is not None:
@@ -154,7 +159,7 @@ def _of_batch_norm(layer: Any, inputs: np.ndarray) -> np.ndarray:
 
 
 def _of_product(product: Product, inputs: np.ndarray) -> np.ndarray:
-    """The constants among a product's outputs."""
+    """The constants in the outputs of a product."""
     weights = product.matrix(_numpy(product.kernel)).astype(np.float64)
     weights = weights.reshape(*weights.shape[:2], -1)
     usable = np.isfinite(inputs) & (product.foldable | (inputs == 0))
@@ -178,7 +183,7 @@ def _activated(activation: Any, outputs: np.ndarray) -> np.ndarray:
 
 
 def _of_recurrent(layer: Any) -> np.ndarray:
-    """Units whose state is zero for ever."""
+    """The constants in the outputs of a recurrent layer: units whose state stays zero."""
     if not isinstance(layer, keras.layers.Bidirectional):
         return np.where(_silent(layer), 0.0, np.nan)
     one, other = _silent(layer.forward_layer), _silent(layer.backward_layer)
@@ -188,7 +193,7 @@ def _of_recurrent(layer: Any) -> np.ndarray:
 
 
 def _silent(layer: Any) -> np.ndarray:
-    """Units whose candidate gate has no weights: their state stays at zero."""
+    """Whether the state of each unit stays zero, as its candidate gate has only zero weights."""
     cell = layer.cell
     weights = [cell.kernel, cell.recurrent_kernel] + ([cell.bias] if cell.use_bias else [])
     gate = 2 if len(weights[0].shape) and int(weights[0].shape[-1]) > layer.units else 0
@@ -202,7 +207,7 @@ def _silent(layer: Any) -> np.ndarray:
 
 
 def _at_inputs(product: Product, found: Constants) -> np.ndarray:
-    """What is constant among a product's inputs."""
+    """The constants in the inputs of a product."""
     width, operation = len(product.inputs), product.call.layer
     if product.source is not None:
         constants = found[product.source]
@@ -226,7 +231,7 @@ _ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 def _source_of(product: Product, found: Constants) -> np.ndarray:
-    """The constants that a projection or the kernel of a recurrent layer takes."""
+    """The constants in the inputs of an attention projection or a recurrent layer's kernel."""
     call = product.call
     if not isinstance(call.layer, _ATTENTION):
         return found[call.inputs[0]]
@@ -235,7 +240,7 @@ def _source_of(product: Product, found: Constants) -> np.ndarray:
 
 
 def _silent_heads(layer: Any, count: int) -> np.ndarray:
-    """Heads whose values are zero."""
+    """The constants in the outputs of attention heads: zero for heads with zero values."""
     value = layer._value_dense
     total = np.abs(_numpy(value.kernel)).sum(axis=(0, 2))
     if value.bias is not None:
@@ -243,13 +248,14 @@ def _silent_heads(layer: Any, count: int) -> np.ndarray:
     return np.repeat(np.where(total == 0, 0.0, np.nan), count // len(total))
 
 
-# ---------------------------------------------------------------------- who reads what
+# ---------------------------------------------------------------------- channels that are read
 
 Read = list[tuple[Product, np.ndarray]]
+"""The products of a model, each with the constants in its inputs."""
 
 
 def _shared(read: Read) -> Read:
-    """Of a layer that is called several times, only what is the same in each call."""
+    """The same, with only those constants that are equal in all calls of a shared layer."""
     together: dict[int, list[np.ndarray]] = {}
     for product, constants in read:
         together.setdefault(id(product.kernel), []).append(constants)
@@ -261,7 +267,7 @@ def _shared(read: Read) -> Read:
 
 
 def _live(channels: Channels, read: Read) -> np.ndarray:
-    """The classes that some output depends on, beginning with what must stay."""
+    """For each class, whether an output depends on it; the search starts from those that must stay."""
     live = channels.blocked() | channels.mixed()
     tables = []
     for product, constants in read:
@@ -282,7 +288,7 @@ def _live(channels: Channels, read: Read) -> np.ndarray:
 
 
 def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
-    """Give the constants that are cut to the biases behind them."""
+    """Add the constants that are removed to the biases of the layers that read them."""
     done: set[int] = set()
     for product, constants in read:
         lost = np.where(~cut.kept[product.inputs] & np.isfinite(constants), constants, 0.0)
@@ -297,7 +303,7 @@ def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
 
 
 def _shift(graph: ModelGraph, product: Product, shift: np.ndarray, cut: Cut) -> None:
-    """Add numbers to the outputs of a product: to its bias, or to a batch norm's mean behind it."""
+    """Shift the outputs of a product: by its bias, or the mean of the batch norm that follows."""
     layer = product.layer
     if layer.bias is not None:
         cut.values[id(layer.bias)] = _numpy(layer.bias) + shift

@@ -1,4 +1,4 @@
-"""The same model with fewer channels: new layers of the same names, and weights cut to fit."""
+"""Build the model with fewer channels: new layers of the same names, with parts of the weights."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,12 +13,12 @@ from keras_pruner.shrink.constants import Cut
 
 
 def rebuild(form: keras.Model, channels: Channels, cut: Cut) -> keras.Model:
-    """Build a model without the channels that are cut; the given one stays as it is.
+    """Build a model without the channels of a cut; the given model is not changed.
 
     Args:
         form: the functional form that the channels were found in.
-        channels: of the model.
-        cut: what to take out.
+        channels: the channels of the model.
+        cut: the channels to remove.
     """
     builder = _Builder(channels, cut)
     built = builder.model(form, [tuple(tensor.shape) for tensor in form.inputs])
@@ -39,7 +39,7 @@ class _Builder:
     # ------------------------------------------------------------------ models
 
     def model(self, form: Any, shapes: list[tuple[int | None, ...]]) -> keras.Model:
-        """A functional model with everything in it, for inputs of these shapes."""
+        """The successor of a functional model and its nested models, for these input shapes."""
         entries = [self._input(t, shape) for t, shape in zip(form.inputs, shapes, strict=True)]
         known = {id(old): new for old, new in zip(form.inputs, entries, strict=True)}
         for node in self._nodes(form):
@@ -70,7 +70,7 @@ class _Builder:
         return keras.layers.InputLayer.from_config(config).output
 
     def _successor(self, node: Any, shapes: list[tuple[int | None, ...]]) -> Any:
-        """What stands in the new model for what a node calls, the same one each time."""
+        """The successor of the layer, operation or nested model that a node calls."""
         operation = node.operation
         if id(operation) not in self._made:
             form = self._channels.graph.forms.get(id(node))
@@ -86,7 +86,7 @@ class _Builder:
     # ------------------------------------------------------------------ layers
 
     def _new(self, operation: Any) -> Any:
-        """A layer's successor, without weights."""
+        """The successor of a layer, with its own name and new sizes, without weights yet."""
         if isinstance(operation, keras.layers.Lambda):
             return keras.layers.Lambda(
                 operation.function,
@@ -121,7 +121,7 @@ class _Builder:
             config["use_bias"] = True
 
     def shape(self, variable: keras.Variable) -> tuple[int, ...]:
-        """Of a weight after the cut."""
+        """The shape of a weight after the cut."""
         shape = list(map(int, variable.shape))
         for axis in self._axes.get(id(variable), []):
             shape[axis.axis] = self._count(axis.channels)
@@ -131,13 +131,13 @@ class _Builder:
         return int(np.count_nonzero(self._cut.kept[numbers]))
 
     def last_of(self, operation: Any) -> int | None:
-        """Channels of the first output of an operation, after the cut."""
+        """The number of channels of an operation's first output after the cut."""
         call = self._calls.get(id(operation))
         numbers = None if call is None else self._channels.of.get(call.outputs[0])
         return None if numbers is None else self._count(numbers)
 
     def _subscript(self, operation: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of x[..., a:b], for the positions that a and b have after the cut."""
+        """The arguments of a subscript x[..., a:b], with a and b moved to where they are now."""
         call = self._calls[id(operation)]
         key = args[1] if len(args) > 1 else kwargs.get("key")
         numbers = self._channels.of.get(call.inputs[0])
@@ -153,7 +153,7 @@ class _Builder:
     # ------------------------------------------------------------------ weights
 
     def copy_weights(self) -> None:
-        """Give the new layers the weights of the old ones, without what is cut."""
+        """Copy the weights of the old layers into the new ones, without the removed channels."""
         for layer, successor in self._made.values():
             if isinstance(successor, keras.Model) or layer is successor:
                 continue
@@ -167,14 +167,14 @@ class _Builder:
                 variable.assign(self._added_bias(layer) if added else self.value(olds.pop(0)))
 
     def _added_bias(self, layer: Any) -> np.ndarray:
-        """Of a layer that had none."""
+        """The bias of a layer that had none before."""
         inner = layer if id(layer) in self._cut.biases else layer.layer
         products = self._channels.products
         numbers = next(p.outputs for p in products if p.layer is inner)
         return np.compress(self._cut.kept[numbers], self._cut.biases[id(inner)])
 
     def value(self, variable: keras.Variable) -> np.ndarray:
-        """Of a weight after the cut."""
+        """The value of a weight after the cut."""
         given = self._cut.values.get(id(variable))
         array = backends.current().to_numpy(variable) if given is None else given
         for axis in self._axes.get(id(variable), []):
@@ -183,7 +183,7 @@ class _Builder:
 
 
 def as_sequential(form: keras.Model, old: keras.Sequential) -> keras.Sequential:
-    """A functional model of layers in a row as a Sequential one."""
+    """The same layers as a Sequential model."""
     return keras.Sequential(form.layers, name=old.name, trainable=old.trainable)
 
 
@@ -193,7 +193,7 @@ Config = dict[str, Any]
 
 
 def _without_shapes(config: Any) -> Any:
-    """A copy without what layers note of the shapes they were built with."""
+    """A copy of a config without the shapes that its layers were built with."""
     if isinstance(config, dict):
         noted = ("build_config", "build_input_shape")
         return {key: _without_shapes(v) for key, v in config.items() if key not in noted}
@@ -201,7 +201,7 @@ def _without_shapes(config: Any) -> Any:
 
 
 def _is_of_keras(operation: Any) -> bool:
-    """Whether it is a layer whose parts all keep their initializers where Keras' layers do."""
+    """Whether an operation is a layer of Keras, and so are all layers inside it."""
     if not isinstance(operation, keras.layers.Layer):
         return False
     parts = operation._flatten_layers()
@@ -209,7 +209,7 @@ def _is_of_keras(operation: Any) -> bool:
 
 
 def _with_zeros(config: Any) -> Any:
-    """A copy in which weights begin at zero: random ones take JAX a second for each shape."""
+    """A copy of a config with zero initializers: random ones take JAX a second for each shape."""
     if isinstance(config, list):
         return [_with_zeros(value) for value in config]
     if not isinstance(config, dict):
@@ -221,7 +221,7 @@ def _with_zeros(config: Any) -> Any:
 
 
 def _restore_initializers(layer: Any, successor: Any) -> None:
-    """Give a layer and its parts the initializers of another that is built alike."""
+    """Copy the initializers of a layer, and of the layers inside it, to its successor."""
     pairs = zip(layer._flatten_layers(), successor._flatten_layers(), strict=True)
     for old, new in pairs:
         for name, value in vars(old).items():
@@ -320,4 +320,4 @@ _SIZES: dict[str, Callable[[_Builder, Any, Config], None]] = {
     "TimeDistributed": _inner,
     "Bidirectional": _inner_twice,
 }
-"""By the name of a layer's or operation's class, how its configuration tells sizes."""
+"""Class name of a layer or operation -> the function that writes the new sizes into its config."""

@@ -1,10 +1,10 @@
-"""What it costs to remove a channel, after the layers that read it have made up for it.
+"""The error that removing a channel causes, after a refit of the layers that read it.
 
-Structured Optimal Brain Surgeon: the squared error that removing some inputs of a linear layer
-leaves in its outputs, when its other weights are refitted, has a closed form (Hassibi and Stork
-1993; for whole structures ZipLM, Kurtic et al. 2023, arXiv:2302.04089). Channels are removed one
-after another, each time those that cost least; what remains has taken over their part. The cost
-of a channel is the sum over all layers that read it, each relative to the variance of its outputs.
+Structured Optimal Brain Surgeon: when some inputs of a linear layer are removed and its other
+weights are refitted, the remaining squared error has a closed form (Hassibi and Stork 1993; for
+whole structures ZipLM, Kurtic et al. 2023, arXiv:2302.04089). The channels with the lowest error
+are removed first, then the errors of the others are computed again. The error of a channel is a sum
+over all layers that read it, each relative to the variance of its outputs.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from keras_pruner.oneshot.linear_layers import Linear
 from keras_pruner.oneshot.listen import Call, listening, run
 from keras_pruner.oneshot.reconstruct import Recorder
 
-_DAMPING = 1e-2  # of the mean of the diagonal
-_WIDEST = 1152  # inputs whose correlations are all taken into account
-_ROWS = 16384  # of one layer, at most
-_ROUNDS = 32  # in which the channels of a group are ranked
+_DAMPING = 1e-2  # ridge, relative to the mean of the covariance's diagonal
+_WIDEST = 1152  # the most inputs of a layer for which all correlations are used
+_ROWS = 16384  # the most rows of inputs that are used for one layer
+_ROUNDS = 32  # the number of rounds in which the channels of a group are ranked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
-    """The channels of a group in the order in which they can best be spared.
+    """The channels of a group in the order in which they are best removed.
 
     Attributes:
-        classes: the first is the first to go.
-        costs: summed relative error of the layers that read them once so many are removed;
-            one more than there are classes, beginning with 0.
+        classes: the classes of the channels; the first is removed first.
+        costs: costs[i] is the relative error, summed over the layers that read the channels, when
+            the first i of them are removed; costs[0] is 0.
     """
 
     classes: np.ndarray
@@ -77,13 +77,13 @@ def _rank(group: Group, readers: Sequence["_Elimination"]) -> Ranking:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Reader:
-    """A linear layer as stacks of matrices, with the covariance of its inputs.
+    """A linear layer as matrices, with the covariance of its inputs.
 
     Attributes:
-        classes: of each input, shape (groups, inputs).
+        classes: the class of each input, shape (groups, inputs).
         covariance: of the inputs, shape (groups, inputs, inputs).
         weights: shape (groups, inputs, outputs).
-        variance: of the outputs, summed.
+        variance: the sum of the variances of the outputs.
     """
 
     classes: np.ndarray
@@ -123,7 +123,7 @@ class _Moments:
         self._outputs: list[Any] = [0.0, 0.0]
 
     def add(self, rows: np.ndarray) -> None:
-        """Take rows (groups, n, inputs) into account."""
+        """Add rows of inputs, of shape (groups, n, inputs)."""
         outputs = rows @ self._weights
         self._outputs[0] = self._outputs[0] + outputs.sum(axis=1)
         self._outputs[1] = self._outputs[1] + np.square(outputs).sum(axis=1)
@@ -134,7 +134,7 @@ class _Moments:
         self._square = self._square + rows.swapaxes(1, 2) @ rows
 
     def reader(self) -> _Reader:
-        """The layer with the covariance of what has been seen."""
+        """The layer with the covariance of the rows so far."""
         mean = self._sum / self._count
         covariance = self._square / self._count - mean[:, :, None] * mean[:, None]
         weights, seen = self._weights, self._count
@@ -148,17 +148,17 @@ class _Moments:
 
 
 def _taps(classes: np.ndarray) -> np.ndarray:
-    """For each class the positions of its inputs: those of a large convolution's window.
+    """The positions of the inputs of each class in a large convolution's window.
 
-    They then count as so many samples of one input, which leaves out how neighbours in the
-    window are correlated.
+    Its taps are treated as further samples of one input. This ignores the correlation between
+    neighbours in the window.
     """
     order = np.argsort(classes[0], kind="stable")
     return order.reshape(len(np.unique(classes[0])), -1)
 
 
 def _observe(moments: dict[Linear, _Moments], recorder: Recorder) -> None:
-    """Run the dense model, and let each layer's moments see some rows of its inputs."""
+    """Run the dense model, and add some rows of each layer's inputs to its moments."""
     by_layer: dict[Any, list[Linear]] = {}
     for linear in moments:
         by_layer.setdefault(linear.layer, []).append(linear)
@@ -192,7 +192,7 @@ def _some(most: int, random: np.random.Generator) -> Callable[[int], np.ndarray]
 
 
 class _Elimination:
-    """A layer from which inputs are removed, the others taking over their part each time."""
+    """A linear layer from which inputs are removed; each time the other weights are refitted."""
 
     def __init__(self, reader: _Reader) -> None:
         width = reader.covariance.shape[1]
@@ -207,7 +207,7 @@ class _Elimination:
                 self._places.setdefault(number, []).append((group, place))
 
     def costs(self, classes: np.ndarray) -> np.ndarray:
-        """What removing each class alone adds to the relative error of the outputs."""
+        """The increase of the outputs' relative error from removing each class by itself."""
         found = np.zeros(len(classes))
         for group, rows, at in self._blocks(classes):
             inverse = self._inverse[group][rows[:, :, None], rows[:, None, :]]
@@ -216,7 +216,12 @@ class _Elimination:
         return found / self._variance
 
     def _blocks(self, classes: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """The matrix number, the inputs of classes that have equally many, and which these are."""
+        """Batches of classes with the same number of inputs in the same matrix.
+
+        Yields:
+            The matrix's index, the inputs of each of n classes, (n, inputs), and the positions of
+            these classes in `classes`, (n,).
+        """
         alike: dict[tuple[int, int], tuple[list[list[int]], list[int]]] = {}
         for at, number in enumerate(classes.tolist()):
             by_group: dict[int, list[int]] = {}
@@ -241,5 +246,5 @@ class _Elimination:
             self._weights[group] -= share.T @ self._weights[group][gone]
             self._inverse[group] = inverse - columns @ share
             self._weights[group][gone] = 0
-            for place in gone:  # so that they can be asked for again
+            for place in gone:  # keeps the inverse solvable for classes that are gone
                 self._inverse[group][place, place] = 1.0

@@ -1,4 +1,4 @@
-"""How much faster a smaller model is, measured with LiteRT on this machine."""
+"""The speed-up of a smaller model, measured with LiteRT on this machine."""
 
 import tempfile
 from pathlib import Path
@@ -27,7 +27,7 @@ class Stopwatch:
         self._folder.cleanup()
 
     def speedup(self, smaller: keras.Model) -> float:
-        """The dense model's time for one sample, divided by that of a smaller one."""
+        """The dense model's time for one sample, divided by the smaller model's time."""
         latency = benchmark(
             self._dense, self._write(smaller, "small"), batch_sizes=[_BATCH], seconds=_SECONDS
         )
