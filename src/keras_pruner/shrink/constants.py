@@ -267,7 +267,7 @@ def _shared(read: Read) -> Read:
 
 
 def _live(channels: Channels, read: Read) -> np.ndarray:
-    """For each class, whether an output depends on it; the search starts from those that must stay."""
+    """For each class, whether an output depends on it, or it must stay for another reason."""
     live = channels.blocked() | channels.mixed()
     tables = []
     for product, constants in read:
