@@ -35,12 +35,12 @@ class KeepZeros(PruningCallback):
         0.75
     """
 
-    _goes_on = False  # more may be zero by now
+    _goes_on = False  # the masks are made anew: more weights may be zero by now
 
     def __init__(
         self, *, filters: Filters = None, overrides: Mapping[str, Override] | None = None
     ) -> None:
-        Rules(overrides=overrides)  # raises for what is wrong
+        Rules(overrides=overrides)  # raises for invalid overrides
         admitted = {
             path: None if override is None else Unstructured()
             for path, override in (overrides or {}).items()
@@ -51,7 +51,7 @@ class KeepZeros(PruningCallback):
 
 @serializable
 def as_they_are(shares: Sequence[Share], sparsity: float) -> Sparsities:
-    """The sparsity that each weight has already; 0 for one that is zero altogether."""
+    """The present sparsity of each weight; 0 for a weight of zeros only."""
     del sparsity
     nonzero = {share: share.scores.count(np.asarray) for share in shares}
     return {share: 1 - n / share.units if n else 0.0 for share, n in nonzero.items()}

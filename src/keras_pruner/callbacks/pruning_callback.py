@@ -1,4 +1,4 @@
-"""What `GradualPruning` and `KeepZeros` share: pruning from the beginning of `fit` to its end."""
+"""The base class of `GradualPruning` and `KeepZeros`: when in `fit` the pruner does what."""
 
 import abc
 import dataclasses
@@ -35,16 +35,16 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     The optimizer gets its masks in `set_model`, before any callback's `on_train_begin`, so that a
     checkpoint restored there finds the variables it was saved from. `evaluate` and `predict`
-    call `set_model` too; the first hook that shows there is no training undoes it.
+    call `set_model` as well; their own hooks then undo it.
 
-    A copy, and what comes out of a pickle, has the settings alone and begins anew.
+    A copied or unpickled callback has the same settings and begins anew.
 
     Args:
         schedule: when to prune, and how much.
         rules: what to prune, and how.
     """
 
-    _goes_on = True  # takes up masks that an earlier training with it has left
+    _goes_on = True  # whether it resumes the pruning of an earlier `fit`
 
     def __init__(self, schedule: Schedule, rules: Rules) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     @property
     def pruner(self) -> Pruner:
-        """The pruner at work, with its plan, step and sparsity."""
+        """The pruner of this training, with its plan, step and sparsity."""
         if self._pruner is None:
             raise RuntimeError(
                 "There is no pruner before the training: pass this callback to `fit` first."
@@ -85,7 +85,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
     # ---------------------------------------------------------------- on the optimizer
 
     def set_model(self, model: keras.Model) -> None:
-        """Take up the pruning that the model's optimizer carries, or put one on it."""
+        """Resume the pruning on the model's optimizer, or put a new one on it."""
         super().set_model(model)
         self._fit = _Fit(beside=keras_private.callbacks_beside(self))
         self._undo = _nothing
@@ -101,7 +101,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self._pruner = pruner
 
     def _put_on(self, model: keras.Model, pruner: Pruner, present: KerasPruning | None) -> None:
-        """Put this callback's pruning on the model's optimizer, in place of what is there."""
+        """Replace the prunings on the model's optimizer by the one of this callback."""
         if present is not None and present.state.has_begun and not pruner.can_adopt(present):
             warnings.warn(
                 f"{model.name!r} was being pruned by another plan, which ends here; its zeros "
@@ -133,15 +133,15 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         return KerasPruning(self.schedule, lambda: pruner.plan)
 
     def _kept_for(self, model: keras.Model, pruner: Pruner) -> "_Kept | None":
-        """What was kept of an earlier pruning of this model, if it is of the same plan."""
+        """The pruning kept from an earlier `fit` of this model, if it has the same plan."""
         kept = self._kept or self._unfinished(model)  # layers may have been unfrozen
         is_same = kept is not None and kept.model() is model and pruner.can_adopt(kept.pruning)
         return kept if is_same else None
 
     def _unfinished(self, model: keras.Model) -> "_Kept | None":
-        """What to go on from where the model was compiled anew in the middle of the schedule.
+        """The unfinished pruning to resume after the model was compiled anew.
 
-        None for a model that has lost its zeros, as in the next fold of a cross-validation.
+        None if the model has lost its zeros, as in the next fold of a cross-validation.
         """
         before = self._pruner if self._goes_on else None
         if before is None or before.model is not model or not before.is_on_optimizer:
@@ -163,7 +163,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             )
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Before the first epoch, see whether the schedule fits into the training."""
+        """Before the first epoch, check that the schedule fits into the training."""
         fit, pruner = self._fit, self.pruner
         if fit.has_epochs:
             fit.note_bests(pruner.finished)
@@ -205,13 +205,13 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             )
 
     def _fixed_steps(self) -> dict[str, int]:
-        """The fields of the schedule that the length of an epoch fixes; none."""
+        """Fields of the schedule that depend on the length of an epoch; none by default."""
         return {}
 
     def _follow_pace(self, epoch: int) -> None:
-        """Settle the schedule for fewer updates, if that is what the epochs so far have made.
+        """Shorten the schedule if the epochs so far had fewer updates than expected.
 
-        What is found depends only on what a checkpoint holds.
+        The result depends only on state that a checkpoint holds.
         """
         fit, state = self._fit, self.pruner.state
         epochs = epoch - fit.first_epoch
@@ -229,7 +229,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         return depends_on_length(self.schedule)
 
     def _settle_anew(self, epoch: int, pace: float) -> None:
-        """Settle the schedule for an epoch that begins, and so many updates in each."""
+        """End the schedule for a training with `pace` updates in each epoch from `epoch` on."""
         left = (self._fit.last_epoch or 0) - epoch
         self.pruner.settle_anew(self.pruner.step + int(pace * left))
 
@@ -242,7 +242,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         self.pruner.update()
 
     def on_test_begin(self, logs: Logs = None) -> None:
-        """Validate with the masks that are due; undo everything if this is no training."""
+        """Update the masks before validation; undo everything if this is not a training."""
         if self._fit.is_training:
             self.pruner.look_again()
             self.pruner.update()
@@ -250,7 +250,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             self._undo()
 
     def on_predict_begin(self, logs: Logs = None) -> None:
-        """Undo everything if this is no training."""
+        """Undo everything if this is not a training."""
         if not self._fit.is_training:
             self._undo()
 
@@ -266,7 +266,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             logs["sparsity"] = self.pruner.sparsity
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Say what was reached; take the masks off the optimizer if the schedule has ended."""
+        """Report what was reached; remove the masks if the schedule has ended."""
         pruner, fit, model = self.pruner, self._fit, self.model
         fit.is_training = False
         if not fit.has_epochs and not fit.batches:  # there was nothing left to train
@@ -297,13 +297,13 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             self._release()
 
     def _say_once(self, note: str) -> None:
-        """Warn of what the plan does not reach, once for each callback."""
+        """Warn with a note about the plan, once for each callback."""
         if note and note not in self._said:
             self._said.add(note)
             warnings.warn(note, stacklevel=3)
 
     def _release(self) -> None:
-        """Take the masks off, and keep what serves the next `fit` with this callback."""
+        """Remove the masks, and keep what the next `fit` with this callback can use."""
         pruner, model = self.pruner, self.model
         state = pruner.state if self._goes_on else PruningState(self.schedule)
         settings = keras_private.compile_settings(model)
@@ -317,7 +317,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
     def _is_broken(self) -> bool:
         """Whether the training was stopped with weights that are not finite.
 
-        `TerminateOnNaN` has said so by then, and no mask can be found.
+        `TerminateOnNaN` has reported it then, and masks cannot be computed.
         """
         if not self.model.stop_training:
             return False
@@ -363,7 +363,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     @staticmethod
     def _check_at_last(fit: "_Fit", masked: Sequence[MaskedWeight], finished: bool) -> None:
-        """Look at what the callbacks behind this one have made of the model and its files."""
+        """Check the model and its files after the callbacks behind this one have ended."""
         _warn_if_denser(masked)
         if finished:
             fit.warn_of_dense_files()
@@ -390,13 +390,13 @@ class _Kept:
     step: Any
 
     def serves(self, model: keras.Model) -> bool:
-        """Whether the model is compiled as it was, so that its step may serve again."""
+        """Whether the model has not been compiled since, so that its step can be used again."""
         return self.settings is keras_private.compile_settings(model)
 
 
 @dataclasses.dataclass
 class _Fit:
-    """What a callback has seen of one `fit`.
+    """What a callback knows of one `fit`.
 
     Attributes:
         beside: the callbacks of the same `fit`.
@@ -429,12 +429,12 @@ class _Fit:
     bests: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def note_bests(self, finished: bool) -> None:
-        """Note which epoch is the best so far of each callback that saves one."""
+        """Note the best value so far of each callback that saves the best epoch."""
         if not finished:
             self.bests = {each: _best_of(each) for each in self.beside if _saves_best(each)}
 
     def warn_of_dense_files(self) -> None:
-        """Say which files hold an epoch from before the final sparsity."""
+        """Warn of files that hold an epoch from before the final sparsity."""
         for callback, best in self.bests.items():
             if best is not None and _best_of(callback) == best:
                 where = getattr(callback, "filepath", None)
@@ -456,7 +456,7 @@ class _Fit:
 
 
 def _saves_best(callback: keras.callbacks.Callback) -> bool:
-    """Whether it saves the best epoch: Keras' does, or the one that KerasTuner adds."""
+    """Whether a callback, of Keras or KerasTuner, saves only the best epoch."""
     return getattr(callback, "save_best_only", False) or hasattr(callback, "best_value")
 
 
@@ -465,7 +465,7 @@ def _best_of(callback: Any) -> Any:
 
 
 def _nothing() -> None:
-    """Undo nothing."""
+    """Does nothing: there is nothing to undo."""
 
 
 def _not_finite(weights: np.ndarray) -> np.ndarray:
@@ -476,7 +476,7 @@ _entering = threading.Lock()
 
 
 def _enter(model: keras.Model) -> None:
-    """Raise if another thread is pruning the model; else it is this one that does."""
+    """Claim a model for this thread; raise if another thread is pruning it."""
     with _entering:
         thread = _trained_by.get(model)
         mine = thread is None or thread is threading.current_thread()
@@ -490,10 +490,7 @@ def _enter(model: keras.Model) -> None:
 
 
 def _skips_steps(model: keras.Model) -> bool:
-    """Whether dynamic loss scaling may have skipped every step so far.
-
-    Judged by the scale having changed from its initial value.
-    """
+    """Whether dynamic loss scaling may have skipped every step so far: its scale has changed."""
     optimizer = model.optimizer
     if not (isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and optimizer.built):
         return False
@@ -501,7 +498,7 @@ def _skips_steps(model: keras.Model) -> bool:
 
 
 def _check_goes_on(name: str, reached: float, pruning: Pruning) -> None:
-    """Say it if a pruning goes on from its end on a model that has lost the zeros of it."""
+    """Warn if an ended pruning is resumed on a model that has lost its zeros."""
     sparsity = sparsity_of_weights(pruning)
     if sparsity < reached / 2:
         warnings.warn(
@@ -513,13 +510,13 @@ def _check_goes_on(name: str, reached: float, pruning: Pruning) -> None:
 
 
 _SAME_SPARSITY = 0.01
-"""Difference up to which the sparsity over all prunable weights counts as that of the targets."""
+"""Difference up to which the sparsities of the targets and of all prunable weights are the same."""
 
 
 def _left_alone(pruner: Pruner) -> str:
     """The share of the prunable weights that was left alone, and the sparsity over all of them.
 
-    Empty if that is the same, as where a frozen base was pruned before.
+    Empty if that sparsity is the same, as with a frozen base that was pruned before.
     """
     plan, masked = pruner.plan, pruner.pruning.masked
     note = plan.left_alone()
@@ -535,7 +532,7 @@ def _left_alone(pruner: Pruner) -> str:
 
 
 def _unmet(pruner: Pruner) -> str:
-    """Where the final sparsity is another than was asked for."""
+    """The requested and the reached final sparsity, if they differ."""
     plan, masked = pruner.plan, pruner.pruning.masked
     final = pruner.state.schedule.sparsity_at_end
     if final is None or len(masked) != len(plan.targets):
@@ -544,7 +541,7 @@ def _unmet(pruner: Pruner) -> str:
 
 
 def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
-    """Say at which step a training has ended before its schedule."""
+    """Warn of a training that has ended before its schedule."""
     how, advice = "ended", "Should the data have run out, `steps_per_epoch` must be smaller."
     end_step = pruner.state.schedule.end_step
     end = "pruning began" if end_step is None else f"the end of the schedule at step {end_step}"
@@ -562,7 +559,7 @@ def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
 
 
 def _denser(masked: Sequence[MaskedWeight]) -> list[str]:
-    """The weights that are not zero where their masks say so."""
+    """The paths of targets that are not zero where their masks are False."""
     return [
         each.target.path
         for each in masked
@@ -584,9 +581,9 @@ def _warn_if_denser(masked: Sequence[MaskedWeight]) -> bool:
 
 
 def _when_all_have_ended(model: keras.Model, check: Callable[[], Any]) -> None:
-    """Call `check` when the callbacks behind this one have ended, too.
+    """Call `check` after the `on_train_end` of all callbacks.
 
-    The last of all is the `History` that `fit` adds by itself.
+    The last of them is the `History` that `fit` adds.
     """
     history = getattr(model, "history", None)
     if isinstance(history, keras.callbacks.History):

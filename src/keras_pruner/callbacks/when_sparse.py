@@ -1,4 +1,4 @@
-"""`WhenSparse`: callbacks that must not see the epochs before the zeros."""
+"""`WhenSparse`: run a callback only after the model has reached its final sparsity."""
 
 import functools
 import warnings
@@ -15,14 +15,14 @@ _LATER_HOOKS = [
     *(f"on{kind}_batch_{edge}" for kind in ("", "_train", "_test") for edge in ("begin", "end")),
     *("on_test_begin", "on_test_end"),
 ]
-"""What `WhenSparse` passes on from the final sparsity on."""
+"""The hooks that `WhenSparse` passes on once the final sparsity is reached."""
 
 
 class WhenSparse(keras.callbacks.Callback):
     """Run another callback only from the final sparsity on.
 
     Callbacks that choose a best epoch (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`)
-    would else choose one from before the zeros, when the model was denser and better.
+    would otherwise choose one from before pruning, when the model was denser and better.
 
     If the final sparsity is never reached, the callback is never called, and a warning at the end
     of training says so.
@@ -50,12 +50,13 @@ class WhenSparse(keras.callbacks.Callback):
         for name in _LATER_HOOKS:
             hook = getattr(callback, name)
             if getattr(hook, "__func__", hook) is not getattr(keras.callbacks.Callback, name):
-                # Those it has: Keras waits for some of them. A partial can be copied and pickled.
+                # Only hooks that the callback defines: some make Keras wait for each batch. A
+                # partial can be copied and pickled.
                 setattr(self, name, functools.partial(self._pass_on, name))
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the schedule on the model has reached its end; of several, as TFMOT's, all."""
+        """Whether every schedule on the model has reached its end."""
         prunings = prunings_of(self.model)
         return bool(prunings) and all(each.state.has_ended for each in prunings)
 
@@ -65,7 +66,7 @@ class WhenSparse(keras.callbacks.Callback):
         self.callback.set_params(params)
 
     def set_model(self, model: keras.Model) -> None:
-        """Pass on, and wait anew."""
+        """Pass on, and wait for the final sparsity again."""
         super().set_model(model)
         self._epoch, self._awake = None, False
         self.callback.set_model(model)
@@ -91,7 +92,7 @@ class WhenSparse(keras.callbacks.Callback):
         self.callback.on_train_end(logs)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Pass on from the final sparsity on."""
+        """Pass on, if the final sparsity is reached."""
         self._epoch = epoch
         if self._awake:
             self.callback.on_epoch_begin(epoch, logs)
@@ -99,7 +100,7 @@ class WhenSparse(keras.callbacks.Callback):
             self._wake()
 
     def _wake(self) -> bool:
-        """Whether the model is sparse; the first time, begin with the epoch that goes on."""
+        """True once the final sparsity is reached; then the callback gets its first epoch."""
         if not self._awake and self.is_sparse:
             self._awake = True
             if self._epoch is not None:

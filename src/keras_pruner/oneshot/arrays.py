@@ -1,8 +1,8 @@
-"""The arrays of the refit: NumPy's where the backend computes on a CPU, else its own tensors.
+"""The arrays of the refit: NumPy arrays if the backend runs on a CPU, else the backend's tensors.
 
 A backend that compiles an operation for each new shape takes seconds for what NumPy does at once,
-and a network has as many shapes as layers. On an accelerator the values stay where they are.
-NumPy and `keras.ops` name what is used here alike, so that one code serves both.
+and every layer has a shape of its own. On an accelerator, values stay on the device. The functions
+used here have the same names in NumPy and in `keras.ops`, so the same code works with both.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def like(array: Any, values: np.ndarray) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Any of these arrays as NumPy's."""
+    """Either kind of array as a NumPy array."""
     return array if isinstance(array, np.ndarray) else keras.ops.convert_to_numpy(array)
 
 

@@ -1,4 +1,4 @@
-"""The statistics of batch norms after their inputs have changed."""
+"""Batch normalization: re-estimate the statistics after the inputs have changed."""
 
 import dataclasses
 import warnings
@@ -34,8 +34,8 @@ class Moments:
 def reestimate_batch_norm(model: keras.Model, calibration: Any) -> None:
     """Set every batch norm to the mean and variance of its present inputs, layer by layer.
 
-    Pruned or refitted weights change them, and the moving averages of training lag behind. Use it
-    after pruning without training, and again after a short fine-tuning.
+    Pruning and refitting change the inputs of batch norms, and the moving averages of a short
+    training lag behind. Use this after pruning without training, and after a short fine-tuning.
 
     Args:
         model: any built Keras model; only moving means and variances of trainable and frozen
@@ -79,7 +79,7 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any) -> None:
 
 
 def reestimate(model: keras.Model, norms: dict[Norm, int], inputs: Samples) -> None:
-    """Re-estimate these norms, given with their calls in a run, one by one; all or none."""
+    """Re-estimate norms one by one, given with their numbers of calls; all of them or none."""
     variables = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
     with Values.of(variables).restored_after_error():
         for norm, calls in norms.items():
@@ -89,9 +89,9 @@ def reestimate(model: keras.Model, norms: dict[Norm, int], inputs: Samples) -> N
 
 
 def calls_of_norms(model: keras.Model, batch: Any) -> dict[Norm, int]:
-    """The batch norms in the order of their first call, and the number of calls in a run.
+    """The batch norms in the order of their first call, with the number of calls in a run.
 
-    0 for those called where a backend traces, so that their inputs have no values.
+    The number is 0 for norms that are called in a trace, where their inputs have no values.
     """
     calls: dict[Norm, int] = {}
 
@@ -124,7 +124,7 @@ def _moments_of_inputs(model: keras.Model, norm: Norm, calls: int, inputs: Sampl
 
 
 def moments(norm: Norm, call: Call) -> Moments:
-    """The moments of the inputs of one call, without masked steps."""
+    """The moments of the inputs of one call; masked time steps do not count."""
     values = to_array(call.input)
     xp = namespace(values)
     values = xp.moveaxis(values, norm.axis, -1)
@@ -138,7 +138,7 @@ def moments(norm: Norm, call: Call) -> Moments:
 
 
 def moments_of(rows: Any) -> Moments:
-    """The moments of rows (groups, n, channels of a group): centred, in two passes."""
+    """The moments of rows of shape (groups, n, channels of a group), computed in two passes."""
     means = mean(rows, axis=1)
     variances = mean(namespace(rows).square(rows - means), axis=1)
     found = (to_numpy(a).astype(np.float64).reshape(-1) for a in (means, variances))
@@ -157,10 +157,10 @@ def pooled(parts: list[list[Moments]]) -> Moments:
 
 
 def shift(norm: Norm, dense: Moments, present: Moments) -> None:
-    """Move the statistics by the change between the dense and the present network.
+    """Move the statistics by the difference between the dense and the present network.
 
-    That keeps what training knew beyond the calibration samples, and changes nothing where the
-    inputs have not changed.
+    This keeps what training learned from more data than the calibration samples, and leaves a norm
+    alone if its inputs have not changed.
     """
     to_numpy = backends.current().to_numpy
     ratio = np.where(

@@ -4,9 +4,9 @@ For each output c with surviving inputs S_c: minimise ||X_s w + b - t||^2 / n + 
 over w in S_c, by conjugate gradients for all outputs at once, in float32. X is centred first;
 H = X'X / n is never formed as a difference, which would cancel.
 
-Memory beside the arguments: one more copy of the rows, one of the weights, inputs x inputs if
-there are more rows than inputs, else nothing, as H is applied as two products; and a dozen arrays
-of one block of outputs, of 4 M weights together.
+Memory beside the arguments: one copy of the rows and one of the weights; a matrix inputs x inputs
+if there are more rows than inputs, else H is applied as two products; and a dozen arrays for one
+block of outputs, of 4 million weights together.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Fit:
 
     Attributes:
         matrix: shape (groups, inputs, outputs); zero where the mask is False.
-        shift: to be added to the bias, shape (groups, 1, outputs).
+        shift: the change of the bias, shape (groups, 1, outputs).
     """
 
     matrix: Any
@@ -52,7 +52,7 @@ class System:
         right: X'T / n + lam w_0, shape (groups, inputs, outputs).
         mean_rows: shape (groups, 1, inputs); zero without a shift.
         mean_targets: shape (groups, 1, outputs); zero without a shift.
-        tolerance: residual at which a refit stops.
+        tolerance: the relative residual at which a refit stops.
     """
 
     product: Callable[[Any], Any]
@@ -64,13 +64,13 @@ class System:
 
     @classmethod
     def of(cls, rows: Any, targets: Any, weights: Any, *, shift: bool) -> "System":
-        """The equations for some rows.
+        """The equations for samples of a layer's inputs.
 
         Args:
-            rows: inputs of the layer, shape (groups, n, inputs).
-            targets: the outputs it should have without its bias, shape (groups, n, outputs).
-            weights: towards which the ridge pulls, shape (groups, inputs, outputs).
-            shift: whether a bias can take up the error in the mean.
+            rows: the inputs of the layer, shape (groups, n, inputs).
+            targets: the outputs to reach, without the bias, shape (groups, n, outputs).
+            weights: w_0, to which the ridge pulls, shape (groups, inputs, outputs).
+            shift: whether a bias can correct the error of the mean.
         """
         xp = namespace(rows)
         n, inputs = rows.shape[1:]
@@ -90,20 +90,20 @@ class System:
         return cls(product, diagonal, sides, mean_rows, mean_targets, tolerance)
 
     def refit(self, start: Any, mask: np.ndarray) -> Fit:
-        """The weights that best give the targets under a mask.
+        """The weights under a mask whose outputs are closest to the targets.
 
         Args:
-            start: the weights to begin with; the nearer, the faster.
+            start: the initial weights; the closer to the solution, the faster.
             mask: True = kept, shape (groups, inputs, outputs).
 
         Returns:
-            The refit; for a full mask with exact rows, the weights themselves.
+            The refit. A full mask and the inputs of the dense model give back the dense weights.
         """
         matrix = self.solve(start, mask, self.tolerance)
         return Fit(matrix, self.mean_targets - namespace(matrix).matmul(self.mean_rows, matrix))
 
     def solve(self, start: Any, mask: np.ndarray, tolerance: float) -> Any:
-        """The refitted weights alone, to a tolerance."""
+        """The refitted weights without the change of the bias."""
 
         def block(matrix: Any, mask: Any, right: Any) -> tuple[Any]:
             matrix = mask * matrix
@@ -116,7 +116,7 @@ class System:
 
 
 def _in_blocks(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[Any, ...]:
-    """Apply a function of some outputs to all outputs, of which the arrays have the last axis."""
+    """Apply a function to blocks of the outputs, which are the last axis of all arrays."""
     groups, inputs, outputs = arrays[0].shape
     width = max(1, BLOCK // (groups * inputs))
     parts = [
@@ -130,7 +130,7 @@ def _in_blocks(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[
 
 
 def rescale(rows: Any, targets: Any, matrix: Any) -> Fit:
-    """One factor and one shift for each output: the cheap fallback, for any width."""
+    """Fit one factor and one shift for each output: a cheap fallback for layers of any width."""
     xp = namespace(rows)
     outputs = xp.matmul(rows, matrix)
     mean_outputs, mean_targets = mean(outputs, axis=1), mean(targets, axis=1)
@@ -203,7 +203,7 @@ def _columns(a: Any, b: Any) -> Any:
 
 
 def _ratio(a: Any, b: Any) -> Any:
-    """A / b, and 0 for a column that has converged."""
+    """The ratio a / b; 0 for a column that has converged."""
     xp = namespace(a)
     return xp.where(b > 1e-30, a / xp.where(b > 1e-30, b, 1.0), 0.0)
 

@@ -1,6 +1,6 @@
-"""Every layer that multiplies its inputs with a kernel, as rows times a matrix.
+"""Every layer that multiplies its inputs with a kernel, seen as rows times a matrix.
 
-`linears(model)` finds the kernels; the sections below give the rows of each kind of layer.
+`linears(model)` finds the kernels. Each section below computes the rows of one kind of layer.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ Choose = Callable[[int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """A kernel, the layer that applies it, and the rows it is applied to.
+    """A kernel, the layer that applies it, and the rows that it is multiplied with.
 
     The layer computes activation(rows @ matrix + bias).
 
     Attributes:
-        layer: the layer whose calls show the inputs.
+        layer: the layer in whose calls the inputs can be seen.
         kernel: the variable.
         bias: the variable with one number for each output, in their order; None without one.
         view: the kernel as matrices (groups, inputs, outputs).
         rows: (call, choose) -> chosen rows of the call's inputs, in float32, of shape
             (groups, m, inputs).
         outputs: (output, choose) -> the same rows of the layer's output, of shape
-            (groups, m, outputs); None if the layer does not show them.
-        activation: applied to the outputs; None without one.
+            (groups, m, outputs); None if they cannot be computed from the layer's output.
+        activation: the function applied to the outputs; None without one.
     """
 
     layer: keras.layers.Layer
@@ -48,7 +48,7 @@ class Linear:
 
 
 def linears(model: keras.layers.Layer) -> Iterator[Linear]:
-    """Every kernel of the model whose layer is known here."""
+    """Every kernel of the model that belongs to one of the kinds of layers below."""
     layers = list(model._flatten_layers())
     wrapped = {id(layer.layer) for layer in layers if _is_per_step(layer)}
     for layer in layers:
@@ -166,9 +166,9 @@ class Window:
     """The geometry of a convolution, or of a transposed one.
 
     Attributes:
-        size: of the kernel, along each spatial axis.
-        strides: along each.
-        dilation: along each.
+        size: the size of the kernel along each spatial axis.
+        strides: the stride along each spatial axis.
+        dilation: the dilation along each spatial axis.
         padding: "valid", "same" or "causal".
         transposed: whether it is a transposed convolution.
         output_padding: of a transposed convolution, if given.
@@ -304,7 +304,7 @@ def _depthwise(layer: Any) -> Linear:
 
 
 def _pointwise(layer: Any) -> Linear:
-    """The second half of a separable convolution: its inputs are what the first half gives."""
+    """The pointwise half of a separable convolution; its inputs are computed by the first half."""
     depthwise = layer.depthwise_kernel
 
     def first_half(patches: Any) -> Any:
@@ -358,7 +358,7 @@ def _past_outputs(layer: Any, call: Call, choose: Choose) -> Any:
 
 
 def _sequence(layer: Any, call: Call) -> Any:
-    """The outputs of all steps, for which the layer is run again."""
+    """The outputs of all steps; the layer is run again to get them."""
     kept = layer.return_sequences, layer.return_state, layer.zero_output_for_mask
     try:
         layer.return_sequences, layer.return_state, layer.zero_output_for_mask = True, False, False
@@ -389,7 +389,7 @@ def _is_per_step(layer: keras.layers.Layer) -> bool:
 
 
 def _per_step(wrapper: Any, inner: Linear) -> Linear:
-    """A layer under `TimeDistributed`, whose calls are traced: the wrapper's show the inputs."""
+    """A layer inside `TimeDistributed`: its own calls are traced, so the wrapper's are used."""
 
     def untimed(tensor: Any) -> Any:
         values = to_array(tensor)

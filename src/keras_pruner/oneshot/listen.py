@@ -1,7 +1,7 @@
-"""Running a model and recording the calls of its layers from the outside.
+"""Run a model and record the calls of its layers, without changing the model.
 
-For the time of a run, a layer's `call` is replaced on the instance. That works for functional,
-sequential, nested and subclassed models alike, and sees each call of a shared layer.
+During a run, the `call` of a layer is replaced on the instance. This works for functional,
+sequential, nested and subclassed models, and sees each call of a shared layer.
 """
 
 import contextlib
@@ -50,16 +50,16 @@ Listener = Callable[[Call], None]
 
 
 class Enough(BaseException):
-    """Stops a run early. No `Exception`, so that an `except Exception` in a model passes it on."""
+    """Stops a run early. Not an `Exception`, so that `except Exception` in a model lets it pass."""
 
 
 @contextlib.contextmanager
 def listening(listeners: Mapping[keras.layers.Layer, Listener]) -> Iterator[None]:
-    """Pass every call of a layer to its listener; the layers are left as they were."""
+    """A context in which every call of a layer is passed to its listener."""
     own = {layer: layer.__dict__.get("call") for layer in listeners}
     try:
         for layer, listener in listeners.items():
-            # Past Keras' attribute tracking: this is not the layer's state.
+            # Without Keras' attribute tracking: this is not the layer's state.
             object.__setattr__(layer, "call", _heard(layer.call, listener))
         yield
     finally:
@@ -80,10 +80,10 @@ def _heard(function: Callable[..., Any], listener: Listener) -> Callable[..., An
 
 
 def run(model: keras.Model, batch: Any) -> Any:
-    """The model's outputs for a batch, eagerly, in inference mode; None after `Enough`.
+    """The model's outputs for a batch, run eagerly in inference mode; None after `Enough`.
 
-    Each run begins with the same states and restores them: what a layer draws at random is the
-    same in every run, so that the dense and the pruned network can be compared.
+    The random states are restored afterwards, so that a layer draws the same numbers in every run,
+    and the dense and the pruned model can be compared.
     """
     with undisturbed(model), backends.current().without_gradients():
         try:
@@ -95,9 +95,10 @@ def run(model: keras.Model, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def undisturbed(model: keras.Model) -> Iterator[None]:
-    """Restore the states that a run changes (seeds, counters).
+    """A context after which the states that a run changes (seeds, counters) are restored.
 
-    Not those of batch norms: inference does not change them, and pruning does.
+    The statistics of batch norms are not restored: inference does not change them, but pruning
+    does.
     """
     kept = keras.layers.BatchNormalization
     layers = [layer for layer in model._flatten_layers() if not isinstance(layer, kept)]
@@ -135,7 +136,7 @@ class Values:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The copied values for a while, then the present ones again."""
+        """A context in which the variables have the copied values."""
         present = Values.of(self.variables)
         try:
             self.restore()
@@ -145,7 +146,7 @@ class Values:
 
     @contextlib.contextmanager
     def restored_after_error(self) -> Iterator[None]:
-        """Assign the copied values if an error or Ctrl-C ends the block."""
+        """A context after which the copied values are assigned, if an error or Ctrl-C ends it."""
         try:
             yield
         except BaseException:
