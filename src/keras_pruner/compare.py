@@ -1,4 +1,4 @@
-"""A dense model beside a pruned one: accuracy, zeros, bytes and time."""
+"""`kp.compare`: the accuracy, zeros, bytes and time of a dense and a pruned model."""
 
 import contextlib
 import dataclasses
@@ -131,7 +131,7 @@ class Comparison(Report):
         ]
 
     def _files(self) -> Table:
-        """The ladder of file sizes, with what each costs in accuracy."""
+        """The size of each kind of file, with the metric of the pruned model read back from it."""
         a, b = self._sides
         name = self._metric() if b.file_scores else ""
         rows = []
@@ -466,7 +466,7 @@ def _is_empty(inputs: Any) -> bool:
 
 
 def _names(given: Sequence[Any]) -> list[str]:
-    """The names of models and files, without the folders where this tells them apart."""
+    """The names of models and files, without folders if they differ without them."""
     is_path = [isinstance(one, str | os.PathLike) for one in given]
     full = [str(one) if path else one.name for one, path in zip(given, is_path, strict=True)]
     short = [Path(name).name if path else name for name, path in zip(full, is_path, strict=True)]
@@ -481,7 +481,7 @@ def _loaded(model: Any, *, compile: bool) -> keras.Model:
 
 
 def _judge(models: Sequence[keras.Model]) -> keras.Model:
-    """The model whose loss and metrics are used where another is not compiled.
+    """The model whose loss and metrics are used for a model that is not compiled.
 
     Raises:
         ValueError: if none is compiled.

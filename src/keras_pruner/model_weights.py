@@ -1,4 +1,4 @@
-"""The weights of a model: the layer that owns each, what its axes mean, whether it is prunable."""
+"""The weights of a model: which layer owns each, what its axes mean, whether it is prunable."""
 
 import dataclasses
 import math
@@ -23,14 +23,14 @@ class WeightView:
       of a convolution are inputs here.
 
     Attributes:
-        shape: of the variable.
-        groups: axes that number independent matrices: those that an einsum keeps on both sides,
-            the channels of a depthwise kernel.
+        shape: the shape of the variable.
+        groups: axes of independent matrices: the axes that an einsum shares between its kernel,
+            inputs and outputs, or the channels of a depthwise kernel.
         taps: axes of the positions in the window of a convolution.
-        inputs: axes of the inputs. A depthwise kernel has none: as a kernel, its channels stand
-            in their place, as in Keras' (taps, channels, multiplier).
+        inputs: axes of the inputs. A depthwise kernel has none; seen as a kernel, its channels
+            take their place, as in Keras' order (taps, channels, multiplier).
         outputs: axes of the outputs.
-        parts: the groups of a grouped convolution, into which its last axis is divided.
+        parts: the number of groups of a grouped convolution, which divide its last axis.
 
     Example:
         >>> layer = keras.layers.Conv2D(8, 3, groups=2)
@@ -53,7 +53,7 @@ class WeightView:
 
     @property
     def _kernel_axes(self) -> tuple[Axes, Axes, Axes]:
-        """The axes of (everything else, inputs, outputs) in a kernel."""
+        """The axes of a kernel: of its leading axes, of its inputs and of its outputs."""
         if self.inputs:
             return self.groups + self.taps, self.inputs, self.outputs
         return self.taps, self.groups, self.outputs
@@ -66,7 +66,7 @@ class WeightView:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """(..., inputs, outputs)."""
+        """The shape (..., inputs, outputs) of the weight as a kernel."""
         leading, inputs, outputs = ([self.shape[a] for a in axes] for axes in self._kernel_axes)
         return (*leading, math.prod(inputs), math.prod(outputs))
 
@@ -89,7 +89,7 @@ class WeightView:
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:
-        """(groups, inputs, outputs)."""
+        """The shape (groups, inputs, outputs) of the weight as matrices."""
         groups, inputs, outputs = (
             math.prod(self.shape[axis] for axis in axes)
             for axes in (self.groups, self.taps + self.inputs, self.outputs)
@@ -108,7 +108,7 @@ class WeightView:
 
 
 def _moved_back(array: np.ndarray, order: Axes, shape: tuple[int, ...]) -> np.ndarray:
-    """Undo a transposition to `order`, which began at `shape`, and what was merged after it."""
+    """Undo `x.transpose(order)` of an array x of this shape, and the reshape that followed it."""
     return array.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
@@ -188,12 +188,12 @@ class OwnedWeight:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether its name is that of a kernel."""
+        """Whether it has the name of a kernel."""
         return self.variable.name in _KERNELS or self.variable.name.endswith("_kernel")
 
     @property
     def _is_of_keras(self) -> bool:
-        """Whether it is a bias, or a weight of a layer of Keras, whose kernels are named so."""
+        """Whether it is a bias or a weight of Keras' own layers, whose names tell the kernels."""
         is_bias = self.variable.name == "bias" or self.variable.name.endswith("_bias")
         return is_bias or type(self.layer).__module__.startswith("keras.")
 
@@ -208,7 +208,7 @@ class OwnedWeight:
         return self.is_kernel and _is_depthwise(self.layer, self.variable)
 
     def reason(self, *, by_default: bool) -> str:
-        """Why the variable is left alone; empty if it is not."""
+        """The reason why the variable is left alone; empty if it can be pruned."""
         if len(self.variable.shape) < 2:
             return "a vector, not a kernel"
         if 0 in self.variable.shape:
@@ -249,7 +249,7 @@ _FIXES = {
 
 
 def fix_of(reason: str) -> str:
-    """The fix for a weight that is left alone for a reason; `{path}` stands for its path.
+    """How to prune a weight that is left alone for this reason; may contain `{path}`.
 
     Empty if the weight cannot be pruned, or if the user left it alone.
     """
@@ -280,7 +280,7 @@ def _is_depthwise(layer: keras.layers.Layer, variable: keras.Variable) -> bool:
 
 
 def _einsum_axes(equation: str) -> tuple[Axes, Axes, Axes]:
-    """Contracted axes of the kernel are inputs; axes that it shares with both sides are groups."""
+    """The axes of an einsum's kernel: groups (in inputs and outputs too), inputs, outputs."""
     operands, result = equation.replace(" ", "").replace("...", "").split("->")
     data, kernel = operands.split(",")
     rest = tuple(i for i, c in enumerate(kernel) if c in data and c in result)

@@ -374,12 +374,12 @@ class _Kept:
     """What a callback keeps of a pruning, for the next `fit` of the same model.
 
     Attributes:
-        model: the model, weakly.
-        pruning: with its masks and its variables.
-        state: to go on from.
-        sparsity: of the masks of an ended one; None for zeros that are looked for anew.
+        model: a weak reference to the model.
+        pruning: the pruning, with its masks and its other variables.
+        state: the state from which it is resumed.
+        sparsity: the sparsity of the masks of an ended one; None if masks are made anew.
         settings: the model's compile settings.
-        step: its compiled step, which serves again with the same masks.
+        step: the model's step that was compiled with these masks.
     """
 
     model: "weakref.ref[keras.Model]"
@@ -399,19 +399,19 @@ class _Fit:
     """What a callback knows of one `fit`.
 
     Attributes:
-        beside: the callbacks of the same `fit`.
-        is_training: whether it is a training, and no `evaluate` or `predict`.
-        optimizer: of the model when the training began.
+        beside: the other callbacks of this `fit`.
+        is_training: whether this is a training, not `evaluate` or `predict`.
+        optimizer: the model's optimizer when the training began.
         has_epochs: whether an epoch has begun.
-        first_epoch: in which the schedule began, or this `fit` if that is not known.
+        first_epoch: the epoch in which the schedule began, or else this `fit`.
         first_step: the step of the schedule at that time.
-        last_epoch: the number of epochs, if it is known.
-        per_epoch: the updates of the weights in an epoch, if the data says it.
-        is_short: whether the training was said to be too short before it began.
-        batches: how many have begun.
-        density_seen: whether pruned weights were looked at.
-        sparsity_before: that an earlier `fit` with the same callback reached.
-        bests: of each callback that saves the best epoch, that best before the final sparsity.
+        last_epoch: the number of epochs; None if unknown.
+        per_epoch: the updates of the weights in an epoch; None if the data does not tell.
+        is_short: whether a warning before the training said that it is too short.
+        batches: the number of batches that have begun.
+        density_seen: whether it was checked that pruned weights are zero.
+        sparsity_before: the sparsity that an earlier `fit` with this callback reached.
+        bests: callback that saves the best epoch -> its best value before the final sparsity.
     """
 
     beside: Sequence[keras.callbacks.Callback] = ()

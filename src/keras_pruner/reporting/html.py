@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: figures, bars, curves, masks and tables, light and dark."""
+"""Self-contained HTML pages: figures, bars, curves, masks and tables, in light and dark."""
 
 import functools
 import html
@@ -48,7 +48,7 @@ def cell(parts: Iterable[str]) -> str:
 
 
 def table(shown: Table, limit: int | None = None, *, bars: bool = True) -> str:
-    """A table, of `limit` rows at most; `bars`: with the bars of its rows."""
+    """A table with at most `limit` rows; `bars`: also draw the bars of the rows."""
     numbers = shown.most_important(limit)
     drawn = _table_bars(shown, numbers) if bars and shown.bars else []
     heads = [column.removeprefix(">") for column in shown.columns]
@@ -72,7 +72,7 @@ def note(text: str) -> str:
 
 
 def steps(title: str, commands: Mapping[str, str]) -> str:
-    """What to do next: for each purpose a command."""
+    """A list of next steps; `commands` maps each purpose to a command."""
     items = [
         f"<li>{html.escape(purpose)}<code>{html.escape(command)}</code></li>"
         for purpose, command in commands.items()
@@ -275,10 +275,10 @@ def numbers(name: str, value: Any) -> list[tuple[str, float]]:
 
 
 def _curve(name: str, points: Sequence[float], sparsity: Sequence[float], longest: int) -> str:
-    """A panel: a metric as a line over the sparsity as an area, which its text does not stretch.
+    """A panel: the metric as a line, over the sparsity as an area.
 
-    A metric with fewer values than there are epochs has no value for every epoch, and a history
-    does not say for which (`validation_freq`): its panel counts the values, without sparsity.
+    With `validation_freq`, a metric has fewer values than there are epochs, and a history does not
+    say for which epochs. Its panel then counts values in place of epochs, without the sparsity.
     """
     is_short = len(points) < longest
     low, high = _range(points)

@@ -21,8 +21,8 @@ class Report:
     """A result that prints as tables; the base of every class in `kp.reports`.
 
     A subclass is a frozen dataclass and defines `headline` and `tables`; `notes`, `figures`,
-    `charts` and `next_steps` add to them. Its public fields and properties are its data; a field
-    that the `repr` leaves out (`field(repr=False)`), such as a model, is no data.
+    `charts` and `next_steps` add to them. `as_dict` contains its public fields and properties,
+    except fields that are left out of the `repr` (`field(repr=False)`), such as a model.
 
     Example:
         >>> import dataclasses
@@ -88,7 +88,7 @@ class Report:
     def to_html(
         self, path: str | os.PathLike[str] | None = None, *, history: html.History = None
     ) -> str:
-        """One HTML page that needs nothing else: no script, no other file, no network.
+        """A self-contained HTML page, without scripts.
 
         Args:
             path: the file to write. None: only return the page.
@@ -125,13 +125,13 @@ class Report:
 
 
 def _more(table: Table, limit: int | None = _ROWS) -> list[str]:
-    """What a table says of the rows that it does not show."""
+    """The note about the rows that a table does not show; none if it shows all."""
     hidden = 0 if limit is None else len(table.rows) - limit
     return [_MORE.format(count=hidden)] if hidden > 0 else []
 
 
 def _plain(value: Any) -> Any:
-    """Plain data for JSON: a value with a config, such as a pattern, as its repr."""
+    """Plain data for JSON; a value that is none, such as a pattern, becomes its name or repr."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | np.floating):

@@ -21,10 +21,10 @@ class Table:
         title: the line above it; may be empty.
         columns: headings. One that starts with ">" is a column of numbers, aligned to the right.
         rows: the cells of each row.
-        totals: rows about the whole, shown before the others.
-        importance: one number for each row. A short table shows the rows with the highest;
-            without it, the first rows.
-        bars: one bar for each row, drawn on HTML pages only: its parts as (kind, number), where
+        totals: rows of totals, shown before the others.
+        importance: one number for each row. A shortened table shows the rows with the highest
+            numbers; without `importance`, the first rows.
+        bars: one bar for each row, drawn on HTML pages only. Its parts are (kind, number), where
             the kind is "kept", "zero" or "removed".
     """
 
@@ -36,7 +36,7 @@ class Table:
     bars: Sequence[Sequence[tuple[str, float]]] = ()
 
     def most_important(self, limit: int | None) -> list[int]:
-        """The numbers of at most `limit` rows, in the table's order; None: all."""
+        """The indices of the `limit` most important rows, in the table's order. None: all rows."""
         every = range(len(self.rows))
         if limit is None or len(self.rows) <= limit:
             return list(every)
@@ -88,14 +88,14 @@ def terminal_width() -> int:
 
 
 def encodable(text: str) -> str:
-    """The text with escapes for what standard output cannot show, so that `print` never raises."""
+    """The text with escapes for characters that standard output cannot encode."""
     encoding = _encoding()
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def shorten(name: str, length: int) -> str:
-    """A long name cut in the middle, where it tells least.
+    """Shorten a long name by leaving out its middle.
 
     Example:
         >>> shorten("backbone/stage_3/block_2/conv/kernel", 20)
@@ -126,7 +126,7 @@ def _rule() -> str:
 
 
 def _widths(cells: list[list[str]], right: list[bool], width: int | None) -> list[int]:
-    """Characters for each column; numbers are never cut, headings wrap, then text columns give."""
+    """The width of each column: numbers are never cut, headings wrap, text columns get narrower."""
     columns = list(zip(*cells, strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
     if width is None:

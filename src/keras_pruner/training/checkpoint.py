@@ -1,4 +1,4 @@
-"""A pruning, and what a checkpoint holds of it: masks, how far it has come, and settings."""
+"""The state of a pruning, and what a checkpoint stores: masks, progress and settings."""
 
 import dataclasses
 import json
@@ -20,10 +20,10 @@ _BILLION = 10**9
 
 @dataclasses.dataclass(frozen=True)
 class PruningState:
-    """How far a schedule has come.
+    """The progress of a schedule.
 
     Attributes:
-        schedule: with everything settled that it left open; as it was given before it begins.
+        schedule: before it begins, as the user gave it; then with what was open filled in.
         step: updates of the weights completed since the schedule began; -1 before that.
         updated_at: the step of the last mask update; -1 before the first.
         epoch: the epoch of `fit` in which the schedule began; -1 before that and in other loops.
@@ -49,7 +49,7 @@ class PruningState:
 
     @classmethod
     def begin(cls, given: Schedule, settled: Schedule, epoch: int = -1) -> "PruningState":
-        """The state at step 0 of a schedule, exactly as it is read from a checkpoint later."""
+        """The state at step 0, with the rounding that reading it from a checkpoint would have."""
         return cls.from_numbers(given, 0, cls(settled, 0, epoch=epoch).settled_numbers())
 
     def updated(self) -> "PruningState":
@@ -57,9 +57,10 @@ class PruningState:
         return dataclasses.replace(self, updated_at=self.step)
 
     def settled_numbers(self) -> list[int]:
-        """`updated_at`, `epoch` and what was settled, as integers; -1 for what is open.
+        """`updated_at`, `epoch` and the filled-in fields of the schedule, as integers.
 
-        The initial sparsity is in billionths. All are -1 before the schedule begins.
+        A field that is still open is -1; the initial sparsity is in billionths. All numbers are -1
+        before the schedule begins.
         """
         if not self.has_begun:
             return [-1] * (2 + len(self.SETTLED))
@@ -86,7 +87,7 @@ class PruningState:
 
 
 Unattended = Literal["refuse", "warn"] | None
-"""What a step does when no pruner calls `update`. None: it goes on, for one does, or need not."""
+"""What a step does if no pruner has called `update`: raise, warn, or (None) nothing."""
 
 
 class Pruning(Protocol):
@@ -95,12 +96,12 @@ class Pruning(Protocol):
     `KerasPruning` is on an optimizer of Keras, `TorchPruning` on one of `torch.optim`.
 
     Attributes:
-        schedule: as it was given.
+        schedule: as the user gave it.
         masked: the targets that the optimizer trains, with their masks.
-        applied: whether the optimizer has made a step that prunes in this process, or a trace.
-        loads: how often its state was loaded.
+        applied: whether the optimizer has made, or traced, a step that prunes in this process.
+        loads: the number of times that its state was loaded.
         unattended: what a step does if no pruner has called `update`.
-        attended_to: the last step that a pruner knows of.
+        attended_to: the last step for which a pruner has called `update`.
     """
 
     schedule: Schedule
@@ -120,17 +121,17 @@ class Pruning(Protocol):
 
     @property
     def is_readable(self) -> bool:
-        """Whether the state can be read now, and not only be traced."""
+        """Whether the state can be read now, and is not a symbol in a trace."""
 
     @property
     def state(self) -> PruningState:
-        """How far the schedule has come; can be set."""
+        """The progress of the schedule; can be set."""
 
     @state.setter
     def state(self, state: PruningState) -> None: ...
 
     def peek(self) -> list[int] | None:
-        """The state's `settled_numbers`, if they can be had without waiting for a step."""
+        """The state's `settled_numbers`; None if to read them would wait for a step to end."""
 
     @property
     def iterations(self) -> int:
@@ -138,26 +139,23 @@ class Pruning(Protocol):
 
     @property
     def accumulation(self) -> int:
-        """How many batches make one step."""
+        """The number of batches in one step."""
 
     def zero_pruned(self) -> None:
         """Set every pruned weight and its average to 0.0."""
 
     def zero_companions(self) -> None:
-        """Set to 0.0 what the optimizer keeps for pruned weights: averages, slots that matter.
-
-        Slots matter where they could have a part in the update of other weights.
-        """
+        """Set to 0.0 the averages of pruned weights, and their slots if others depend on them."""
 
     def release(self) -> None:
-        """Take the masks off the optimizer."""
+        """Remove the masks from the optimizer."""
 
 
 # -------------------------------------------------------------------- as arrays
 
 
 def save_pruning(pruning: Pruning) -> dict[str, np.ndarray]:
-    """Give masks (one bit a weight), state and settings as arrays."""
+    """The masks (one bit per weight), the state and the settings as arrays."""
     state = pruning.state
     arrays = {
         "state": np.array([state.step, *state.settled_numbers()], np.int64),
@@ -169,13 +167,13 @@ def save_pruning(pruning: Pruning) -> dict[str, np.ndarray]:
 
 
 def load_pruning(pruning: Pruning, arrays: Mapping[str, np.ndarray]) -> None:
-    """Assign what `save_pruning` gave.
+    """Restore a pruning from the arrays of `save_pruning`.
 
-    The length of the schedule may be another, for it goes on with the length that it began with.
+    The schedules may differ in length: the pruning keeps the length with which it began.
 
     Raises:
-        ValueError: if there is no pruning state, or that of another plan or final sparsity;
-            nothing is assigned.
+        ValueError: if there is no pruning state, or one of another plan or final sparsity;
+            nothing is changed then.
     """
     if "state" not in arrays:
         raise ValueError(
@@ -238,7 +236,7 @@ def _check_settings(then: dict[str, Any], now: dict[str, Any]) -> None:
 def _settings(pruning: Pruning, state: PruningState) -> dict[str, Any]:
     """The settings that determine the masks, by name, to detect a checkpoint of another run.
 
-    The weights' own names are left out, for they may change between runs.
+    The names of the weights are left out, since they may change between runs.
     """
     patterns = [_name(m.target.pattern) for m in pruning.masked]
     final = state.schedule.sparsity_at_end
