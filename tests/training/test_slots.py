@@ -47,11 +47,11 @@ def test_live_entries_do_not_depend_on_the_gradients_of_others(kind, settings):
     ],
     ids=["Muon", "Ftrl", "Lamb", "Adafactor", "clipnorm", "global_clipnorm", "unknown"],
 )
-def test_of_all_others_it_is_not_taken_for_granted(optimizer):
+def test_other_optimizers_do_not_count_as_elementwise(optimizer):
     assert not updates_elementwise(optimizer(), [])
 
 
-def test_a_constraint_may_move_anything():
+def test_a_constraint_may_move_any_entry():
     weight = keras.Variable(np.ones((2, 2)))
     weight.constraint = keras.constraints.UnitNorm()
     assert not updates_elementwise(keras.optimizers.SGD(), [weight])
