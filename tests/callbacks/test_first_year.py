@@ -82,11 +82,11 @@ def test_an_optimizer_that_is_replaced_in_the_middle_is_refused(data):
 
 def test_a_model_compiled_anew_in_mid_schedule_goes_on_with_the_same_callback(data):
     callback = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=20))
-    model = mlp_by_sgd()
+    model = mlp_by_sgd(run_eagerly=True)
     start = model.get_weights()
     with pytest.warns(UserWarning, match="too short"):
         fit(model, data, callback)
-    model.compile(keras.optimizers.SGD(0.01), loss=model.loss)
+    model.compile(keras.optimizers.SGD(0.01), loss=model.loss, run_eagerly=True)
     fit(model, data, callback, epochs=2)
     assert callback.pruner.step == 24
     assert sparsity(kernels(model)) == pytest.approx(0.8)
@@ -94,7 +94,7 @@ def test_a_model_compiled_anew_in_mid_schedule_goes_on_with_the_same_callback(da
     again = kp.GradualPruning(kp.PolynomialDecay(0.8, end_step=20))
     for _ in range(2):
         model.set_weights(start)
-        model.compile(keras.optimizers.SGD(0.01), loss=model.loss)
+        model.compile(keras.optimizers.SGD(0.01), loss=model.loss, run_eagerly=True)
         with pytest.warns(UserWarning, match="ends at step 16"):
             fit(model, data, again)
         assert again.pruner.step == 16

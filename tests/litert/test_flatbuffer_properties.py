@@ -20,14 +20,17 @@ pytestmark = pytest.mark.backend_free
 ENCODERS = {"dense": None, "csr": sparse_tensors.csr, "block 1x4": sparse_tensors.blocks}
 
 
-def many(function):
+def many(*strategies):
     """The test as two: 50 examples, and 2,000 in the slow suite."""
 
-    @pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
-    def test(count):
-        settings(max_examples=count, deadline=None)(function)()
+    def decorate(check):
+        @pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
+        def test(count):
+            settings(max_examples=count, deadline=None)(given(*strategies)(check))()
 
-    return test
+        return test
+
+    return decorate
 
 
 @st.composite
@@ -42,8 +45,7 @@ def weights(draw):
     return encoding, weight_of((*shape, last), sparsity, dtype, seed=draw(st.integers(0, 99)))
 
 
-@many
-@given(st.lists(weights(), min_size=1, max_size=3))
+@many(st.lists(weights(), min_size=1, max_size=3))
 def test_weights_are_read_as_they_were_written(found):
     model = model_of(*((weight, ENCODERS[encoding]) for encoding, weight in found))
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,8 +61,7 @@ def test_weights_are_read_as_they_were_written(found):
         assert contents.weights[index].sparsity == pytest.approx(np.mean(weight == 0))
 
 
-@many
-@given(
+@many(
     st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=8)), max_size=4),
     st.none() | st.integers(0, 4095),
 )

@@ -20,16 +20,22 @@ BOUNDS = {"float16": 2**-11, "float8": 1 / 16, "shared": np.inf}
 NM = st.sampled_from([None, (1, 2), (1, 4), (2, 4), (4, 8)])
 
 
-def many(function):
+def many(*strategies, examples=()):
     """The test as two: 50 examples, and 2,000 in the slow suite; the same in every run."""
 
-    @pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
-    def test(count):
-        checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-        limits = {"deadline": None, "database": None, "suppress_health_check": checks}
-        settings(max_examples=count, derandomize=True, **limits)(function)()
+    def decorate(check):
+        @pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
+        def test(count):
+            drawn = given(*strategies)(check)
+            for each in examples:
+                drawn = example(each)(drawn)
+            checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+            limits = {"deadline": None, "database": None, "suppress_health_check": checks}
+            settings(max_examples=count, derandomize=True, **limits)(drawn)()
 
-    return test
+        return test
+
+    return decorate
 
 
 def numbers(finite):
@@ -79,10 +85,7 @@ def read(model):
     return model.layers[-1].get_weights()[0]
 
 
-@many
-@given(kernels())
-@example(np.zeros((8, 3), np.float32))
-@example(np.full((1, 1), np.nan, np.float32))
+@many(kernels(), examples=[np.zeros((8, 3), np.float32), np.full((1, 1), np.nan, np.float32)])
 def test_a_safetensors_file_gives_back_every_bit(weight):
     model, other = model_of(weight), model_of(np.ones_like(weight))
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,8 +95,7 @@ def test_a_safetensors_file_gives_back_every_bit(weight):
     np.testing.assert_array_equal(bits(read(other)), bits(weight))
 
 
-@many
-@given(kernels(), st.sampled_from(["lzma", "deflate", None]))
+@many(kernels(), st.sampled_from(["lzma", "deflate", None]))
 def test_a_keras_file_gives_back_every_bit(weight, compression):
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "w.keras")
@@ -103,8 +105,7 @@ def test_a_keras_file_gives_back_every_bit(weight, compression):
 
 
 @pytest.mark.slow
-@many
-@given(kernels(finite=True), st.sampled_from(list(BOUNDS)))
+@many(kernels(finite=True), st.sampled_from(list(BOUNDS)))
 def test_rounding_keeps_zeros_and_the_order_of_the_error(weight, stored):
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "w.keras")
@@ -118,8 +119,7 @@ def test_rounding_keeps_zeros_and_the_order_of_the_error(weight, stored):
     assert (error <= BOUNDS[stored] * np.abs(weight[normal]) * (1 + 1e-6)).all()
 
 
-@many
-@given(st.data())
+@many(st.data())
 def test_a_damaged_safetensors_file_is_refused_or_changes_no_weight(data):
     weight = (np.arange(48, dtype=np.float32).reshape(8, 6) % 5 == 0) * np.float32(0.5)
     model, other = model_of(weight), model_of(np.ones_like(weight))
