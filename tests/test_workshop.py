@@ -23,13 +23,14 @@ def test_the_version_is_the_same_everywhere():
 
 def test_the_links_of_the_package_page_lead_to_files_of_this_repository():
     hook = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
-    (change,) = hook["substitutions"]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = re.sub(change["pattern"], change["replacement"], text)
-    links = re.findall(r"\]\(([^)]+)\)", page)
-    assert links
-    for link in links:
-        path = link.removeprefix(f"{SITE}/blob/main/").partition("#")[0]
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in hook["substitutions"]:
+        page = re.sub(change["pattern"], change["replacement"], page)
+    found = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", page)
+    assert found
+    for picture, link in found:
+        kind = "raw" if picture else "blob"  # a picture shows only as the file itself
+        path = link.removeprefix(f"{SITE}/{kind}/main/").partition("#")[0]
         assert path != link.partition("#")[0]
         assert (ROOT / path).exists(), link
 
