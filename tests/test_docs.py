@@ -50,9 +50,7 @@ def marked(page):
 
 
 @pytest.mark.parametrize("page", [marked(page) for page in PAGES if BLOCKS[page]])
-def test_code_in_the_documentation_runs(
-    page, tmp_path, monkeypatch, schedules_of_short_trainings
-):
+def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch, schedules_of_short_trainings):
     """In the order of the page, in one namespace.
 
     Blocks for other backends, and for packages that are not there, are left out.
