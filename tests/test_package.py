@@ -220,8 +220,16 @@ EXTRAS = {
 }
 
 
+LONG = ("keras_pruner.litert.vela", "keras_pruner.litert.latency")  # compile, take times
+
+
+def marked(name):
+    """A module, with the mark of what takes long."""
+    return pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+
+
 @pytest.mark.one_backend
-@pytest.mark.parametrize("name", modules_with_examples())
+@pytest.mark.parametrize("name", [marked(name) for name in modules_with_examples()])
 def test_docstring_examples_run(name, tmp_path, monkeypatch, capsys):
     for start, extra in EXTRAS.items():
         if name.startswith(start):

@@ -59,7 +59,7 @@ def test_sparsity_and_metrics_are_logged_by_step_and_by_epoch(data, tmp_path):
         np.testing.assert_allclose(logged, history[name], rtol=1e-6)
 
 
-@pytest.mark.one_backend
+@pytest.mark.slow
 def test_a_real_tensorboard_reads_the_same(data, tmp_path):
     """In this environment, or in that of TENSORBOARD_PYTHON."""
     here = sys.executable if importlib.util.find_spec("tensorboard") else None

@@ -85,6 +85,7 @@ def test_inception_is_refused_where_pictures_are_small():
         list(imagenet.recipes(options))
 
 
+@pytest.mark.slow
 def test_the_first_and_the_depthwise_convolutions_are_left_alone():
     data = recipe.Data(None, None, "", {"size": 32, "classes": 2})
     for model, first in (("v1", "conv1"), ("v2", "Conv1")):

@@ -14,7 +14,7 @@ from keras_pruner.storage.keras_file import save_compressed
 from keras_pruner.storage.safetensors_file import load_sparse, save_sparse
 
 pytestmark = pytest.mark.backend_free
-COUNTS = [300, pytest.param(2000, marks=pytest.mark.slow)]
+COUNTS = [100, pytest.param(2000, marks=pytest.mark.slow)]
 MEMORY = 1 << 28  # bytes that reading a file of a few kilobytes may take
 
 
@@ -167,7 +167,7 @@ def integers(tmp_path_factory):
     return [(folder / name).read_bytes() for name in ("plain.tflite", "micro.tflite")]
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_mutated_files_for_micro(tmp_path, integers, count):
     assert read_all(tmp_path, integers[1], count, inspect, sound) > 0.2
 

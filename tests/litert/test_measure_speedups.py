@@ -11,6 +11,7 @@ pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[li
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
 
 
+@pytest.mark.slow
 def test_points_for_every_form_size_and_batch(monkeypatch):
     monkeypatch.setattr(latency, "_STACKS", ((32, 48, 16),))
     monkeypatch.setattr(latency, "_BATCHES", (1, 3))
@@ -35,6 +36,7 @@ def test_the_file_that_is_timed_holds_what_it_should(tmp_path, form):
     assert contents.sparsity == pytest.approx(0.75, abs=0.03)
 
 
+@pytest.mark.slow
 def test_measured_gains_decide_what_is_stored_sparse(tmp_path):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(96), keras.layers.Dense(8)])
     kp.prune(model, 0.5)
