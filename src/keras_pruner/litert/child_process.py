@@ -9,6 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+IN_UTF_8 = {"PYTHONIOENCODING": "utf-8"}
+"""What makes a Python process print UTF-8, whatever the streams of this one take."""
+
+READABLE: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+"""How to read what a process prints: libraries in it may print anything."""
+
 
 def run_module(
     module: str,
@@ -43,14 +49,14 @@ def _run(
     announce: Callable[[str], None] | None,
 ) -> Any:
     search_path = os.pathsep.join(path for path in sys.path if path)
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", **READABLE) as errors:
         child = subprocess.Popen(
             [sys.executable, "-W", "ignore", *command],
-            env=os.environ | {"PYTHONPATH": search_path} | dict(environment),
+            env=os.environ | IN_UTF_8 | {"PYTHONPATH": search_path} | dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            **READABLE,
         )
         with child:
             assert child.stdin is not None

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from keras_pruner.litert import flatbuffer
+from keras_pruner.litert.child_process import IN_UTF_8, READABLE
 from keras_pruner.litert.operators import help_for
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
@@ -226,7 +227,10 @@ def _compile(
             "--accelerator-config", accelerator, "--output-dir", scratch,
             "--verbose-performance", *options,
         ]  # fmt: skip
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = os.environ | IN_UTF_8
+        child = subprocess.run(
+            command, capture_output=True, check=False, env=environment, **READABLE
+        )
         result = Path(scratch, "network_vela.tflite")
         if child.returncode or not result.exists():
             said = (child.stderr or child.stdout).strip()[-1500:]
