@@ -301,3 +301,11 @@ def test_a_missing_extra_names_the_command(monkeypatch):
     flatbuffer.schema.cache_clear()
     with pytest.raises(ImportError, match=r'pip install "keras-pruner\[litert\]"'):
         flatbuffer.schema()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it builds no such model")
+def test_names_of_layers_that_the_converter_does_not_take(tmp_path):
+    named = keras.layers.Dense(2, name="層 1")
+    model = keras.Sequential([keras.Input((4,), name="Eingang ü"), named])
+    with pytest.raises(ValueError, match=r"only ASCII letters.* Received: 層 1. Rename"):
+        export_litert(model, tmp_path / "model.tflite", progress=False)

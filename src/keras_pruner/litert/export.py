@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def export_litert(
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={where!r}.")
     _check_unquantized(model)
     _check_float32(model)
+    _check_names(model)
     types = Types(weights, activations, "float32" if float_interface else activations)
     signature = signature_of(model, input_signature)
     if samples is None:
@@ -292,6 +294,25 @@ def _check_unquantized(model: keras.Model) -> None:
                 f"{layer.name!r} is quantized by Keras ({mode}), which TensorFlow's converter does "
                 'not take. Export the model as it was before, with weights="int8".'
             )
+
+
+def _check_names(model: keras.Model) -> None:
+    """Refuse names of layers that TensorFlow takes for no scope, before it takes long to say so."""
+    refused = [
+        layer.name
+        for layer in model._flatten_layers()
+        if not isinstance(layer, keras.layers.InputLayer) and not _SCOPE.match(layer.name)
+    ]
+    if refused:
+        raise ValueError(
+            "TensorFlow converts the model, and its names of layers hold only ASCII letters, "
+            f"digits and _.\\/>-. Received: {', '.join(refused)}. Rename these layers: build the "
+            "model with other names and pass it the weights, "
+            "`renamed.set_weights(model.get_weights())`."
+        )
+
+
+_SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]*$", re.ASCII)
 
 
 def _check_float32(model: keras.Model) -> None:
