@@ -191,3 +191,12 @@ def test_counting_refuses_what_is_not_finite(wrong):
             lambda score, last: np.count_nonzero(scores[: last + 1] == score),
             1,
         )
+
+
+def test_magnitudes_below_those_of_float32_are_no_zeros():
+    weights = np.array([0.0] * 6 + [1.0] * 34 + [4.6e-63, 3e-118, 4.2e-120, 3.6e-127, 4.8e-160])
+    alive = np.ones(weights.size, bool)
+    for count in (36, 39, 40, weights.size):
+        kept = top_k.largest_magnitudes(weights, alive, count)
+        order = np.argsort(-np.abs(weights), kind="stable")
+        assert sorted(np.flatnonzero(kept)) == sorted(order[:count])
