@@ -94,6 +94,14 @@ def test_scores_below_zero_are_ranked_too():
         assert found.tolist() == slow(weights, [1, 1], budget, lamp=False)
 
 
+@pytest.mark.parametrize("largest", [0.3, 3.40282357e38])  # no numbers of float32
+def test_scores_of_several_types_are_compared_in_the_widest(largest):
+    weights = [np.zeros(1, "float16"), np.array([0.25, 0.3], "float32"), np.array([largest])]
+    for budget in range(1, 4):
+        found = kept_by_one_cut(together(weights), [0, 0, 0], budget)
+        assert found.tolist() == slow(weights, [0, 0, 0], budget, lamp=False)
+
+
 def test_few_scores_are_ranked_one_by_one():
     """The point of it: what is read again is a small part."""
     random = np.random.default_rng(2)

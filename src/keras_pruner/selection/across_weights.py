@@ -87,7 +87,8 @@ def kept_by_one_cut(
 
         return _highest(np.unique(np.concatenate(bounds)), enough)
 
-    low, high = level(lows), level(highs)  # the cut lies between them
+    # The cut lies between them. Of type float64, so that bounds of less are not compared in less.
+    low, high = np.float64(level(lows)), np.float64(level(highs))
     first = [int(np.count_nonzero(each > high)) for each in lows]
     last = [int(np.count_nonzero(each >= low)) for each in highs]
     certain = np.array([h.ends[i] for h, i in zip(histograms, first, strict=True)])
