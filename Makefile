@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 help:
 	@echo "make demo           prune a network on real data to 80 % and print what it cost (3 minutes)"
-	@echo "make test           all tests on TensorFlow, JAX and PyTorch (20 minutes on two cores)"
+	@echo "make test           all tests on TensorFlow, JAX and PyTorch (less than an hour on two cores)"
 	@echo "make test-slow      the tests that take long"
 	@echo "make test-python PYTHON=python3.13 BACKEND=jax   all tests on another Python and one backend"
 	@echo "make test-oldest    all tests on the oldest supported Keras, TensorFlow and JAX"

@@ -26,6 +26,9 @@ def fresh_state():
     keras.backend.clear_session(free_memory=False)  # collected once a module
 
 
+OF_USERS = {name: getattr(schedules, name) for name in ("STEPS_TO_RECOVER", "FEW_STEPS")}
+
+
 @pytest.fixture(autouse=True, scope="session")
 def short_trainings_prune_gradually():
     """Give the trainings of a few steps in the tests the schedule that long ones have."""
@@ -38,8 +41,8 @@ def short_trainings_prune_gradually():
 @pytest.fixture
 def schedules_of_short_trainings(monkeypatch):
     """What users have in trainings of a few steps."""
-    monkeypatch.setattr(schedules, "STEPS_TO_RECOVER", 200)
-    monkeypatch.setattr(schedules, "FEW_STEPS", 50)
+    for name, value in OF_USERS.items():
+        monkeypatch.setattr(schedules, name, value)
 
 
 @pytest.fixture

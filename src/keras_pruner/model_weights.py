@@ -1,4 +1,4 @@
-"""The weights of a model: which layer owns each, what its axes mean, whether it is prunable."""
+"""The weights of a model: the layer of each, the meaning of its axes, and whether to prune it."""
 
 import dataclasses
 import math

@@ -52,7 +52,7 @@ class Member:
 
     Attributes:
         path: of the target.
-        axis: the axis of the variable along which the units lie.
+        axis: the index of the axis with one entry, or slice, for each unit.
         units: the unit of each index along the axis; -1 for none. If they are fewer than the
             indices, they are repeated from the first.
         repeat: the number of consecutive indices that each of `units` stands for.

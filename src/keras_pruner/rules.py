@@ -260,7 +260,7 @@ class Rules:
         return "", target
 
     def _fix(self, owned: OwnedWeight, reason: str) -> str:
-        """How to prune a weight that is left alone; empty if nobody would expect it to be pruned.
+        """How to prune a weight that is left alone; empty for vectors, which need no fix.
 
         The text may contain the placeholder `{path}`.
         """

@@ -307,5 +307,5 @@ def test_a_missing_extra_names_the_command(monkeypatch):
 def test_names_of_layers_that_the_converter_does_not_take(tmp_path):
     named = keras.layers.Dense(2, name="層 1")
     model = keras.Sequential([keras.Input((4,), name="Eingang ü"), named])
-    with pytest.raises(ValueError, match=r"only ASCII letters.* Received: 層 1. Rename"):
+    with pytest.raises(ValueError, match=r"only ASCII letters.* Received: 層 1. Build"):
         export_litert(model, tmp_path / "model.tflite", progress=False)

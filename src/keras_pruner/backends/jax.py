@@ -231,7 +231,7 @@ def is_readable(value: Any) -> bool:
 def peek(variable: keras.Variable) -> list[int] | None:
     """The numbers of a vector; None if a step that was dispatched has still to compute them.
 
-    None also for a vector in several processes, which would have to agree on what they see.
+    None also for a vector that several processes share: one may see a value that another does not.
     """
     if not has_value(variable) and not in_stateless_scope():
         return None  # `fit` keeps the value elsewhere

@@ -149,7 +149,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         pruning, state = before.pruning, before.state
         if not state.has_begun or sparsity_of_weights(pruning) < before.sparsity / 2:
             return None
-        return _Kept(weakref.ref(model), pruning, state, None, None, None)
+        return _Kept(weakref.ref(model), pruning, state)
 
     # ---------------------------------------------------------------- hooks of `fit`
 
@@ -337,10 +337,10 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
 
     def _check_not_replaced(self) -> None:
         """Raise if the model has another optimizer than the one that prunes."""
-        model = self.model
-        if model.optimizer is not (self._fit.optimizer or model.optimizer):
+        before = self._fit.optimizer
+        if before is not None and self.model.optimizer is not before:
             raise RuntimeError(
-                f"The optimizer of {model.name!r} was replaced in the middle of `fit`, and the new "
+                f"The optimizer of {self.model.name!r} was replaced in the middle of `fit`, and the new "
                 "one does not prune. Change its settings instead, such as "
                 "`model.optimizer.learning_rate = 1e-4`; or end this `fit`, compile the model, and "
                 "call `fit` again with the same callback."
@@ -378,16 +378,16 @@ class _Kept:
         pruning: the pruning, with its masks and its other variables.
         state: the state from which it is resumed.
         sparsity: the sparsity of the masks of an ended one; None if masks are made anew.
-        settings: the model's compile settings.
-        step: the model's step that was compiled with these masks.
+        settings: the model's compile settings; None if it was compiled anew.
+        step: the model's step that was compiled with these masks, if there is one.
     """
 
     model: "weakref.ref[keras.Model]"
     pruning: Any
     state: PruningState
-    sparsity: float | None
-    settings: Any
-    step: Any
+    sparsity: float | None = None
+    settings: Any = None
+    step: Any = None
 
     def serves(self, model: keras.Model) -> bool:
         """Whether the model has not been compiled since, so that its step can be used again."""
@@ -401,7 +401,7 @@ class _Fit:
     Attributes:
         beside: the other callbacks of this `fit`.
         is_training: whether this is a training, not `evaluate` or `predict`.
-        optimizer: the model's optimizer when the training began.
+        optimizer: the model's optimizer when the training began; None before.
         has_epochs: whether an epoch has begun.
         first_epoch: the epoch in which the schedule began, or else this `fit`.
         first_step: the step of the schedule at that time.

@@ -184,8 +184,8 @@ def route(call: Call, sides: list[np.ndarray]) -> list[np.ndarray] | None:
         sides: for each input, a number for each of its channels.
 
     Returns:
-        For each output, the number of each of its channels. None if different numbers meet in a
-        channel, or if an axis of an input has an unknown length.
+        For each output, the number of each of its channels. None if a channel would get several
+        numbers, or if the length of an axis is unknown.
     """
     inputs = {}
     for tensor, numbers in zip(call.inputs, sides, strict=True):

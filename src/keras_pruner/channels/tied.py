@@ -13,7 +13,9 @@ from keras_pruner.model_graph import Call, ModelGraph
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedAxis:
-    """One axis of a weight along which the entries of removed units are zero.
+    """An axis of a weight, and the unit to which each index along it belongs.
+
+    The entries of a removed unit are zero.
 
     Attributes:
         variable: the weight.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 IN_UTF_8 = {"PYTHONIOENCODING": "utf-8"}
-"""What makes a Python process print UTF-8, whatever the streams of this one take."""
+"""Environment in which a Python process prints UTF-8, whatever PYTHONIOENCODING is here."""
 
 READABLE: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
-"""How to read what a process prints: libraries in it may print anything."""
+"""Options to read what a process prints; libraries may print bytes that are not UTF-8."""
 
 
 def run_module(

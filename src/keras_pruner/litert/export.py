@@ -297,7 +297,7 @@ def _check_unquantized(model: keras.Model) -> None:
 
 
 def _check_names(model: keras.Model) -> None:
-    """Refuse names of layers that TensorFlow takes for no scope, before it takes long to say so."""
+    """Raise for names of layers that TensorFlow refuses; the conversion would fail late."""
     refused = [
         layer.name
         for layer in model._flatten_layers()
@@ -305,10 +305,9 @@ def _check_names(model: keras.Model) -> None:
     ]
     if refused:
         raise ValueError(
-            "TensorFlow converts the model, and its names of layers hold only ASCII letters, "
-            f"digits and _.\\/>-. Received: {', '.join(refused)}. Rename these layers: build the "
-            "model with other names and pass it the weights, "
-            "`renamed.set_weights(model.get_weights())`."
+            "TensorFlow converts the model, and names of layers may hold only ASCII letters, "
+            f"digits and _.\\/>- there. Received: {', '.join(refused)}. Build the model with other "
+            "names and give it the weights: `renamed.set_weights(model.get_weights())`."
         )
 
 

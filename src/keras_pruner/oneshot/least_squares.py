@@ -116,7 +116,7 @@ class System:
 
 
 def _in_blocks(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> tuple[Any, ...]:
-    """Apply a function to blocks of the outputs, which are the last axis of all arrays."""
+    """Split the last axis, the outputs, into blocks, apply a function to each, and join them."""
     groups, inputs, outputs = arrays[0].shape
     width = max(1, BLOCK // (groups * inputs))
     parts = [

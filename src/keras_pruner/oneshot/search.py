@@ -29,8 +29,8 @@ from keras_pruner.validation import check_integer, check_sparsity, shown
 Metric = Callable[[keras.Model], Any]
 
 _READ = 4
-"""Without a metric, so many times the samples of the calibration are read, to measure on the rest;
-where there are no more, on each fourth."""
+"""Without a metric, four times the samples of the calibration are read: one part to calibrate on,
+the others to measure on. Of fewer samples, each fourth is measured on."""
 _RANGED = 100
 """Samples from which an integer file finds its ranges."""
 _NEARLY = 0.05
@@ -52,9 +52,9 @@ class SparsityCurve(Report):
         samples: the number of samples measured on, if the metric scores each one.
         unclear: the fraction of samples whose two largest dense outputs are nearly equal, where
             the metric is the agreement of the largest one; None for other metrics.
-        confidence: with which the drop on other samples is below `limits`.
-        limits: for each point the largest drop that the samples leave likely; empty if the
-            metric is one number.
+        confidence: that of `limits`; None if the metric is one number.
+        limits: for each point the upper confidence limit of the drop; empty if the metric is one
+            number.
 
     Example:
         >>> curve = SparsityCurve(0.5, 0.02, 1.0, ((0.5, 0.99), (0.8, 0.9)), "agreement")
@@ -267,8 +267,8 @@ def find_sparsity(
         confidence: with which the drop on other samples must stay within `max_drop`, in
             [0.5, 1): the upper confidence limit of the drop decides, from the difference of both
             models on each sample (after Agresti & Coull 1998). 0.5: the measured drop decides,
-            which other samples often exceed. None: 0.95. Without effect on a metric that is one
-            number.
+            which other samples often exceed. None: 0.95, or for a metric that is one number, of
+            which no limit is known, 0.5.
         flash: bytes into which the file must fit; takes the place of `max_drop`.
         target: whose file must fit, with `flash`: "tflm", an accelerator such as "ethos-u55-128",
             "litert-x86", "litert-arm" or "wasm"; None: "tflm". Integer files find their ranges
@@ -311,7 +311,7 @@ def find_sparsity(
         raise ValueError(
             f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
         )
-    confidence = _checked_confidence(confidence)
+    limit = _checked_confidence(confidence)
     _check_options(options, highest)
     check_model(model)
     calibration = Calibration.of(calibration)
@@ -329,7 +329,13 @@ def find_sparsity(
     assert max_drop is not None
     bound = float(max_drop)
     if scores.ndim:
-        _check_enough(len(scores), spread, bound, confidence)
+        _check_enough(len(scores), spread, bound, limit)
+    elif confidence is not None and confidence > 0.5:
+        raise ValueError(
+            "`confidence` needs a metric of one score per sample; the given one is a number. "
+            f"Received: confidence={confidence!r}. Return the scores of all samples, such as "
+            "`lambda model: model.predict(x).argmax(-1) == y`, or leave `confidence` out."
+        )
     steps = 1 + int(np.ceil(np.log2(max(highest / tolerance, 1))))
     with show_progress(f"finding the sparsity of {model.name}", steps, shown=is_shown) as announce:
 
@@ -340,9 +346,9 @@ def find_sparsity(
                 found = chosen.scores(model)
             finally:
                 weights.restore()
-            limit = _largest_drop(scores, found, spread, confidence)
-            points[sparsity] = float(found.mean()), limit
-            return limit <= bound
+            drop = _largest_drop(scores, found, spread, limit)
+            points[sparsity] = float(found.mean()), drop
+            return drop <= bound
 
         low, high = 0.0, highest
         if holds(highest):
@@ -355,8 +361,8 @@ def find_sparsity(
     found = SparsityCurve(low, bound, dense, curve, chosen.name, unclear=chosen.unclear)
     if not scores.ndim:
         return found
-    limits = tuple(limit for _, (_, limit) in tried)
-    return dataclasses.replace(found, samples=len(scores), confidence=confidence, limits=limits)
+    drops = tuple(drop for _, (_, drop) in tried)
+    return dataclasses.replace(found, samples=len(scores), confidence=limit, limits=drops)
 
 
 def _checked_confidence(confidence: Any) -> float:

@@ -87,7 +87,7 @@ def kept_by_one_cut(
 
         return _highest(np.unique(np.concatenate(bounds)), enough)
 
-    # The cut lies between them. Of type float64, so that bounds of less are not compared in less.
+    # The cut lies between them. NumPy would round a plain float to the type of the bounds.
     low, high = np.float64(level(lows)), np.float64(level(highs))
     first = [int(np.count_nonzero(each > high)) for each in lows]
     last = [int(np.count_nonzero(each >= low)) for each in highs]

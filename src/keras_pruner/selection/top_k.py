@@ -290,4 +290,4 @@ def _bracket(weights: np.ndarray, alive: np.ndarray, count: int) -> tuple[float,
     # Zeros stay outside the bracket: where most weights are pruned they would all be inside.
     low = max(sample[first] if ends[0] >= 0 else 0.0, np.finfo(np.float32).smallest_subnormal)
     high = sample[last] if ends[1] < sample.size - 1 else np.inf
-    return float(low), float(max(low, high))  # of float64 weights all may be 0 as float32
+    return float(low), float(max(low, high))  # the sample rounds tiny float64 to 0

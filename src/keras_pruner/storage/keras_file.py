@@ -123,14 +123,19 @@ def save_compressed(
         model: any built Keras 3 model, quantized ones included.
         path: the file, ending with ".keras".
         weights: how to store the kernels of type float32; they are float32 again when loaded.
-            Zeros stay zeros; biases and the vectors of normalization layers stay exact but for
-            "shared". None: exact. "float16": 16 bits. "float8": one byte, with an exponent range
-            for each kernel; the relative error is at most 1/16, more below 1/8192 of the largest
-            weight. "shared": 16 values for each kernel, zero among them, chosen by k-means; needs
-            the extra "shared". Depthwise kernels then take float8, matrices that are no kernels
-            float16, and biases and vectors of normalization layers bfloat16, an error of at most
-            1/256 of each value; they stay exact where a mean exceeds 16 standard deviations. All
-            of these files open in plain Keras, since HDF5 converts the values while they are read.
+            Zeros stay zeros, and all of these files open in plain Keras, since HDF5 converts the
+            values while they are read.
+
+            - None: everything exact.
+            - "float16": 16 bits.
+            - "float8": one byte, with an exponent range for each kernel. The relative error is at
+              most 1/16, more below 1/8192 of the largest weight. Matrices that are no kernels take
+              float16.
+            - "shared": 16 values for each kernel, zero among them, chosen by k-means; needs the
+              extra "shared". Depthwise kernels take float8, matrices that are no kernels float16.
+              Biases and vectors of normalization layers, exact in the other forms, take bfloat16:
+              an error of at most 1/256 of each value. They stay exact in a batch normalization
+              with a mean above 16 standard deviations.
         samples: inputs of the model. The file is loaded and compared with the model on them
             before this returns. One-byte kernels are also rounded so that the outputs of their
             layers change least on these inputs; "shared" then uses 8 values. Some hundred inputs
@@ -277,9 +282,10 @@ def _kind(owned: OwnedWeight, stored: str) -> str | None:
     if keras.backend.standardize_dtype(variable.dtype) != "float32":
         return None
     if "bias" in variable.name or variable.name in _OF_NORMS:
-        # A mean far from zero needs more digits than a bfloat16 has.
-        far = isinstance(layer, keras.layers.BatchNormalization) and _is_far_from_zero(layer)
-        return None if stored != "shared" or far or not variable.shape else "bfloat16"
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        if stored != "shared" or not variable.shape or (is_norm and _is_far_from_zero(layer)):
+            return None
+        return "bfloat16"
     if len(variable.shape) < 2:
         return None
     if owned.is_depthwise:  # few weights, and the network is sensitive to them
@@ -292,6 +298,7 @@ _FAR = 16  # standard deviations
 
 
 def _is_far_from_zero(norm: keras.layers.BatchNormalization) -> bool:
+    """Whether a mean needs more digits than a bfloat16 has."""
     mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
     return bool((np.abs(mean) > _FAR * np.sqrt(variance + norm.epsilon)).any())
 

@@ -39,7 +39,7 @@ from keras_pruner.training.checkpoint import (
     load_pruning,
     save_pruning,
 )
-from keras_pruner.training.slots import slots_of, updates_elementwise
+from keras_pruner.training.optimizer_slots import slots_of, updates_elementwise
 from keras_pruner.validation import one_line
 
 UNATTENDED = (
@@ -285,7 +285,7 @@ class Prunings(keras_private.Saveable):
         self._unread: dict[str, np.ndarray] = {}
 
     def __dir__(self) -> list[str]:
-        """Nothing, since Keras would save what it finds here."""
+        """Empty: Keras would save every attribute that `dir` lists."""
         return []
 
     def _obj_type(self) -> str:
@@ -311,7 +311,7 @@ class Prunings(keras_private.Saveable):
 
     @property
     def updates_elementwise(self) -> bool:
-        """Whether the gradients of pruned weights need no mask: see `training/slots.py`."""
+        """Whether the gradients of pruned weights need no mask: see `training/optimizer_slots.py`."""
         masked = [masked for pruning in self.all for masked in pruning.masked]
         return updates_elementwise(self._optimizer(), [each.variable for each in masked])
 

@@ -108,7 +108,7 @@ class Pruner:
 
         Args:
             model: the model.
-            schedule: when to prune; `fit` fills in what it leaves open.
+            schedule: when to prune; `fit` sets the begin and end that it leaves open.
             rules: what to prune, applied when the model has its weights.
         """
         self = cls.__new__(cls)
@@ -652,7 +652,10 @@ def _check_length(state: PruningState, given: Schedule, updates: int | None) -> 
 
 
 def _check_recovery(schedule: Schedule, given: Schedule, updates: int | None) -> None:
-    """Say before a training if it is too short to recover from a pruning whose end it sets."""
+    """Warn before a training that is too short to recover from pruning.
+
+    Only of schedules without an end of their own: who sets an end has decided.
+    """
     if updates is None or given.end_step is not None or schedule.end_step is None:
         return
     left = updates - schedule.end_step

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.training.slots import ELEMENTWISE, updates_elementwise
+from keras_pruner.training.optimizer_slots import ELEMENTWISE, updates_elementwise
 
 SETTINGS = [{}, {"weight_decay": 0.1}, {"clipvalue": 0.5}, {"use_ema": True}, {"epsilon": 0.0}]
 
