@@ -48,21 +48,20 @@ def grid(columns, rows):
 
 
 def longest(found):
-    """For each target the row with enough seeds that was trained longest."""
-    best = {}
-    for each in found:
-        if each.published_retained is not None and len(each.lines) >= FEWEST_SEEDS:
-            rank = sum(dict(each.budget)[f"{part}_epochs"] for part in ("dense", "pruning"))
-            best[each.target] = max(best.get(each.target, (0, None)), (rank, each), key=_first)
-    return [each for _, each in best.values()]
+    """For each target the row of this package with enough seeds that was trained longest."""
+    ours = [each for each in found if each.method == "ours" and each.published_retained]
+    rows = [each for each in ours if len(each.lines) >= FEWEST_SEEDS]
+    return list({each.target: each for each in sorted(rows, key=trained_for)}.values())
 
 
-def _first(pair):
-    return pair[0]
+def trained_for(each):
+    """Epochs before and while pruning, together."""
+    budget = dict(each.budget)
+    return budget["dense_epochs"] + budget["pruning_epochs"]
 
 
 def published(everything):
-    """Each published row: what it retains there and here, and whether that is as much."""
+    """The published rows: the retained accuracy there and here, and which falls short."""
     rows, seen = [], set()
     for name, found in everything.items():
         for each in longest(found):
@@ -116,7 +115,7 @@ def published_in_full(everything):
 
 def against_tfmot(everything):
     """One sentence: how often this package is above TFMOT, and below it."""
-    found = [row[-2] for row in pairs(everything, "ours", "tfmot")]
+    found = [between for *_, between in pairs(everything, "ours", "tfmot")]
     if not found:
         return "No pairs with TFMOT yet."
     above = sum(each.low > 0 for each in found)
@@ -129,8 +128,7 @@ def against_tfmot(everything):
 
 
 def pairs(everything, method, against):
-    """Rows of the differences in points between two methods at a target, paired by seed."""
-    rows = []
+    """Recipe, both settings, and their difference in points, paired by seed, at each target."""
     for name, found in everything.items():
         for one in (each for each in found if each.method == method):
             for other in (each for each in found if each.method == against):
@@ -138,27 +136,27 @@ def pairs(everything, method, against):
                 same_way = other.allocation is None or one.way == other.way
                 between = difference(one, other) if alike and same_way else None
                 if between is not None and len(between.values) > 1:
-                    rows.append(
-                        (
-                            name,
-                            one.target_name,
-                            one.label,
-                            len(between.values),
-                            f"{one.dense_scores.mean:.2f}",
-                            f"{one.scores.mean:.2f}",
-                            f"{other.scores.mean:.2f}",
-                            between,
-                            "yes" if between.low > 0 else "no",
-                        )
-                    )
-    return rows
+                    yield name, one, other, between
 
 
 def paired(everything, method, against):
     """The table of these differences."""
+    rows = [
+        (
+            name,
+            one.target_name,
+            one.label,
+            len(between.values),
+            f"{one.dense_scores.mean:.2f}",
+            f"{one.scores.mean:.2f}",
+            f"{other.scores.mean:.2f}",
+            between,
+            "yes" if between.low > 0 else "no",
+        )
+        for name, one, other, between in pairs(everything, method, against)
+    ]
     columns = ["recipe", "zeros", "here", "seeds", "dense", method, against]
-    columns += ["difference, points", "above zero"]
-    return grid(columns, pairs(everything, method, against))
+    return grid([*columns, "difference, points", "above zero"], rows)
 
 
 def smallest(everything, kind=""):

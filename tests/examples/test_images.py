@@ -85,6 +85,17 @@ def test_inception_is_refused_where_pictures_are_small():
         list(imagenet.recipes(options))
 
 
+def test_a_narrow_network_has_a_part_of_the_filters():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(32, 3, use_bias=False, name="wide")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Conv2D(12, 3, name="few")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="head")(keras.layers.Flatten()(x)))
+    narrow = imagenet.narrowed(keras, model, 0.5)
+    assert [narrow.get_layer(name).filters for name in ("wide", "few")] == [16, 8]  # 8 at least
+    assert narrow.output_shape == (None, 4)
+
+
 @pytest.mark.slow
 def test_the_first_and_the_depthwise_convolutions_are_left_alone():
     data = recipe.Data(None, None, "", {"size": 32, "classes": 2})

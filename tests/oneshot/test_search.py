@@ -28,6 +28,11 @@ def zeros(model):
     return 1 - sum(map(np.count_nonzero, kernels)) / sum(k.size for k in kernels)
 
 
+def kept(model):
+    """A metric that is one number."""
+    return 1 - zeros(model)
+
+
 def test_bisection_comes_to_where_the_metric_falls():
     model = network()
     curve = kp.find_sparsity(
@@ -359,6 +364,10 @@ def test_progress_is_shown_step_by_step(monkeypatch):
         (lambda m: kp.sensitivity(m, metric=lambda _: np.nan), "must give a finite number"),
         (lambda m: kp.find_sparsity(m, samples(), tolerance=0), "`tolerance` must be"),
         (lambda m: kp.find_sparsity(m, samples(), confidence=95), r"\[0.5, 1\).*confidence=95"),
+        (
+            lambda m: kp.find_sparsity(m, samples(), metric=kept, confidence=0.9),
+            r"one score per sample; .* confidence=0\.9\. Return the scores",
+        ),
         (lambda m: kp.find_sparsity(m, samples(), highest=98), "highest=0.98"),
         (lambda m: kp.find_sparsity(m, samples(), copy=True), "`copy` has nothing to do"),
         (lambda m: kp.sensitivity(m), "either calibration samples or a metric"),

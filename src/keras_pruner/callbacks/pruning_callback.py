@@ -340,8 +340,8 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
         before = self._fit.optimizer
         if before is not None and self.model.optimizer is not before:
             raise RuntimeError(
-                f"The optimizer of {self.model.name!r} was replaced in the middle of `fit`, and the new "
-                "one does not prune. Change its settings instead, such as "
+                f"The optimizer of {self.model.name!r} was replaced in the middle of `fit`, and "
+                "the new one does not prune. Change its settings instead, such as "
                 "`model.optimizer.learning_rate = 1e-4`; or end this `fit`, compile the model, and "
                 "call `fit` again with the same callback."
             )

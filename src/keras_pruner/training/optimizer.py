@@ -311,7 +311,7 @@ class Prunings(keras_private.Saveable):
 
     @property
     def updates_elementwise(self) -> bool:
-        """Whether the gradients of pruned weights need no mask: see `training/optimizer_slots.py`."""
+        """Whether the gradients of pruned weights need no mask, by the module optimizer_slots."""
         masked = [masked for pruning in self.all for masked in pruning.masked]
         return updates_elementwise(self._optimizer(), [each.variable for each in masked])
 

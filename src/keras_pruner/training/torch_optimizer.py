@@ -32,7 +32,7 @@ ELEMENTWISE = (
     torch.optim.RMSprop,
     torch.optim.Adagrad,
 )
-"""Like `keras_pruner.training.optimizer_slots.ELEMENTWISE`: gradients of pruned weights need no mask."""
+"""Like `optimizer_slots.ELEMENTWISE`: the gradients of pruned weights need no mask."""
 
 
 class TorchPruning:
