@@ -26,7 +26,7 @@ def fresh_state():
     keras.backend.clear_session(free_memory=False)  # collected once a module
 
 
-OF_USERS = {name: getattr(schedules, name) for name in ("STEPS_TO_RECOVER", "FEW_STEPS")}
+STEPS_TO_RECOVER = schedules.STEPS_TO_RECOVER
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,15 +34,13 @@ def short_trainings_prune_gradually():
     """Give the trainings of a few steps in the tests the schedule that long ones have."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedules, "STEPS_TO_RECOVER", 0)
-        patch.setattr(schedules, "FEW_STEPS", 0)
         yield
 
 
 @pytest.fixture
 def schedules_of_short_trainings(monkeypatch):
     """What users have in trainings of a few steps."""
-    for name, value in OF_USERS.items():
-        monkeypatch.setattr(schedules, name, value)
+    monkeypatch.setattr(schedules, "STEPS_TO_RECOVER", STEPS_TO_RECOVER)
 
 
 @pytest.fixture

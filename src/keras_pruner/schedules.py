@@ -22,14 +22,12 @@ __all__ = [
 SHARE_OF_TRAINING = 0.75
 """The part of training over which a schedule without an end prunes; then the model recovers."""
 
-STEPS_TO_RECOVER = 200
-"""The least number of steps that such a schedule leaves at its end: all of a shorter training.
+STEPS_TO_RECOVER = 50
+"""The least number of steps that such a schedule leaves at its end.
 
-With fewer, a model that is pruned gradually loses more than one that is pruned in the first step.
+A training of fewer steps prunes all at once, which loses less than pruning gradually, and is warned
+of: it recovers little (benchmarks/short_trainings.py).
 """
-
-FEW_STEPS = 50
-"""Trainings with fewer are warned of: they recover little of what pruning costs."""
 
 UPDATES_PER_SPAN = 100
 """The number of mask updates of a schedule without a frequency."""
@@ -229,8 +227,8 @@ class PolynomialDecay(Schedule):
         initial_sparsity: s_i, the fraction at `begin_step`. None: the model's sparsity then.
         begin_step: t_0, the step of the first mask update.
         end_step: t_1, the step of the last one. None: after three quarters of the training,
-            earlier in a short one, so that 200 steps are left to recover; a training of up to 200
-            steps prunes all at once.
+            earlier in a training of fewer than 200 steps, so that 50 are left to recover; one of
+            up to 50 prunes all at once.
         power: 1 is linear, 3 is the paper's.
         frequency: steps between updates. None: a hundred updates over the span.
 

@@ -18,9 +18,9 @@ class GradualPruning(PruningCallback):
 
     `GradualPruning(0.8)` goes from the model's present sparsity to 0.8 over the first three
     quarters of the training, fast at first, in a hundred updates, and leaves the rest to recover
-    (Zhu & Gupta 2017, arXiv:1710.01878). At least 200 steps are left to recover, so that a
-    training that is shorter prunes all at once in its first step. The sparsity is logged under
-    "sparsity": list this callback before those that read logs.
+    (Zhu & Gupta 2017, arXiv:1710.01878). At least 50 steps are left to recover: a shorter
+    training prunes all at once in its first step. The sparsity is logged under "sparsity": list
+    this callback before those that read logs.
 
     Weights are exactly zero after every step. When the schedule has ended the optimizer is your
     own again; further training needs `KeepZeros`. If `fit` ends earlier, the next one with the

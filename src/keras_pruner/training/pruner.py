@@ -659,7 +659,7 @@ def _check_recovery(schedule: Schedule, given: Schedule, updates: int | None) ->
     if updates is None or given.end_step is not None or schedule.end_step is None:
         return
     left = updates - schedule.end_step
-    if 0 <= left < schedules.FEW_STEPS:
+    if 0 <= left < schedules.STEPS_TO_RECOVER:
         warnings.warn(
             f"The training has {left} steps in which to recover from pruning to "
             f"{schedule.sparsity_at_end:.4g}, which are few. Train for longer, or prune before it "
