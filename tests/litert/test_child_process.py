@@ -26,3 +26,14 @@ def test_an_error_is_told_whatever_bytes_it_holds(tmp_path):
     (tmp_path / "job.py").write_text(code, encoding="utf-8")
     with pytest.raises(RuntimeError, match=r"job failed .*: not \ufffd text"):
         run_program(tmp_path / "job.py", None)
+
+
+def test_a_failure_keeps_the_beginning_of_a_long_error(tmp_path):
+    code = (
+        "from keras_pruner.litert.child_process import fail, read_job\n"
+        "read_job()\n"
+        "fail(ValueError('the reason' + 5000 * ' and more'))\n"
+    )
+    (tmp_path / "job.py").write_text(code, encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"job failed .*: ValueError: the reason and more"):
+        run_program(tmp_path / "job.py", None)

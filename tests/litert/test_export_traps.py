@@ -169,3 +169,18 @@ def test_what_the_converter_says_is_shown_with_what_to_do(said, hint):
     assert said in explained
     with pytest.raises(RuntimeError, match=hint):
         raise RuntimeError(explained)
+
+
+@pytest.mark.backend_free
+def test_the_converters_listing_of_the_model_is_left_out():
+    said = (
+        "error: failed while converting: 'main':\n"
+        "<unknown>:0: note: see current operation:\n"
+        '"func.func"() <{function_type = ...}> ({\n'
+        "^bb0(%arg0: tensor<1xf32>):\n"
+        '  %14 = "tfl.relu"(%13)\n'
+        '  "func.return"(%14) : (tensor<1xf32>) -> ()\n'
+        "}) {tf.entry_function = {}}\n"
+    )
+    explained = convert._explain(said)
+    assert explained.endswith("said:\nerror: failed while converting: 'main':")

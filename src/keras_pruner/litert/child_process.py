@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 IN_UTF_8 = {"PYTHONIOENCODING": "utf-8"}
 """Environment in which a Python process prints UTF-8, whatever PYTHONIOENCODING is here."""
@@ -31,7 +31,8 @@ def run_module(
         announce: called with the name of each step that the module passes to `tell`.
 
     Raises:
-        RuntimeError: with the end of the error output, if the process fails or crashes.
+        RuntimeError: if the process fails or crashes, with what it passed to `fail`, else with the
+            end of its error output.
     """
     return _run(["-m", module], module, job, environment or {}, announce)
 
@@ -66,25 +67,31 @@ def _run(
                 child.stdin.close()
             except BrokenPipeError:
                 pass  # it failed before it read the job; its error output tells why
-            results = list(_results(child.stdout, announce))
+            messages = list(_messages(child.stdout, announce))
+        results = [message["result"] for message in messages if "result" in message]
         if child.returncode == 0 and results:
             return results[-1]
         errors.seek(0)
-        output = errors.read().strip()[-2000:] or "it printed nothing"
+        failures = [message["failure"] for message in messages if "failure" in message]
+        output = "".join(failures) or errors.read().strip()[-2000:] or "it printed nothing"
     crash = f" (killed by signal {-child.returncode})" if child.returncode < 0 else ""
     raise RuntimeError(f"{name} failed in a process of its own{crash}: {output}")
 
 
-def _results(lines: Any, announce: Callable[[str], None] | None) -> Any:
+def _messages(
+    lines: Iterable[str], announce: Callable[[str], None] | None
+) -> Iterator[dict[str, Any]]:
+    """What the module passes on; steps are announced as they come."""
     for line in lines:
         try:
             message = json.loads(line)
         except ValueError:
             continue  # printed by a library
-        if isinstance(message, dict) and "result" in message:
-            yield message["result"]
-        elif isinstance(message, dict) and "step" in message and announce is not None:
+        if not isinstance(message, dict):
+            continue
+        if "step" in message and announce is not None:
             announce(message["step"])
+        yield message
 
 
 def read_job() -> Any:
@@ -94,9 +101,19 @@ def read_job() -> Any:
 
 def tell(step: str) -> None:
     """Report the current step, for the module that runs as a program."""
-    print("\n" + json.dumps({"step": step}), file=sys.__stdout__, flush=True)
+    _pass_on({"step": step})
 
 
 def answer(result: Any) -> None:
     """Print the result of a job, for the module that runs as a program."""
-    print("\n" + json.dumps({"result": result}), file=sys.__stdout__, flush=True)
+    _pass_on({"result": result})
+
+
+def fail(error: Exception) -> NoReturn:
+    """End the module that runs as a program, with the whole text of an error."""
+    _pass_on({"failure": f"{type(error).__name__}: {error}"})
+    sys.exit(1)
+
+
+def _pass_on(message: dict[str, Any]) -> None:
+    print("\n" + json.dumps(message), file=sys.__stdout__, flush=True)

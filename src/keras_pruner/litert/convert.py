@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner.litert.child_process import answer, read_job, run_module, tell
+from keras_pruner.litert.child_process import answer, fail, read_job, run_module, tell
 from keras_pruner.litert.samples import Signature, as_inputs
 from keras_pruner.validation import need
 
@@ -171,7 +171,13 @@ def _explain(said: str) -> str:
         hint = f"These operators have no integer form: {operators}. Replace their layers."
     else:
         hint = ""
-    return f"The conversion to LiteRT failed. {hint} The converter said:\n{said}"
+    return f"The conversion to LiteRT failed. {hint} The converter said:\n{_without_dump(said)}"
+
+
+def _without_dump(said: str) -> str:
+    """What the converter said, without its listing of the whole model."""
+    dump = re.compile(r"note: |^\s*%|^\s*\"func|^\s*\^bb|^\}")
+    return "\n".join(line for line in said.splitlines() if line and not dump.search(line))
 
 
 def _missing_operators(said: str) -> str:
@@ -195,8 +201,6 @@ def main() -> None:
             importlib.import_module(module)
         except Exception as error:  # the model may not need it; shown if loading fails
             print(f"{module} cannot be imported: {error!r}", file=sys.stderr)
-    # The parent process has just written this file from its own model, so it is safe to load.
-    model = keras.saving.load_model(job["model"], compile=False, safe_mode=False)
     signature = [
         keras.InputSpec(shape=shape, dtype=dtype, name=name)
         for shape, dtype, name in job["signature"]
@@ -205,7 +209,12 @@ def main() -> None:
         arrays = [file[name] for name in file.files]
     batches = [list(batch) for batch in zip(*arrays, strict=True)]
     types = Types(**job["types"])
-    _export(model, Path(job["output"]), signature, types, batches, announce=tell)
+    try:
+        # The parent process has just written this file from its own model: it is safe to load.
+        model = keras.saving.load_model(job["model"], compile=False, safe_mode=False)
+        _export(model, Path(job["output"]), signature, types, batches, announce=tell)
+    except Exception as error:  # whatever Keras and the converter raise
+        fail(error)
     answer("done")
 
 

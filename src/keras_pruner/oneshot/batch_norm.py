@@ -12,6 +12,7 @@ from keras_pruner.model_weights import check_model
 from keras_pruner.oneshot.arrays import mean, namespace, to_array, to_numpy
 from keras_pruner.oneshot.calibration import Calibration, Samples
 from keras_pruner.oneshot.listen import Call, Enough, Values, listening, run
+from keras_pruner.oneshot.replay import Replay
 
 Norm: TypeAlias = keras.layers.BatchNormalization
 
@@ -81,9 +82,10 @@ def reestimate_batch_norm(model: keras.Model, calibration: Any) -> None:
 def reestimate(model: keras.Model, norms: dict[Norm, int], inputs: Samples) -> None:
     """Re-estimate norms one by one, given with their numbers of calls; all of them or none."""
     variables = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
+    replay = Replay(model, inputs.batches())
     with Values.of(variables).restored_after_error():
         for norm, calls in norms.items():
-            found = _moments_of_inputs(model, norm, calls, inputs)
+            found = _moments_of_inputs(replay, norm, calls)
             norm.moving_mean.assign(found.mean)
             norm.moving_variance.assign(found.variance)
 
@@ -108,7 +110,7 @@ def calls_of_norms(model: keras.Model, batch: Any) -> dict[Norm, int]:
     return calls
 
 
-def _moments_of_inputs(model: keras.Model, norm: Norm, calls: int, inputs: Samples) -> Moments:
+def _moments_of_inputs(replay: Replay, norm: Norm, calls: int) -> Moments:
     parts: list[list[Moments]] = []
 
     def hear(call: Call) -> None:
@@ -117,9 +119,9 @@ def _moments_of_inputs(model: keras.Model, norm: Norm, calls: int, inputs: Sampl
             raise Enough
 
     with listening({norm: hear}):
-        for batch in inputs.batches():
+        for _, run_batch in replay.runs([norm]):
             parts.append([])
-            run(model, batch)
+            run_batch()
     return pooled(parts)
 
 

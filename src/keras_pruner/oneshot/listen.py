@@ -94,8 +94,10 @@ def run(model: keras.Model, batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def undisturbed(model: keras.Model) -> Iterator[None]:
+def undisturbed(model: keras.Model) -> Iterator["Values"]:
     """A context after which the states that a run changes (seeds, counters) are restored.
+
+    It gives the states.
 
     The statistics of batch norms are not restored: inference does not change them, but pruning
     does.
@@ -106,7 +108,7 @@ def undisturbed(model: keras.Model) -> Iterator[None]:
     variables += [seeds.state for layer in layers for seeds in layer._seed_generators]
     states = Values.of(variables)
     try:
-        yield
+        yield states
     finally:
         states.restore()
 
@@ -128,6 +130,12 @@ class Values:
         """Copy the present values."""
         to_numpy = backends.current().to_numpy
         return cls(variables, [np.array(to_numpy(variable)) for variable in variables])
+
+    def have_changed(self) -> bool:
+        """Whether a variable has another value now."""
+        to_numpy = backends.current().to_numpy
+        pairs = zip(self.variables, self.arrays, strict=True)
+        return any(not np.array_equal(to_numpy(v), array) for v, array in pairs)
 
     def restore(self) -> None:
         """Assign the copied values."""

@@ -5,7 +5,8 @@ and refitted so far, so that each layer also corrects the errors of those before
 
 Memory, beside the model and a copy of the weights that change: the targets of a group of layers
 (256 MB at most, or those of one layer), the rows of one layer (256 MB at most, and as much again
-to centre them), and inputs x inputs of one layer.
+to centre them), inputs x inputs of one layer, and twice the tensors in front of a layer (256 MB
+at most).
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from keras_pruner.oneshot.arrays import like, namespace, to_numpy
 from keras_pruner.oneshot.calibration import Calibration, Samples, check_magnitude
 from keras_pruner.oneshot.least_squares import Fit, System, mean_gap, rescale
 from keras_pruner.oneshot.linear_layers import Choose, Linear
-from keras_pruner.oneshot.listen import Call, Enough, Values, listening, run
+from keras_pruner.oneshot.listen import Call, Enough, Values, listening
+from keras_pruner.oneshot.replay import Replay
 from keras_pruner.oneshot.trace import Node, Trace, trace
 from keras_pruner.patterns import BudgetedPattern
 from keras_pruner.plan import Target
@@ -58,18 +60,21 @@ class Recorder:
         fit: samples to fit on.
         held: held-out samples.
         trace: of the dense model.
+        replay: runs the model on the batches of both.
     """
 
     model: keras.Model
     fit: Samples
     held: Samples
     trace: Trace
+    replay: Replay
 
     @classmethod
     def of(cls, model: keras.Model, samples: Samples) -> "Recorder":
         """Split the samples and trace the dense model."""
         fit, held = samples.split()
-        return cls(model, fit, held, trace(model, fit.batches()[0]))
+        found = trace(model, fit.batches()[0])
+        return cls(model, fit, held, found, Replay(model, fit.batches() + held.batches()))
 
     def rows(self, linear: Linear) -> _Pair:
         """The present inputs of a layer, as rows (groups, n, inputs)."""
@@ -126,11 +131,11 @@ class Recorder:
 
         listeners = {layer: _each(group, hear) for layer, group in by_layer.items()}
         with listening(listeners):
-            for batch in self.fit.batches() + self.held.batches():
+            for batch, run_batch in self.replay.runs(listeners):
                 share = len(keras.tree.flatten(batch)[0]) / (len(self.fit) + len(self.held))
                 for parts in found.values():
                     parts.append([])
-                run(self.model, batch)
+                run_batch()
         return found
 
     def _chooser(self, linear: Linear, share: float, parts: list[list[Any]]) -> Choose:
