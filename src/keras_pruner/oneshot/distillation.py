@@ -1,7 +1,8 @@
 """After the refit: train what is left, without labels, to give the dense model's outputs again.
 
 The dense model is the teacher (Hinton et al. 2015, arXiv:1503.02531), with the squared difference
-of the outputs in place of softened probabilities, so that any output will do.
+of the outputs in place of softened probabilities, so that any output will do. It is asked about
+mixtures of the samples, so that a few hundred samples are not learned by heart.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.oneshot.batch_norm import calls_of_norms, reestimate
 from keras_pruner.oneshot.calibration import Samples
-from keras_pruner.oneshot.outputs import masked_logits, outputs_of
+from keras_pruner.oneshot.mixtures import can_be_mixed, mixtures
+from keras_pruner.oneshot.outputs import HUGE, outputs_of
 from keras_pruner.plan import Plan
 from keras_pruner.reporting.console import Announce
 from keras_pruner.training.optimizer import keep_zeros
@@ -21,6 +23,7 @@ from keras_pruner.training.optimizer import keep_zeros
 _BATCH = 64
 _RATE = 3e-3
 _FOR_BATCH_NORM = 1024  # samples
+_ANSWERS_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,30 +32,40 @@ class Teacher:
 
     Attributes:
         samples: inputs.
-        outputs: the dense model's, all of them in order, shape (samples, ...) each.
-        epochs: over the samples.
+        answers: the dense outputs, shape (samples, ...) each, for the first sets of mixtures.
+        epochs: of training; each takes another set, or the first again after the last.
         plan: of the dense model: its targets keep their zeros; None: no weight is kept at zero.
     """
 
     samples: Samples
-    outputs: list[np.ndarray]
+    answers: list[list[np.ndarray]]
     epochs: int
     plan: Plan | None
+
+    @classmethod
+    def of(cls, model: keras.Model, samples: Samples, epochs: int, plan: Plan | None) -> "Teacher":
+        """Ask the dense model, as it is now, about one set of mixtures for each epoch.
+
+        About fewer where the outputs are large (256 MB at most), about one where inputs are
+        integers.
+        """
+        answers = [outputs_of(model, mixtures(samples, 0))]
+        size = sum(output.nbytes for output in answers[0])
+        sets = min(epochs, max(1, _ANSWERS_BYTES // size)) if can_be_mixed(samples) else 1
+        answers += [outputs_of(model, mixtures(samples, number)) for number in range(1, sets)]
+        return cls(samples, answers, epochs, plan)
 
     def teach(self, model: keras.Model, announce: Announce) -> None:
         """Train the model in place, beside whatever it is compiled with; announce each epoch.
 
-        Batch norms that are trained get the statistics of the samples at the end: a short
-        training leaves their moving averages behind.
+        Batch norms that are trained get the statistics of mixtures at the end, as in training:
+        its moving averages lag behind, and statistics of the samples did worse.
         """
-        present = outputs_of(model, self.samples)
-        pairs = list(zip(present, self.outputs, strict=True))
-        wanted = [np.where(masked_logits(found, output), np.nan, output) for found, output in pairs]
-        batches = _Batches(self.samples, wanted)
+        batches = _Batches(self.samples, self.answers)
         rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
         backend = backends.current()
         with backend.variable_scope(model):
-            student = _Student(model, [_variance(output) for output in wanted])
+            student = _Student(model, [_variance(output) for output in self.answers[0]])
             optimizer: Any = keras.optimizers.Adam(rate)
             if self.plan is not None:
                 optimizer = _keeping_zeros(optimizer, self.plan, student)
@@ -61,7 +74,7 @@ class Teacher:
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
         )
         student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
-        few = self.samples.take(slice(_FOR_BATCH_NORM))
+        few = mixtures(self.samples, 0).take(slice(_FOR_BATCH_NORM))
         norms = calls_of_norms(model, few.batches()[0])
         reestimate(model, {norm: n for norm, n in norms.items() if n and norm.trainable}, few)
 
@@ -112,39 +125,43 @@ class _Student(keras.Model):
 
 
 def _variance(wanted: np.ndarray) -> float:
-    """Of what there is."""
-    seen = wanted[~np.isnan(wanted)]
+    """Of what is no masked logit."""
+    seen = wanted[np.abs(wanted) < HUGE]
     return float(np.var(seen)) if seen.size else 0.0
 
 
 def _missing(found: Any, wanted: Any) -> Any:
-    """What the outputs lack, where anything is wanted."""
-    nothing = keras.ops.isnan(wanted)
+    """What the outputs lack, but for masked logits, which are the same huge number in both."""
     found = keras.ops.cast(found, "float32")
-    return keras.ops.where(nothing, 0.0, found) - keras.ops.where(nothing, 0.0, wanted)
+    masked = (found == wanted) & ~(keras.ops.abs(wanted) < HUGE)
+    return keras.ops.where(masked, 0.0, found) - keras.ops.where(masked, 0.0, wanted)
 
 
 class _Batches(keras.utils.PyDataset):
-    """The samples with the outputs wanted, in another order in each epoch; always the same ones.
+    """Mixtures with the outputs wanted, another set in each epoch; always the same ones.
 
     What does not fill the last batch is left out of the epoch.
     """
 
-    def __init__(self, samples: Samples, outputs: list[np.ndarray]) -> None:
+    def __init__(self, samples: Samples, answers: list[list[np.ndarray]]) -> None:
         super().__init__()
-        self._samples, self._outputs = samples, outputs
+        self._samples, self._answers = samples, answers
         self._size = min(samples.batch_size(_BATCH), len(samples))
         self._random = np.random.default_rng(0)
+        self._epoch = -1
         self.on_epoch_end()
 
     def __len__(self) -> int:
-        return len(self._order) // self._size
+        return len(self._samples) // self._size
 
     def __getitem__(self, step: int) -> tuple[Any, tuple[np.ndarray, ...]]:
         index = self._order[step * self._size : (step + 1) * self._size]
-        inputs = keras.tree.lists_to_tuples(self._samples.take(index).inputs)  # for tf.data
-        return inputs, tuple(output[index] for output in self._outputs)
+        inputs = keras.tree.lists_to_tuples(self._mixed.take(index).inputs)  # for tf.data
+        return inputs, tuple(output[index] for output in self._wanted)
 
     def on_epoch_end(self) -> None:
-        """Shuffle."""
+        """Go on to the next set of mixtures, in an order of its own."""
+        self._epoch += 1
+        number = self._epoch % len(self._answers)
+        self._mixed, self._wanted = mixtures(self._samples, number), self._answers[number]
         self._order = self._random.permutation(len(self._samples))

@@ -8,7 +8,7 @@ import numpy as np
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.listen import run
 
-_HUGE = 1e6
+HUGE = 1e6
 """Magnitude from which an output is taken for a masked logit (attention masks add about -1e9)."""
 
 
@@ -50,4 +50,4 @@ def errors_of_samples(found: np.ndarray, dense: np.ndarray) -> np.ndarray:
 
 def masked_logits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Where two outputs hold masked logits, which carry no information: the same huge number."""
-    return (a == b) & ~(np.abs(b) < _HUGE)
+    return (a == b) & ~(np.abs(b) < HUGE)

@@ -399,8 +399,7 @@ def _best(reconstruction: Reconstruction, plans: Mapping[str, Plan]) -> _Result:
     teacher = None
     if options.distillation_epochs:
         samples = reconstruction.recorder.fit
-        outputs = outputs_of(model, samples)
-        teacher = Teacher(samples, outputs, options.distillation_epochs, plan)
+        teacher = Teacher.of(model, samples, options.distillation_epochs, plan)
     variables = reconstruction.variables(plan)
     dense = Values.of(variables)
     best, weights = "", dense

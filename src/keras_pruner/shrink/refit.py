@@ -31,8 +31,8 @@ class DenseCopy:
         channels: of the copy.
         options: what to do with the samples.
         recorder: of the copy.
-        outputs: the dense outputs for the samples to fit on, if they are needed, and the held-out
-            ones.
+        outputs: the dense outputs for the held-out samples.
+        teacher: the dense model, if a smaller one is to be trained by it.
         values: the dense value of every variable.
     """
 
@@ -40,7 +40,8 @@ class DenseCopy:
     channels: Channels
     options: Calibration
     recorder: Recorder
-    outputs: tuple[list[np.ndarray], list[np.ndarray]]
+    outputs: list[np.ndarray]
+    teacher: Teacher | None
     values: Values
 
     @classmethod
@@ -58,9 +59,10 @@ class DenseCopy:
                 "samples for which some of its outputs are NaN. Look for NaN in the model's "
                 "weights, and leave out samples outside the range it was trained on."
             )
-        fit = outputs_of(copy, recorder.fit) if options.distillation_epochs else []
+        epochs = options.distillation_epochs
+        teacher = Teacher.of(copy, recorder.fit, epochs, None) if epochs else None
         found = _with_sizes(channels_of(ModelGraph(copy)), copy, samples.take(slice(1)).inputs)
-        return cls(copy, found, options, recorder, (fit, held), Values.of(copy.variables))
+        return cls(copy, found, options, recorder, held, teacher, Values.of(copy.variables))
 
     @property
     def steps(self) -> int:
@@ -88,7 +90,7 @@ class DenseCopy:
 
     def relative_error(self, model: keras.Model) -> float:
         """Of the outputs of a model on the held-out samples."""
-        return relative_error(outputs_of(model, self.recorder.held), self.outputs[1])
+        return relative_error(outputs_of(model, self.recorder.held), self.outputs)
 
     def teach(self, model: keras.Model, announce: Announce) -> float:
         """Train a smaller model by the dense outputs, if that was asked for; its relative error.
@@ -96,14 +98,11 @@ class DenseCopy:
         It is undone if it makes the held-out outputs worse.
         """
         before = self.relative_error(model)
-        if not self.options.distillation_epochs:
+        if self.teacher is None:
             return before
         refitted = Values.of(model.variables)
-        teacher = Teacher(
-            self.recorder.fit, self.outputs[0], self.options.distillation_epochs, None
-        )
         with refitted.restored_after_error(), undisturbed(model):
-            teacher.teach(model, announce)
+            self.teacher.teach(model, announce)
         after = self.relative_error(model)
         if after >= before:
             refitted.restore()
