@@ -7,6 +7,7 @@ from networks import NETWORKS, inputs_of, randomise
 
 import keras_pruner as kp
 from keras_pruner.model_graph import functional_form
+from keras_pruner.shrink import shrink_model
 
 L = keras.layers
 
@@ -114,3 +115,39 @@ def test_an_axis_of_unknown_length_is_counted_at_the_samples_size():
     report = kp.shrink(model, macs=0.7, calibration=images)
     assert report.macs[0] == 7 * 7 * 27 * 16 + 3 * 3 * 144 * 16 + 16 * 2
     assert report.model.input_shape == (None, None, None, 3)
+
+
+class ByWork:
+    """In place of a stopwatch: models with half of the multiplications are twice as fast."""
+
+    def __init__(self, dense):
+        self.dense = dense
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def speedup(self, smaller):
+        return kp.channels.macs(self.dense) / kp.channels.macs(smaller)
+
+
+def test_a_speedup_is_met_by_the_largest_model_and_told(monkeypatch):
+    monkeypatch.setattr(shrink_model, "Stopwatch", ByWork)
+    hidden = [L.Dense(64, activation="relu"), L.Dense(64, activation="relu")]
+    model = keras.Sequential([keras.Input((16,)), *hidden, L.Dense(4)])
+    x = np.random.default_rng(0).normal(size=(128, 16))
+    report = kp.shrink(model, speedup=2.0, calibration=x, multiple=1)
+    assert report.speedup == report.macs[0] / report.macs[1]
+    assert 2.0 <= report.speedup < 2.1
+    assert f"{report.speedup:.3g} times as fast in LiteRT here" in str(report)
+    with pytest.raises(ValueError, match=r"the fastest was .* Received: speedup=1000"):
+        kp.shrink(model, speedup=1000, calibration=x)
+
+
+def test_without_a_speedup_none_is_told():
+    x = np.random.default_rng(1).normal(size=(64, 8)).astype("float32")
+    report = kp.shrink(redundant(), macs=0.5, calibration=x)
+    assert report.speedup is None
+    assert "as fast" not in str(report)

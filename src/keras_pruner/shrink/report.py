@@ -42,6 +42,7 @@ class ShrinkReport(Report):
             calibration samples, relative to their variance; None without a target.
         seconds: how long it took.
         overshoot: how much smaller it is than was asked for, if that is more than 5%; else empty.
+        speedup: how many times as fast it was measured to be, if that was asked for; else None.
 
     Example:
         >>> import keras, keras_pruner as kp
@@ -64,6 +65,7 @@ class ShrinkReport(Report):
     relative_error: float | None
     seconds: float
     overshoot: str = ""
+    speedup: float | None = None
 
     @property
     def frozen(self) -> dict[str, str]:
@@ -73,6 +75,8 @@ class ShrinkReport(Report):
     def headline(self) -> str:
         """How much smaller the model is, and how well it agrees."""
         text = f"{self.model.name}: {_times(*self.macs)} MACs, {_times(*self.weights)} weights"
+        if self.speedup is not None:
+            text += f", {self.speedup:.3g} times as fast in LiteRT here"
         if self.relative_error is not None:
             text += f"; relative error on held-out samples {self.relative_error:.3g}"
         return text
@@ -96,6 +100,9 @@ class ShrinkReport(Report):
             (f"{before / max(1, after):.2f}x", f"fewer {name}", f"{before:,} before, {after:,} now")
             for name, (before, after) in (("MACs", self.macs), ("weights", self.weights))
         ]
+        if self.speedup is not None:
+            detail = "one sample, one thread, LiteRT on this machine"
+            shown.insert(0, (f"{self.speedup:.2f}x", "as fast", detail))
         if self.relative_error is not None:
             detail = "of the outputs on held-out samples; 0 is equal, 1 is useless"
             shown.append((f"{self.relative_error:.2g}", "relative error", detail))
