@@ -64,6 +64,20 @@ def test_u85_gains_from_two_of_four():
 
 
 @pytest.mark.backend_free
+def test_two_of_four_halves_only_weights_that_come_in_fours_of_channels():
+    npu = npu_model.npu_of("ethos-u85-256")
+    image = keras.Input((16, 16, 1))
+    x = L.Conv2D(512, (10, 4), padding="same", name="one_channel")(image)
+    x = L.Conv2D(32, 1, name="pointwise")(L.DepthwiseConv2D(3, name="depthwise")(x))
+    model = keras.Model(image, L.Dense(4)(L.GlobalAveragePooling2D(name="pool")(x)))
+    work = {w.name: w for w in npu_model.work_of(model, npu)}
+    for name in ("one_channel", "depthwise", "pool"):
+        assert work[name].cycles(npu, two_of_four=True) == work[name].cycles(npu)
+    pointwise = work["pointwise"]
+    assert pointwise.computed(npu, two_of_four=True) == pytest.approx(pointwise.computed(npu) / 2)
+
+
+@pytest.mark.backend_free
 def test_bytes_fall_with_zeros():
     sizes = [npu_model.bytes_of_weight(s) for s in np.linspace(0, 1, 50)]
     assert sizes == sorted(sizes, reverse=True)

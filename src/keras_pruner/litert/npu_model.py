@@ -73,6 +73,8 @@ class NpuWork:
         outputs: cycles of its outputs alone, which zeros do not shorten.
         weights: number of weights that are read.
         biases: bytes beside the weights.
+        in_fours: whether the weights of an output come in fours of input channels, of which 2:4
+            zeros leave two.
     """
 
     name: str
@@ -81,6 +83,7 @@ class NpuWork:
     outputs: float
     weights: int = 0
     biases: int = 0
+    in_fours: bool = False
 
     def cycles(self, npu: Npu, sparsity: float = 0.0, *, two_of_four: bool = False) -> float:
         """The estimate at a sparsity of its weights."""
@@ -88,7 +91,7 @@ class NpuWork:
 
     def computed(self, npu: Npu, *, two_of_four: bool = False) -> float:
         """Cycles of the multiplications and outputs."""
-        faster = 2 if two_of_four and npu.halves else 1
+        faster = 2 if two_of_four and npu.halves and self.in_fours else 1
         return max(self.outputs, self.computing / faster)
 
     def read(self, npu: Npu, sparsity: float) -> float:
@@ -156,6 +159,7 @@ def _product(call: Call, made: tuple[int, ...], npu: Npu) -> NpuWork:
     units *= math.prod(pixels[:-2])
     weights = math.prod(layer.kernel.shape)
     is_depthwise = "Depthwise" in type(layer).__name__
+    in_fours = not is_depthwise and inputs // taps % 4 == 0
     if is_depthwise:
         steps, depth = math.ceil(taps / 4), math.ceil(groups * outputs / 8)
     else:
@@ -165,7 +169,7 @@ def _product(call: Call, made: tuple[int, ...], npu: Npu) -> NpuWork:
         steps, depth = min(whole, parts), groups * math.ceil(outputs / 8)
     cycles = 4 * max(8, units) * steps * depth * npu.overhead
     written = npu.output * math.prod(made)
-    return NpuWork(call.name, layer, cycles, written, weights, _BIAS * made[-1])
+    return NpuWork(call.name, layer, cycles, written, weights, _BIAS * made[-1], in_fours)
 
 
 def _sizes(shape: tuple[int | None, ...], name: str) -> tuple[int, ...]:
