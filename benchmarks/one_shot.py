@@ -203,7 +203,7 @@ def dense(name, seed, args):
 
 
 BY_SIZE = {"criterion": kp.criteria.magnitude}
-DISTILLED = {"distillation_epochs": 15}  # over all of --unlabelled
+DISTILLED = {"distillation_epochs": 15}  # on --unlabelled samples; --distillation-epochs
 PER_OUTPUT = {"allocation": "uniform", "criterion": kp.criteria.PerOutput(kp.criteria.wanda)}
 METHODS = {
     "magnitude, uniform": {"allocation": "uniform", "mask_alone": True},
@@ -253,7 +253,11 @@ def cells(name, seed, args, done):
             yield cell | {"value": best, "seconds": 0.0, "masks": ""}
             continue
         model.set_weights(weights)
-        inputs = shuffled[: args.unlabelled if "distillation_epochs" in options else args.samples]
+        count = args.samples
+        if "distillation_epochs" in options:
+            options = options | {"distillation_epochs": args.distillation_epochs}
+            count = args.unlabelled
+        inputs = shuffled[:count]
         began = time.perf_counter()
         prune(model, sparsity, inputs, **options)
         seconds = time.perf_counter() - began
@@ -300,6 +304,7 @@ def main():
     parser.add_argument(
         "--unlabelled", type=int, default=4096, help="calibration samples to distil on"
     )
+    parser.add_argument("--distillation-epochs", type=int, default=15)
     parser.add_argument("--rows", type=int, default=60000, help="training samples at most")
     parser.add_argument("--test-rows", type=int, default=10000, help="test samples at most")
     parser.add_argument("--speech", type=pathlib.Path, help="fsdd.npz, for ds_cnn")
