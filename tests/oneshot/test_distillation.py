@@ -129,7 +129,7 @@ def test_batch_norms_have_the_statistics_of_mixtures():
     model = network()
     pruned(model, 20)
     found = model.get_layer("norm_2").get_weights()
-    seen = mixtures(Samples(samples()[np.arange(512) % 8 != 4]), 0).inputs  # none held out
+    seen = mixtures(Samples(samples()[np.arange(512) % 8 != 4]), 0, [True]).inputs  # none held out
     kp.oneshot.reestimate_batch_norm(model, seen)
     for a, b in zip(found, model.get_layer("norm_2").get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -32,12 +32,14 @@ class Teacher:
 
     Attributes:
         samples: inputs.
+        mixed: which arrays of the samples are mixed.
         answers: the dense outputs, shape (samples, ...) each, for the first sets of mixtures.
         epochs: of training; each takes another set, or the first again after the last.
         plan: of the dense model: its targets keep their zeros; None: no weight is kept at zero.
     """
 
     samples: Samples
+    mixed: list[bool]
     answers: list[list[np.ndarray]]
     epochs: int
     plan: Plan | None
@@ -46,14 +48,19 @@ class Teacher:
     def of(cls, model: keras.Model, samples: Samples, epochs: int, plan: Plan | None) -> "Teacher":
         """Ask the dense model, as it is now, about one set of mixtures for each epoch.
 
-        About fewer where the outputs are large (256 MB at most), about one where inputs are
-        integers.
+        About fewer where the outputs are large (256 MB at most), about one where no input can be
+        mixed.
         """
-        answers = [outputs_of(model, mixtures(samples, 0))]
+        mixed = can_be_mixed(model, samples)
+        answers = [outputs_of(model, mixtures(samples, 0, mixed))]
         size = sum(output.nbytes for output in answers[0])
-        sets = min(epochs, max(1, _ANSWERS_BYTES // size)) if can_be_mixed(samples) else 1
-        answers += [outputs_of(model, mixtures(samples, number)) for number in range(1, sets)]
-        return cls(samples, answers, epochs, plan)
+        sets = min(epochs, max(1, _ANSWERS_BYTES // size)) if any(mixed) else 1
+        answers += [outputs_of(model, mixtures(samples, n, mixed)) for n in range(1, sets)]
+        return cls(samples, mixed, answers, epochs, plan)
+
+    def mixtures(self, number: int) -> Samples:
+        """One of the sets."""
+        return mixtures(self.samples, number, self.mixed)
 
     def teach(self, model: keras.Model, announce: Announce) -> None:
         """Train the model in place, beside whatever it is compiled with; announce each epoch.
@@ -61,7 +68,7 @@ class Teacher:
         Batch norms that are trained get the statistics of mixtures at the end, as in training:
         its moving averages lag behind, and statistics of the samples did worse.
         """
-        batches = _Batches(self.samples, self.answers)
+        batches = _Batches(self)
         rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
         backend = backends.current()
         with backend.variable_scope(model):
@@ -74,7 +81,7 @@ class Teacher:
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
         )
         student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
-        few = mixtures(self.samples, 0).take(slice(_FOR_BATCH_NORM))
+        few = self.mixtures(0).take(slice(_FOR_BATCH_NORM))
         norms = calls_of_norms(model, few.batches()[0])
         reestimate(model, {norm: n for norm, n in norms.items() if n and norm.trainable}, few)
 
@@ -143,16 +150,16 @@ class _Batches(keras.utils.PyDataset):
     What does not fill the last batch is left out of the epoch.
     """
 
-    def __init__(self, samples: Samples, answers: list[list[np.ndarray]]) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         super().__init__()
-        self._samples, self._answers = samples, answers
-        self._size = min(samples.batch_size(_BATCH), len(samples))
+        self._teacher = teacher
+        self._size = min(teacher.samples.batch_size(_BATCH), len(teacher.samples))
         self._random = np.random.default_rng(0)
         self._epoch = -1
         self.on_epoch_end()
 
     def __len__(self) -> int:
-        return len(self._samples) // self._size
+        return len(self._order) // self._size
 
     def __getitem__(self, step: int) -> tuple[Any, tuple[np.ndarray, ...]]:
         index = self._order[step * self._size : (step + 1) * self._size]
@@ -162,6 +169,6 @@ class _Batches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """Go on to the next set of mixtures, in an order of its own."""
         self._epoch += 1
-        number = self._epoch % len(self._answers)
-        self._mixed, self._wanted = mixtures(self._samples, number), self._answers[number]
-        self._order = self._random.permutation(len(self._samples))
+        number = self._epoch % len(self._teacher.answers)
+        self._mixed, self._wanted = self._teacher.mixtures(number), self._teacher.answers[number]
+        self._order = self._random.permutation(len(self._mixed))
