@@ -29,6 +29,7 @@ class Npu:
     Attributes:
         macs: multiplications in a cycle.
         unit: pixels (height, width) that are computed together.
+        least: units that a layer's multiplications take at least.
         bandwidth: bytes of weights that are read in a cycle.
         output: cycles for an output value of a convolution.
         added: cycles for a value of an elementwise layer.
@@ -38,6 +39,7 @@ class Npu:
 
     macs: int
     unit: tuple[int, int]
+    least: int
     bandwidth: float
     output: float
     added: float
@@ -56,10 +58,10 @@ def npu_of(accelerator: str) -> Npu:
     count = int(macs)
     unit = {32: (1, 1), 64: (1, 1), 128: (1, 2), 256: (2, 2), 512: (2, 4)}.get(count, (4, 4))
     if family == "u55":
-        return Npu(count, unit, 1.0, 68 / count, 192 / count, 1.03, halves=False)
+        return Npu(count, unit, 8, 1.0, 68 / count, 192 / count, 1.03, halves=False)
     if family == "u65":
-        return Npu(count, unit, 12.0, 72 / count, 192 / count, 1.04, halves=False)
-    return Npu(count, unit, 2.95, 140 / count, 0.0, 1.38, halves=True)
+        return Npu(count, unit, 8, 12.0, 72 / count, 192 / count, 1.04, halves=False)
+    return Npu(count, unit, 5, 2.95, 140 / count, 0.0, 1.38, halves=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _product(call: Call, made: tuple[int, ...], npu: Npu) -> NpuWork:
         whole = taps * math.ceil(inputs / 32)
         parts = math.ceil(taps / 4) * math.ceil(inputs / 8)
         steps, depth = min(whole, parts), groups * math.ceil(outputs / 8)
-    cycles = 4 * max(8, units) * steps * depth * npu.overhead
+    cycles = 4 * max(npu.least, units) * steps * depth * npu.overhead
     written = npu.output * math.prod(made)
     return NpuWork(call.name, layer, cycles, written, weights, _BIAS * made[-1], in_fours)
 
