@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from one_shot import Places
 
 import keras_pruner as kp
 from keras_pruner.cli.demo import digits
@@ -82,7 +83,7 @@ def encoder():
     """A transformer encoder that reads a digit row by row: two blocks, 256 wide."""
     image = keras.Input((28, 28, 1))
     x = L.Dense(256)(L.Reshape((28, 28))(image))
-    x = x + L.Embedding(28, 256)(keras.ops.arange(28))
+    x = Places()(x)
     for _ in range(2):
         y = L.LayerNormalization()(x)
         x = x + L.MultiHeadAttention(4, 64)(y, y)

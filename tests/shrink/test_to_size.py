@@ -120,8 +120,8 @@ def test_an_axis_of_unknown_length_is_counted_at_the_samples_size():
 class ByWork:
     """In place of a stopwatch: models with half of the multiplications are twice as fast."""
 
-    def __init__(self, dense):
-        self.dense = dense
+    def __init__(self, dense, *, progress):
+        self.dense, self.progress = dense, progress
 
     def __enter__(self):
         return self

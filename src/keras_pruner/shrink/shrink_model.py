@@ -192,7 +192,7 @@ def _as_fast(
     guess = 1 / speedup
     found: tuple[np.ndarray, float] | None = None
     fastest = 1.0
-    with Stopwatch(dense.model) as stopwatch:
+    with Stopwatch(dense.model, progress=dense.options.progress) as stopwatch:
         for _ in range(_TRIES):
             fraction = guess if low < guess < high else math.sqrt(low * high)
             try:

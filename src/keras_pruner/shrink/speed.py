@@ -16,7 +16,8 @@ _BATCH = 1
 class Stopwatch:
     """Times smaller models against one dense model."""
 
-    def __init__(self, dense: keras.Model) -> None:
+    def __init__(self, dense: keras.Model, *, progress: bool = True) -> None:
+        self._progress = progress
         self._folder = tempfile.TemporaryDirectory(prefix="keras_pruner_")
         self._dense = self._write(dense, "dense")
 
@@ -36,5 +37,5 @@ class Stopwatch:
     def _write(self, model: keras.Model, name: str) -> Path:
         path = Path(self._folder.name) / f"{name}.tflite"
         path.unlink(missing_ok=True)
-        export_litert(model, path)
+        export_litert(model, path, progress=self._progress)
         return path
