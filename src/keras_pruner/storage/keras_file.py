@@ -23,11 +23,11 @@ from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.storage.rounding import (
     COMPACT,
-    FEW,
     Bytes,
     Halves,
     float8,
     layout,
+    shared_for_samples,
     shared_values,
 )
 from keras_pruner.storage.rounding_by_samples import SampleRounding, roundings
@@ -138,8 +138,8 @@ def save_compressed(
               with a mean above 16 standard deviations.
         samples: inputs of the model. The file is loaded and compared with the model on them
             before this returns. One-byte kernels are also rounded so that the outputs of their
-            layers change least on these inputs; "shared" then uses 8 values. Some hundred inputs
-            are enough. None: nearest values, no comparison.
+            layers change least on these inputs; "shared" then uses 8 values for kernels of 32,768
+            weights and more. Some hundred inputs are enough. None: nearest values, no comparison.
         optimizer: also store the compile configuration and the state of the optimizer, which
             takes once or twice the size of the weights. Without it, compile the loaded model
             before you evaluate or train it.
@@ -245,7 +245,7 @@ class _Rounding:
             return float8(weight) if self.stored == "float8" else shared_values(weight)
         if self.stored == "float8":
             return self.by_samples(weight, float8(weight))
-        return self.by_samples(weight, shared_values(weight, FEW))
+        return self.by_samples(weight, shared_for_samples(weight))
 
 
 def _float16(weight: np.ndarray) -> np.ndarray:

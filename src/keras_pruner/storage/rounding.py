@@ -14,7 +14,8 @@ from keras_pruner.validation import need
 
 _EXPONENTS, _MANTISSA = 15, 3  # exponent fields 0 to 14 (15 means infinity), bits of the mantissa
 _SHARED = 16  # values of a kernel with shared values, zero among them
-FEW = 8  # the same where samples choose the rounding
+_FEW = 8  # the same in a large kernel, where samples choose the rounding
+_LARGE = 1 << 15  # weights
 _SAMPLE = 1 << 17  # weights that k-means looks at
 COMPACT = 60_000  # bytes of an array that HDF5 stores with its description, which may have 64 KiB
 _LEAST = 1 << 10  # weights of a kernel that is worth sharing: smaller ones lose more than they save
@@ -170,6 +171,14 @@ def shared_values(kernel: np.ndarray, count: int = _SHARED) -> Bytes:
     codes = np.zeros(kernel.shape, np.uint8)
     codes[kernel != 0] = chosen[_nearest(centers, weights)]
     return Bytes(codes, exact.bias)
+
+
+def shared_for_samples(kernel: np.ndarray) -> Bytes:
+    """Shared values where samples choose among them: 8 in a large kernel, 16 in a smaller one.
+
+    Few outputs do not average the errors of 8 values out, and small kernels take little of a file.
+    """
+    return shared_values(kernel, _FEW if kernel.size >= _LARGE else _SHARED)
 
 
 def float8_like(bias: int, values: np.ndarray) -> np.ndarray:
