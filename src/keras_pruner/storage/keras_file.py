@@ -35,7 +35,7 @@ from keras_pruner.storage.rounding_by_samples import SampleRounding, roundings
 _WEIGHTS = "model.weights.h5"
 _NEEDS_SAMPLES = (
     "The values were chosen without data, which can lose accuracy. samples=x, some hundred inputs, "
-    "chooses them by the outputs of each layer, and the file gets smaller."
+    "chooses them by the outputs of each layer, and large kernels take fewer bytes."
 )
 _CHUNK = 1 << 22
 
