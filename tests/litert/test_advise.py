@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pruner.litert import cost_model
+from keras_pruner.litert import cost_model, torch_kernels
 from keras_pruner.litert.advise import advise
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.patterns import NM, Block, Unstructured
@@ -245,3 +245,27 @@ def test_fewer_channels_are_named_with_what_they_bring():
     fewer = (16 * 64 + 64 * 64 + 64 * 4) / halved
     assert f"{fewer:.1f} times fewer multiplications, about {0.75 * fewer:.1f} times as" in hint
     assert "speed not measured" in str(advise(model, "litert-arm"))
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("runtime", ["litert-x86", "torch-cpu"])
+def test_kernels_within_an_attention_layer_count_each_step(runtime):
+    x = keras.Input((28, 64))
+    y = keras.layers.MultiHeadAttention(4, 16, name="attention")(x, x)
+    model = keras.Model(x, keras.layers.Dense(64, name="mixed")(y))
+    share = {row.path: row.share for row in advise(model, runtime, sparsity=0.9).layers}
+    query = share["attention/query/kernel"]
+    for name in ("key", "value", "attention_output"):
+        assert share[f"attention/{name}/kernel"] == pytest.approx(query)
+    if runtime == "torch-cpu":
+        assert share["mixed/kernel"] == pytest.approx(query)
+
+
+def test_the_shape_of_a_layer_that_another_one_calls_is_that_which_it_was_built_for():
+    x = keras.Input((12, 8))
+    attention = keras.layers.MultiHeadAttention(2, 4)
+    attention(x, x)
+    assert torch_kernels.shape_of(attention._query_dense, "input") == (12, 8)
+    assert torch_kernels.positions(attention._output_dense) == 1
+    assert torch_kernels.positions(attention._output_dense, attention) == 12
+    assert torch_kernels.shape_of(keras.layers.Dense(3), "input") is None

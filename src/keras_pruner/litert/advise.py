@@ -286,17 +286,17 @@ class _Part:
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
     targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
     return [
-        _with_product(_part(owned, targets.get(id(owned.variable)), model), owned)
+        _with_product(_part(owned, targets.get(id(owned.variable)), model), owned, model)
         for owned in weights_of(model)
         if len(owned.variable.shape) >= 2
     ]
 
 
-def _with_product(part: _Part, owned: OwnedWeight) -> _Part:
+def _with_product(part: _Part, owned: OwnedWeight, model: keras.Model) -> _Part:
     """With the form and the rows of PyTorch's sparse product, if the weight has one."""
     if owned.variable.name != "kernel" or not torch_kernels.is_product(owned.layer, owned.view):
         return part
-    rows = torch_kernels.positions(owned.layer)
+    rows = torch_kernels.positions(owned.layer, _holder(owned.layer, model))
     return dataclasses.replace(part, rows=rows, product=torch_kernels.form_of(owned.layer))
 
 
@@ -315,7 +315,7 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
             path, "dense", size, inputs, size * steps, target is not None, fixed=extra,
             reused_bytes=reused,
         )  # fmt: skip
-    positions = _positions(layer)
+    positions = _positions(layer, model)
     if steps is None and view.taps and "conv" in type(layer).__name__.lower():
         depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
         kind = "depthwise" if depthwise else "conv"
@@ -328,13 +328,20 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
     return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
 
 
-def _positions(layer: Any) -> int:
+def _positions(layer: Any, model: keras.Model) -> int:
     """How often a layer applies its weight to one sample; 1 where that is not known."""
-    try:
-        sizes = layer.output.shape[1:-1]
-    except AttributeError:
-        return 1
-    return 1 if None in sizes else math.prod(sizes)
+    if hasattr(layer, "equation"):
+        return torch_kernels.positions(layer, _holder(layer, model))
+    return torch_kernels.outputs_in_space(layer)
+
+
+def _holder(layer: Any, model: keras.Model) -> Any:
+    """The layer, itself a call in the model, that calls this one; None for such a call."""
+    if hasattr(layer, "output"):
+        return None
+    outer = (each for each in model._flatten_layers() if each is not model and each is not layer)
+    found = (each for each in outer if hasattr(each, "output") and layer in each._flatten_layers())
+    return next(found, None)
 
 
 def _steps(cell: Any, model: keras.Model) -> int | None:
