@@ -6,7 +6,7 @@ call. The calls of nested models are replaced by the calls inside them.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -48,6 +48,12 @@ class Call:
         """Positional and keyword arguments of the call, with other tensors in their places."""
         places = zip(self._node.input_tensors, inputs, strict=True)
         return self._node.arguments.fill_in({id(old): new for old, new in places})
+
+    def run(self, values: Mapping["Tensor", Any], apply: Callable[..., Any]) -> dict["Tensor", Any]:
+        """Its outputs, from the values of its inputs; `apply` gets the call and its arguments."""
+        args, kwargs = self.arguments([values[tensor] for tensor in self.inputs])
+        results = keras.tree.flatten(apply(self, *args, **kwargs))
+        return dict(zip(self.outputs, results, strict=True))
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -148,11 +154,8 @@ class ModelGraph:
         apply = apply or _apply
         values = dict(zip(self.inputs, inputs, strict=True))
         for call in self.calls:
-            if call.is_input:
-                continue
-            args, kwargs = call.arguments([values[tensor] for tensor in call.inputs])
-            results = keras.tree.flatten(apply(call, *args, **kwargs))
-            values.update(zip(call.outputs, results, strict=True))
+            if not call.is_input:
+                values |= call.run(values, apply)
         results = [values[tensor] for tensor in self.outputs]
         return keras.tree.pack_sequence_as(self._structure, results)
 

@@ -7,6 +7,7 @@ import pytest
 
 from keras_pruner.litert import cost_model, torch_kernels
 from keras_pruner.litert.advise import advise
+from keras_pruner.litert.layer_shapes import shape_of
 from keras_pruner.litert.xnnpack_rewrite import prepare_for_xnnpack
 from keras_pruner.patterns import NM, Block, Unstructured
 
@@ -265,7 +266,7 @@ def test_the_shape_of_a_layer_that_another_one_calls_is_that_which_it_was_built_
     x = keras.Input((12, 8))
     attention = keras.layers.MultiHeadAttention(2, 4)
     attention(x, x)
-    assert torch_kernels.shape_of(attention._query_dense, "input") == (12, 8)
+    assert shape_of(attention._query_dense, "input") == (12, 8)
     assert torch_kernels.positions(attention._output_dense) == 1
     assert torch_kernels.positions(attention._output_dense, attention) == 12
-    assert torch_kernels.shape_of(keras.layers.Dense(3), "input") is None
+    assert shape_of(keras.layers.Dense(3), "input") is None

@@ -159,6 +159,28 @@ def test_a_subclassed_model_runs_whole():
     assert calls_made(model, replay, layer) == {"flat", "last"}
 
 
+class Flattening(keras.Model):
+    """Traced, it takes the batch for one sample, since the number of samples is not known then."""
+
+    def __init__(self):
+        super().__init__(name="flattening")
+        self.inside = layers.Dense(4, name="inside")
+
+    def call(self, inputs):
+        return self.inside(keras.ops.reshape(inputs, (inputs.shape[0] or 1, 8 * 8 * 3)))
+
+
+def test_a_nested_model_that_is_traced_otherwise_runs_whole():
+    image = keras.Input((8, 8, 3))
+    inner = Flattening()
+    inner(BATCHES[0])
+    model = keras.Model(image, layers.Dense(2, name="last")(inner(image)))
+    replay, layer = Replay(model, BATCHES), layer_of(model, "last")
+    heard, wanted = inputs_heard(replay, layer), inputs_of_whole_runs(model, layer)
+    for mine, whole in zip(heard, wanted, strict=True):
+        np.testing.assert_array_equal(mine[0], whole[0])
+
+
 def test_masks_are_kept():
     tokens = np.array([[1, 2, 0, 0], [3, 0, 0, 0]])
     model = keras.Sequential(

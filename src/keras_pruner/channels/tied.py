@@ -13,7 +13,7 @@ from keras_pruner.model_graph import Call, ModelGraph
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedAxis:
-    """An axis of a weight, and the unit to which each index along it belongs.
+    """An axis of a weight, with the unit of each index along it.
 
     The entries of a removed unit are zero.
 

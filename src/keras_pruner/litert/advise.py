@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_pruner.channels.layer_rules import channels_of
 from keras_pruner.litert import cost_model, torch_kernels, xnnpack_rewrite
+from keras_pruner.litert.layer_shapes import holders, positions_of_output
 from keras_pruner.litert.npu_model import Npu, NpuWork, npu_of, work_of
 from keras_pruner.litert.vela import ACCELERATORS
 from keras_pruner.model_graph import ModelGraph
@@ -285,22 +286,25 @@ class _Part:
 
 def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
     targets = {id(v): t for v, t in zip(plan.variables, plan.targets, strict=True)}
-    return [
-        _with_product(_part(owned, targets.get(id(owned.variable)), model), owned, model)
-        for owned in weights_of(model)
-        if len(owned.variable.shape) >= 2
-    ]
+    within = holders(model)
+
+    def part(owned: OwnedWeight) -> _Part:
+        holder = within.get(id(owned.layer))
+        found = _part(owned, targets.get(id(owned.variable)), model, holder)
+        return _with_product(found, owned, holder)
+
+    return [part(owned) for owned in weights_of(model) if len(owned.variable.shape) >= 2]
 
 
-def _with_product(part: _Part, owned: OwnedWeight, model: keras.Model) -> _Part:
+def _with_product(part: _Part, owned: OwnedWeight, holder: Any) -> _Part:
     """With the form and the rows of PyTorch's sparse product, if the weight has one."""
     if owned.variable.name != "kernel" or not torch_kernels.is_product(owned.layer, owned.view):
         return part
-    rows = torch_kernels.positions(owned.layer, _holder(owned.layer, model))
+    rows = torch_kernels.positions(owned.layer, holder)
     return dataclasses.replace(part, rows=rows, product=torch_kernels.form_of(owned.layer))
 
 
-def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Part:
+def _part(owned: OwnedWeight, target: Target | None, model: keras.Model, holder: Any) -> _Part:
     layer, variable, view, path = owned.layer, owned.variable, owned.view, owned.path
     size, inputs = math.prod(view.shape), view.matrix_shape[1]
     if isinstance(layer, keras.layers.Embedding):
@@ -315,7 +319,7 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
             path, "dense", size, inputs, size * steps, target is not None, fixed=extra,
             reused_bytes=reused,
         )  # fmt: skip
-    positions = _positions(layer, model)
+    positions = _positions(layer, holder)
     if steps is None and view.taps and "conv" in type(layer).__name__.lower():
         depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
         kind = "depthwise" if depthwise else "conv"
@@ -328,20 +332,11 @@ def _part(owned: OwnedWeight, target: Target | None, model: keras.Model) -> _Par
     return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
 
 
-def _positions(layer: Any, model: keras.Model) -> int:
+def _positions(layer: Any, holder: Any) -> int:
     """How often a layer applies its weight to one sample; 1 where that is not known."""
     if hasattr(layer, "equation"):
-        return torch_kernels.positions(layer, _holder(layer, model))
-    return torch_kernels.outputs_in_space(layer)
-
-
-def _holder(layer: Any, model: keras.Model) -> Any:
-    """The layer, itself a call in the model, that calls this one; None for such a call."""
-    if hasattr(layer, "output"):
-        return None
-    outer = (each for each in model._flatten_layers() if each is not model and each is not layer)
-    found = (each for each in outer if hasattr(each, "output") and layer in each._flatten_layers())
-    return next(found, None)
+        return torch_kernels.positions(layer, holder)
+    return positions_of_output(layer)
 
 
 def _steps(cell: Any, model: keras.Model) -> int | None:

@@ -31,8 +31,8 @@ def run_module(
         announce: called with the name of each step that the module passes to `tell`.
 
     Raises:
-        RuntimeError: if the process fails or crashes, with what it passed to `fail`, else with the
-            end of its error output.
+        RuntimeError: if the process fails or crashes. It tells the error that the module passed to
+            `fail`, or else the end of the error output.
     """
     return _run(["-m", module], module, job, environment or {}, announce)
 

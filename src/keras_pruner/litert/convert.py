@@ -171,12 +171,13 @@ def _explain(said: str) -> str:
         hint = f"These operators have no integer form: {operators}. Replace their layers."
     else:
         hint = ""
-    return f"The conversion to LiteRT failed. {hint} The converter said:\n{_without_dump(said)}"
+    advice = f"{hint} " if hint else ""
+    return f"The conversion to LiteRT failed. {advice}The converter said:\n{_without_dump(said)}"
 
 
 def _without_dump(said: str) -> str:
     """What the converter said, without its listing of the whole model."""
-    dump = re.compile(r"note: |^\s*%|^\s*\"func|^\s*\^bb|^\}")
+    dump = re.compile(r': note: (loc\(|see current operation)|^\s*(%\d|"func\.|\^bb)|^\}\) ')
     return "\n".join(line for line in said.splitlines() if line and not dump.search(line))
 
 

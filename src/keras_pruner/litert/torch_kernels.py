@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_pruner.litert.child_process import answer, read_job, tell
+from keras_pruner.litert.layer_shapes import positions_of_output, shape_of
 from keras_pruner.model_weights import WeightView
 
 
@@ -39,8 +40,8 @@ def form_of(layer: Any) -> str:
 def positions(layer: Any, holder: Any = None) -> int:
     """How many rows a layer multiplies for one sample; 1 where that is not known.
 
-    `holder` is the layer that calls it, if it is no call of the model: where its own number is not
-    known, it is taken to be that of the holder's outputs.
+    Where the layer's own shape does not tell, it is taken to multiply one row for each position in
+    the output of `holder`, the layer that it is a part of.
     """
     shape = shape_of(layer, "output" if form_of(layer) == "csr 1x1" else "input") or ()
     lead = len(shape) - len(summed_letters(layer) or "x")
@@ -49,28 +50,7 @@ def positions(layer: Any, holder: Any = None) -> int:
     known = [size for size in shape[:lead] if size is not None]
     if len(known) == lead:
         return math.prod(known)
-    return 1 if holder is None else outputs_in_space(holder)
-
-
-def outputs_in_space(layer: Any) -> int:
-    """The number of positions of a layer's output, without its channels; 1 if it is not known."""
-    shape = shape_of(layer, "output") or ()
-    known = [size for size in shape[:-1] if size is not None]
-    return math.prod(known) if len(known) == len(shape) - 1 else 1
-
-
-def shape_of(layer: Any, side: str) -> tuple[int | None, ...] | None:
-    """The shape of a layer's "input" or "output" without the batch; None where it is not known.
-
-    A layer that another one calls, as those of an attention layer, has that which it was built for.
-    """
-    try:
-        return tuple(getattr(layer, side).shape[1:])
-    except AttributeError:
-        built = (layer.get_build_config() or {}).get("input_shape") if layer.built else None
-    if not built:
-        return None
-    return tuple(built if side == "input" else layer.compute_output_shape(tuple(built)))[1:]
+    return 1 if holder is None else positions_of_output(holder)
 
 
 def summed_letters(layer: Any) -> str:

@@ -15,7 +15,7 @@ from keras_pruner import backends
 from keras_pruner.oneshot.batch_norm import calls_of_norms, reestimate
 from keras_pruner.oneshot.calibration import Samples
 from keras_pruner.oneshot.mixtures import can_be_mixed, mixtures
-from keras_pruner.oneshot.outputs import HUGE, outputs_of
+from keras_pruner.oneshot.outputs import HUGE, masked_logits, outputs_of
 from keras_pruner.plan import Plan
 from keras_pruner.reporting.console import Announce
 from keras_pruner.training.optimizer import keep_zeros
@@ -48,13 +48,13 @@ class Teacher:
     def of(cls, model: keras.Model, samples: Samples, epochs: int, plan: Plan | None) -> "Teacher":
         """Ask the dense model, as it is now, about one set of mixtures for each epoch.
 
-        About fewer where the outputs are large (256 MB at most), about one where no input can be
-        mixed.
+        There are fewer sets where their outputs would take more than 256 MB, and one where no
+        input can be mixed.
         """
         mixed = can_be_mixed(model, samples)
         answers = [outputs_of(model, mixtures(samples, 0, mixed))]
         size = sum(output.nbytes for output in answers[0])
-        sets = min(epochs, max(1, _ANSWERS_BYTES // size)) if any(mixed) else 1
+        sets = min(epochs, max(1, _ANSWERS_BYTES // max(1, size))) if any(mixed) else 1
         answers += [outputs_of(model, mixtures(samples, n, mixed)) for n in range(1, sets)]
         return cls(samples, mixed, answers, epochs, plan)
 
@@ -138,9 +138,9 @@ def _variance(wanted: np.ndarray) -> float:
 
 
 def _missing(found: Any, wanted: Any) -> Any:
-    """What the outputs lack, but for masked logits, which are the same huge number in both."""
+    """What the outputs lack, but for masked logits."""
     found = keras.ops.cast(found, "float32")
-    masked = (found == wanted) & ~(keras.ops.abs(wanted) < HUGE)
+    masked = masked_logits(found, wanted)
     return keras.ops.where(masked, 0.0, found) - keras.ops.where(masked, 0.0, wanted)
 
 

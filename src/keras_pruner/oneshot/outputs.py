@@ -1,6 +1,7 @@
 """The outputs of a model on calibration samples, and how far two of them differ."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -48,6 +49,9 @@ def errors_of_samples(found: np.ndarray, dense: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(errors), errors, np.inf)
 
 
-def masked_logits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Where two outputs hold masked logits, which carry no information: the same huge number."""
-    return (a == b) & ~(np.abs(b) < HUGE)
+def masked_logits(a: Any, b: Any) -> Any:
+    """Where two outputs hold masked logits, which carry no information: the same huge number.
+
+    Both are NumPy arrays, or tensors of the backend.
+    """
+    return (a == b) & ~(abs(b) < HUGE)

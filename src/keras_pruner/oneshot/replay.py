@@ -43,15 +43,12 @@ class _Kept:
 class Replay:
     """Runs a model on batches as often as asked.
 
-    Runs begin at the inputs if the model is no functional or Sequential one, and if its layers draw
-    random numbers: where a run begins would change what they draw.
+    Every run begins at the inputs if the model is neither functional nor Sequential, or if it draws
+    random numbers: begun later, it would draw others.
 
     Args:
         model: any model.
         batches: its inputs.
-
-    Attributes:
-        batches: as given.
 
     Example:
         >>> layers = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
@@ -64,7 +61,7 @@ class Replay:
     """
 
     def __init__(self, model: keras.Model, batches: list[Any]) -> None:
-        self.batches = batches
+        self._batches = batches
         self._model = model
         graph = _graph_of(model, batches[0])
         self._pieces = None if graph is None else _Pieces(model, graph)
@@ -81,7 +78,7 @@ class Replay:
         pieces = self._pieces
         first = None if pieces is None else pieces.first_call(set(layers))
         if pieces is None or first is None:
-            for batch in self.batches:
+            for batch in self._batches:
                 yield batch, functools.partial(run, self._model, batch)
             return
         weights = pieces.weights_before(first)
@@ -90,16 +87,16 @@ class Replay:
 
         def go(number: int) -> None:
             if kept is None:
-                begin, given = 0, pieces.inputs(self.batches[number])
+                begin, given = 0, pieces.inputs(self._batches[number])
             else:
                 begin, given = kept.position, kept.tensors[number]
             tensors = pieces.run(given, begin, first)
-            if _size(tensors) * len(self.batches) <= KEPT_BYTES:
+            if _size(tensors) * len(self._batches) <= KEPT_BYTES:
                 found.append(tensors)
 
-        for number, batch in enumerate(self.batches):
+        for number, batch in enumerate(self._batches):
             yield batch, functools.partial(go, number)
-        if len(found) == len(self.batches):
+        if len(found) == len(self._batches):
             self._kept = _Kept(first, weights, found)
 
     def _kept_before(self, first: int) -> _Kept | None:
@@ -147,7 +144,7 @@ class _Pieces:
                 if position == first:
                     kept = tensors
                 if not call.is_input:
-                    tensors = tensors | _outputs(call, tensors)
+                    tensors = tensors | call.run(tensors, _call)
         return kept
 
     @functools.cached_property
@@ -163,18 +160,17 @@ def _graph_of(model: keras.Model, batch: Any) -> ModelGraph | None:
     """The calls of the model; None if running them one by one is not the same as running it."""
     if not (isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")):
         return None
-    try:
-        graph = ModelGraph(model)
-    except ValueError:
-        return None
     with undisturbed(model) as states, backends.current().without_gradients():
         whole = model(keras.tree.map_structure(keras.ops.convert_to_tensor, batch), training=False)
         if states.have_changed():
             return None
-        inputs = _graph_inputs(model, batch)
-        pieces = graph.run(inputs, lambda call, *args, **kwargs: _call(call, args, kwargs))
-    both = zip(keras.tree.flatten(whole), keras.tree.flatten(pieces), strict=True)
-    return graph if all(_same(a, b) for a, b in both) else None
+        try:
+            graph = ModelGraph(model)
+            pieces = graph.run(_graph_inputs(model, batch), _call)
+        except Exception:  # a nested model may do something else when its call is traced
+            return None
+    both = (keras.tree.flatten(outputs) for outputs in (whole, pieces))
+    return graph if all(_same(a, b) for a, b in zip(*both, strict=True)) else None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -200,13 +196,7 @@ def _graph_inputs(model: keras.Model, batch: Any) -> list[Any]:
     return found
 
 
-def _outputs(call: Call, tensors: dict[Tensor, Any]) -> dict[Tensor, Any]:
-    args, kwargs = call.arguments([tensors[tensor] for tensor in call.inputs])
-    results = keras.tree.flatten(_call(call, args, kwargs))
-    return dict(zip(call.outputs, results, strict=True))
-
-
-def _call(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(call: Call, *args: Any, **kwargs: Any) -> Any:
     """Call the layer as a model in inference mode does."""
     if "training" in getattr(call.layer, "_call_context_args", ()):
         kwargs = kwargs | {"training": False}

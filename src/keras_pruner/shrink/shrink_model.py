@@ -181,33 +181,32 @@ def _as_fast(
 ) -> tuple[np.ndarray, float]:
     """The largest model that is fast enough, found by bisection over its multiplications.
 
-    Each try is where the last one would have met the target if time went with multiplications,
-    or the middle if that has been ruled out. Latency hangs on the sizes alone, so that nothing is
-    refitted on the way.
+    Each guess takes time to be proportional to multiplications; outside of what is still possible,
+    the middle is tried. Latency depends on the sizes alone, so nothing is refitted on the way.
 
     Returns:
         The channels to keep, and the speed-up that was measured with them.
     """
     low, high = 0.02, 1.0
-    guess = 1 / speedup
+    guess: float | None = 1 / speedup
     found: tuple[np.ndarray, float] | None = None
     fastest = 1.0
     with Stopwatch(dense.model, progress=dense.options.progress) as stopwatch:
         for _ in range(_TRIES):
-            fraction = guess if low < guess < high else math.sqrt(low * high)
+            fraction = guess if guess and low < guess < high else math.sqrt(low * high)
             try:
                 kept = allocate(channels, ranked, _budget(channels, "macs", fraction), multiple)
             except ValueError:
-                low, guess = fraction, 1.0
+                low, guess = fraction, None
                 continue
             reached = stopwatch.speedup(rebuild(dense.model, channels, Cut(kept)))
             fastest = max(fastest, reached)
             if reached >= speedup:
                 found, low = (kept, reached), fraction
+                if reached <= _NEAR * speedup:
+                    break
             else:
                 high = fraction
-            if speedup <= reached <= _NEAR * speedup:
-                break
             guess = fraction * reached / speedup
     if found is None:
         frozen = dict.fromkeys(g.reason or g.mixes for g in channels.groups if g.reason or g.mixes)

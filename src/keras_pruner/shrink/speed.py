@@ -16,7 +16,7 @@ _BATCH = 1
 class Stopwatch:
     """Times smaller models against one dense model."""
 
-    def __init__(self, dense: keras.Model, *, progress: bool = True) -> None:
+    def __init__(self, dense: keras.Model, *, progress: bool) -> None:
         self._progress = progress
         self._folder = tempfile.TemporaryDirectory(prefix="keras_pruner_")
         self._dense = self._write(dense, "dense")
