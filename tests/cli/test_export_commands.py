@@ -199,6 +199,10 @@ def test_samples_choose_the_rounding_of_a_keras_file(capsys, saved, ranges, tmp_
     assert 0 < data["difference"] < 0.2
     data = json.loads(succeeds(capsys, *command, "--force", "--json"))
     assert data["difference"] is None
+    epochs = ["--distillation-epochs", "2"]
+    assert "with --calibration" in fails(capsys, *command, "--force", *epochs)
+    trained = [*command, "--force", *epochs, "--calibration", ranges, "--json"]
+    assert json.loads(succeeds(capsys, *trained))["distillation"]["epochs"] == 2
 
 
 @pytest.mark.skipif(not CONVERTS, reason="the conversion runs on TensorFlow either way")

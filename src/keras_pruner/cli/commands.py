@@ -246,6 +246,13 @@ RANGES = _option(
     "about 100 typical inputs, named x, for a --target that computes in integers; for float8 and "
     "shared weights some hundred, which choose the rounding",
 )
+VECTOR_TRAINING = _option(
+    "--distillation-epochs N",
+    "after float8 and shared rounding, train biases and normalization for N epochs to give the "
+    "outputs again, without labels; 20 is a good number; needs --calibration",
+    type=_positive,
+    default=0,
+)
 RUNTIME, ANY_RUNTIME = (
     _one_of(
         _option("--runtime", f"where the model will run; default: {names[0]}", choices=names),
@@ -503,6 +510,9 @@ def _export(arguments: Arguments) -> None:
         )
         data = done.as_dict()
     else:
+        epochs = arguments.distillation_epochs
+        if epochs:
+            samples = Calibration(samples, distillation_epochs=epochs)
         done, data = _store(model, output, arguments.weights, samples)
     if rewrite:
         data |= rewrite.as_dict()
@@ -541,6 +551,12 @@ def _check_export(arguments: Arguments, output: Path) -> None:
 
 def _check_target(arguments: Arguments) -> None:
     """Raise for options that a target decides itself, and for missing samples."""
+    rounds = arguments.weights in ("float8", "shared") and arguments.calibration
+    if arguments.distillation_epochs and not rounds:
+        raise ValueError(
+            "--distillation-epochs is for --weights float8 or shared, with --calibration "
+            "SAMPLES.npz."
+        )
     if arguments.target is None:
         if arguments.calibration and arguments.weights not in ("float8", "shared"):
             raise ValueError(
@@ -773,6 +789,7 @@ COMMANDS = {
             OUTPUT_BY_ENDING,
             TARGET,
             RANGES,
+            VECTOR_TRAINING,
             WEIGHTS,
             RUNTIME,
             INPUT_SHAPE,

@@ -6,6 +6,7 @@ mixtures of the samples, so that a few hundred samples are not learned by heart.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,8 +15,10 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.oneshot.batch_norm import calls_of_norms, reestimate
 from keras_pruner.oneshot.calibration import Samples
+from keras_pruner.oneshot.listen import Values, undisturbed
 from keras_pruner.oneshot.mixtures import can_be_mixed, mixtures
 from keras_pruner.oneshot.outputs import HUGE, masked_logits, outputs_of
+from keras_pruner.oneshot.report import Distillation
 from keras_pruner.plan import Plan
 from keras_pruner.reporting.console import Announce
 from keras_pruner.training.optimizer import keep_zeros
@@ -36,6 +39,8 @@ class Teacher:
         answers: the dense outputs, shape (samples, ...) each, for the first sets of mixtures.
         epochs: of training; each takes another set, or the first again after the last.
         plan: of the dense model: its targets keep their zeros; None: no weight is kept at zero.
+        as_in_use: train the model as it is used, without dropout and with the statistics that
+            batch norms have. Else as in any training; batch norms get new statistics.
     """
 
     samples: Samples
@@ -43,9 +48,18 @@ class Teacher:
     answers: list[list[np.ndarray]]
     epochs: int
     plan: Plan | None
+    as_in_use: bool
 
     @classmethod
-    def of(cls, model: keras.Model, samples: Samples, epochs: int, plan: Plan | None) -> "Teacher":
+    def of(
+        cls,
+        model: keras.Model,
+        samples: Samples,
+        epochs: int,
+        *,
+        plan: Plan | None = None,
+        as_in_use: bool = False,
+    ) -> "Teacher":
         """Ask the dense model, as it is now, about one set of mixtures for each epoch.
 
         There are fewer sets where their outputs would take more than 256 MB, and one where no
@@ -56,11 +70,23 @@ class Teacher:
         size = sum(output.nbytes for output in answers[0])
         sets = min(epochs, max(1, _ANSWERS_BYTES // max(1, size))) if any(mixed) else 1
         answers += [outputs_of(model, mixtures(samples, n, mixed)) for n in range(1, sets)]
-        return cls(samples, mixed, answers, epochs, plan)
+        return cls(samples, mixed, answers, epochs, plan, as_in_use)
 
     def mixtures(self, number: int) -> Samples:
         """One of the sets."""
         return mixtures(self.samples, number, self.mixed)
+
+    def improve(
+        self, model: keras.Model, relative_error: Callable[[], float], announce: Announce
+    ) -> Distillation:
+        """Teach a model, and undo it if that makes its error on held-out samples larger."""
+        before, values = relative_error(), Values.of(model.variables)
+        with values.restored_after_error(), undisturbed(model):
+            self.teach(model, announce)
+        result = Distillation(self.epochs, before, relative_error())
+        if not result.kept:
+            values.restore()
+        return result
 
     def teach(self, model: keras.Model, announce: Announce) -> None:
         """Train the model in place, beside whatever it is compiled with; announce each epoch.
@@ -72,7 +98,8 @@ class Teacher:
         rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
         backend = backends.current()
         with backend.variable_scope(model):
-            student = _Student(model, [_variance(output) for output in self.answers[0]])
+            scales = [_variance(output) for output in self.answers[0]]
+            student = _Student(model, scales, training=not self.as_in_use)
             optimizer: Any = keras.optimizers.Adam(rate)
             if self.plan is not None:
                 optimizer = _keeping_zeros(optimizer, self.plan, student)
@@ -81,6 +108,8 @@ class Teacher:
             on_epoch_begin=lambda epoch, _: announce(f"distillation, epoch {epoch + 1}")
         )
         student.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, callbacks=[told])
+        if self.as_in_use:
+            return
         few = self.mixtures(0).take(slice(_FOR_BATCH_NORM))
         norms = calls_of_norms(model, few.batches()[0])
         reestimate(model, {norm: n for norm, n in norms.items() if n and norm.trainable}, few)
@@ -104,14 +133,14 @@ def _keeping_zeros(
 class _Student(keras.Model):
     """A model in training by its outputs, beside whatever optimizer and loss it has."""
 
-    def __init__(self, model: keras.Model, variances: list[float]) -> None:
+    def __init__(self, model: keras.Model, variances: list[float], *, training: bool) -> None:
         super().__init__(name="student", dtype=model.dtype_policy)
-        self.model = model
+        self.model, self._training = model, training
         # What is constant says nothing.
         self._scales = [1 / variance if variance > 1e-12 else 0.0 for variance in variances]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.model(inputs, training=training)
+        return self.model(inputs, training=bool(training) and self._training)
 
     def compute_loss(
         self,

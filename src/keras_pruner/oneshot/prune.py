@@ -15,7 +15,7 @@ from keras_pruner.criteria import PerOutput, magnitude, needs_inputs, scores_as_
 from keras_pruner.masks import MaskedWeight, decide
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
-from keras_pruner.oneshot.listen import Values, undisturbed
+from keras_pruner.oneshot.listen import Values
 from keras_pruner.oneshot.outputs import outputs_of, relative_error
 from keras_pruner.oneshot.reconstruct import LayerwisePass, Outcome, Recorder, Removal
 from keras_pruner.oneshot.report import (
@@ -399,7 +399,7 @@ def _best(reconstruction: Reconstruction, plans: Mapping[str, Plan]) -> _Result:
     teacher = None
     if options.distillation_epochs:
         samples = reconstruction.recorder.fit
-        teacher = Teacher.of(model, samples, options.distillation_epochs, plan)
+        teacher = Teacher.of(model, samples, options.distillation_epochs, plan=plan)
     variables = reconstruction.variables(plan)
     dense = Values.of(variables)
     best, weights = "", dense
@@ -422,24 +422,10 @@ def _best(reconstruction: Reconstruction, plans: Mapping[str, Plan]) -> _Result:
             weights.restore()
         distillation = None
         if teacher is not None:
-            distillation = _distil(reconstruction, teacher, errors[best], announce)
+            distillation = teacher.improve(model, reconstruction.relative_error, announce)
     error = distillation.after if distillation and distillation.kept else errors[best]
     tried = tuple(Candidate(name, e, name == best) for name, e in errors.items() if name)
     return _Result(outcomes, error, tried, distillation)
-
-
-def _distil(
-    reconstruction: Reconstruction, teacher: Teacher, before: float, announce: Announce
-) -> Distillation:
-    """Train the model on the dense outputs; undo it if the held-out outputs get worse."""
-    model = reconstruction.model
-    refitted = Values.of(model.variables)
-    with undisturbed(model):
-        teacher.teach(model, announce)
-    result = Distillation(teacher.epochs, before, reconstruction.relative_error())
-    if not result.kept:
-        refitted.restore()
-    return result
 
 
 # ---------------------------------------------------------------------- report

@@ -13,7 +13,7 @@ from keras_pruner.model_graph import ModelGraph, functional_form
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.linear_layers import Linear
-from keras_pruner.oneshot.listen import Values, undisturbed
+from keras_pruner.oneshot.listen import Values
 from keras_pruner.oneshot.outputs import outputs_of, relative_error
 from keras_pruner.oneshot.reconstruct import LayerwisePass, Recorder
 from keras_pruner.shrink.constants import Cut
@@ -60,7 +60,7 @@ class DenseCopy:
                 "weights, and leave out samples outside the range it was trained on."
             )
         epochs = options.distillation_epochs
-        teacher = Teacher.of(copy, recorder.fit, epochs, None) if epochs else None
+        teacher = Teacher.of(copy, recorder.fit, epochs) if epochs else None
         found = _with_sizes(channels_of(ModelGraph(copy)), copy, samples.take(slice(1)).inputs)
         return cls(copy, found, options, recorder, held, teacher, Values.of(copy.variables))
 
@@ -97,16 +97,10 @@ class DenseCopy:
 
         It is undone if it makes the held-out outputs worse.
         """
-        before = self.relative_error(model)
         if self.teacher is None:
-            return before
-        refitted = Values.of(model.variables)
-        with refitted.restored_after_error(), undisturbed(model):
-            self.teacher.teach(model, announce)
-        after = self.relative_error(model)
-        if after >= before:
-            refitted.restore()
-        return min(before, after)
+            return self.relative_error(model)
+        result = self.teacher.improve(model, lambda: self.relative_error(model), announce)
+        return min(result.before, result.after)
 
 
 def _with_sizes(channels: Channels, model: keras.Model, sample: Any) -> Channels:

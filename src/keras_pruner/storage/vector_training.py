@@ -1,0 +1,63 @@
+"""After kernels were rounded: train the vectors to give the model's outputs again, without labels.
+
+Biases and the vectors of normalization layers take back much of what the rounding of kernels did
+to the outputs. The kernels stay as they were rounded.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import keras
+
+from keras_pruner.oneshot.calibration import Calibration
+from keras_pruner.oneshot.distillation import Teacher
+from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.report import Distillation
+from keras_pruner.reporting.console import show_progress
+
+
+def train_vectors(
+    model: keras.Model,
+    rounded: keras.Model,
+    kernels: Sequence[keras.Variable],
+    options: Calibration,
+) -> Distillation:
+    """Train all but the kernels of a rounded model, in place, on the outputs of the exact one.
+
+    Args:
+        model: the exact one.
+        rounded: the rounded one; left as it is if training makes the outputs on held-out samples
+            worse.
+        kernels: its weights that stay.
+        options: the samples, of which each eighth is held out, and the number of epochs.
+
+    Raises:
+        ValueError: if all vectors are frozen.
+    """
+    epochs = options.distillation_epochs
+    fit, held = options.read(model).split()
+    teacher, wanted = Teacher.of(model, fit, epochs, as_in_use=True), outputs_of(model, held)
+    title = f"training the vectors of {model.name}"
+    with _fixed(kernels), show_progress(title, epochs, shown=options.progress) as announce:
+        if not rounded.trainable_variables:
+            raise ValueError(
+                "`distillation_epochs` trains the biases and the vectors of normalization layers. "
+                f"Received: {model.name!r}, in which all of them are frozen. Set their layers' "
+                "`trainable` to True, or leave it out."
+            )
+        return teacher.improve(
+            rounded, lambda: relative_error(outputs_of(rounded, held), wanted), announce
+        )
+
+
+@contextlib.contextmanager
+def _fixed(variables: Sequence[keras.Variable]) -> Iterator[None]:
+    """A context in which some variables are not trained."""
+    before = [variable.trainable for variable in variables]
+    for variable in variables:
+        variable.trainable = False
+    try:
+        yield
+    finally:
+        for variable, trainable in zip(variables, before, strict=True):
+            variable.trainable = trainable

@@ -1,0 +1,111 @@
+"""Vectors trained beside rounded kernels."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pruner import model_file
+from keras_pruner.oneshot import Calibration, distillation
+from keras_pruner.storage.keras_file import save_compressed
+
+
+def network():
+    """Narrow layers with batch norms and dropout, which feel the rounding."""
+    layers = [keras.Input((8, 8, 4))]
+    for _ in range(3):
+        layers += [
+            keras.layers.Conv2D(12, 3, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+        ]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(0.5)]
+    model = keras.Sequential([*layers, keras.layers.Dense(5)])
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        if len(variable.shape) > 1:
+            values = rng.normal(size=variable.shape) * (rng.random(variable.shape) < 0.4)
+            variable.assign(values / np.sqrt(np.prod(variable.shape[:-1])))
+        elif "moving_variance" in variable.name:
+            variable.assign(rng.uniform(0.2, 0.5, variable.shape))
+    return model
+
+
+def samples(count=256):
+    return np.random.default_rng(1).normal(size=(count, 8, 8, 4)).astype("float32")
+
+
+def weights(model):
+    return [keras.ops.convert_to_numpy(variable.value) for variable in model.weights]
+
+
+def saved(model, path, epochs, **options):
+    calibration = Calibration(samples(), distillation_epochs=epochs, progress=False)
+    report = save_compressed(model, path, samples=calibration, **options)
+    return report, weights(model_file.load(path))
+
+
+@pytest.mark.parametrize("stored", ["float16", "float8", "shared"])
+def test_the_vectors_learn_and_the_kernels_stay(tmp_path, stored):
+    model = network()
+    before = weights(model)
+    plain, rounded = saved(model, tmp_path / "a.keras", 0, weights=stored)
+    report, trained = saved(model, tmp_path / "b.keras", 20, weights=stored)
+    for one, other in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(one, other)  # the model is unchanged
+    moved = False
+    for one, other in zip(rounded, trained, strict=True):
+        if one.ndim > 1:
+            np.testing.assert_array_equal(one, other)
+        else:
+            moved |= not np.array_equal(one, other)
+    told = report.distillation
+    assert plain.distillation is None and told.epochs == 20
+    assert told.kept == moved
+    assert stored == "float16" or told.after < 0.8 * told.before
+    assert "20 epochs of distillation" in str(report)
+    assert report.as_dict()["distillation"]["after"] == told.after
+    assert report.rounded == plain.rounded
+    assert abs(report.size - plain.size) < 0.1 * plain.size
+
+
+def test_samples_may_be_a_calibration(tmp_path):
+    _, one = saved(network(), tmp_path / "a.keras", 0, weights="float8")
+    save_compressed(network(), tmp_path / "b.keras", weights="float8", samples=samples())
+    for a, b in zip(one, weights(model_file.load(tmp_path / "b.keras")), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_training_that_makes_it_worse_is_undone(tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation, "_RATE", 1e4)
+    _, rounded = saved(network(), tmp_path / "a.keras", 0, weights="shared")
+    report, trained = saved(network(), tmp_path / "b.keras", 2, weights="shared")
+    assert not report.distillation.kept
+    assert "were undone" in str(report)
+    for a, b in zip(rounded, trained, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_optimizer_can_come_along(tmp_path):
+    model = network()
+    model.compile("adam", loss="mse")
+    model.fit(samples(64), np.ones((64, 5)), verbose=0)
+    report, _ = saved(model, tmp_path / "a.keras", 10, weights="shared", optimizer=True)
+    loaded = keras.saving.load_model(tmp_path / "a.keras")
+    assert report.distillation.kept
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations)
+    loaded.fit(samples(64), np.ones((64, 5)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "stored", "message"),
+    [
+        (True, None, "Received: distillation_epochs=2 with weights=None"),
+        (False, "float8", "in which all of them are frozen. Set their layers'"),
+    ],
+)
+def test_there_must_be_something_to_train(tmp_path, trainable, stored, message):
+    model = network()
+    model.trainable = trainable
+    with pytest.raises(ValueError, match=message):
+        saved(model, tmp_path / "a.keras", 2, weights=stored)
+    assert list(tmp_path.iterdir()) == []
