@@ -560,7 +560,7 @@ def _lzma(lc: int, lp: int, pb: int, nice: int, depth: int = 2) -> _Coder:
 _BYTES = (
     _lzma(0, 0, 0, 64),
     _lzma(0, 1, 1, 273, 1),
-    _lzma(1, 2, 2, 273),
+    _lzma(0, 2, 2, 273),
     _Coder(zipfile.ZIP_BZIP2),
 )
 _BEST: dict[str | None, tuple[_Coder, ...]] = {
