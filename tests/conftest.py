@@ -9,6 +9,12 @@ import pytest
 from keras_pruner import schedules
 
 
+def pytest_runtest_setup(item):
+    """Skip what only TensorFlow runs."""
+    if item.get_closest_marker("tensorflow") and keras.backend.backend() != "tensorflow":
+        pytest.skip("the conversion runs on TensorFlow either way")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def what_stays_is_passed_over():
     """Spare the collector what there is: Keras has it look at everything after each test."""

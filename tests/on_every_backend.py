@@ -1,7 +1,7 @@
 """Run pytest once for each backend.
 
 Tests that need no backend run on the first one only. Those marked `one_backend` count as slow on
-all but the first.
+all but the first, unless they are marked `tensorflow` and so run nowhere else.
 
     python tests/on_every_backend.py tensorflow jax torch -- [pytest arguments]
 
@@ -21,6 +21,9 @@ from importlib import metadata
 
 # A test runs a compiled step a few times: compiling it takes longer than running it.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+# What is left out of `make test` on all backends but the first.
+OFTEN = "(slow or (one_backend and not tensorflow))"
 
 
 def run(backend: str, arguments: list[str], cache: str) -> tuple[int, Counter[str]]:
@@ -62,7 +65,7 @@ def main() -> int:
     for i, backend in enumerate(backends):
         mine = list(arguments)
         if i and where is not None:
-            asked = arguments[where].replace("slow", "(slow or one_backend)")
+            asked = arguments[where].replace("slow", OFTEN)
             mine[where] = f"({asked}) and not backend_free"
         with tempfile.TemporaryDirectory() as cache:
             code, counts = run(backend, mine, cache)

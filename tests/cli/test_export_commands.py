@@ -13,8 +13,6 @@ from keras_pruner.cli import commands
 
 pytestmark = pytest.mark.one_backend
 
-CONVERTS = keras.backend.backend() == "tensorflow"
-
 
 @pytest.fixture
 def saved(tmp_path):
@@ -81,11 +79,10 @@ def test_export_stores_by_the_ending(capsys, saved, tmp_path, name, arguments):
     assert kp.summarize(other).weights == kp.summarize(model).weights
 
 
+@pytest.mark.tensorflow
 def test_export_and_inspect_litert(capsys, saved, tmp_path):
     pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
     pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
-    if not CONVERTS:
-        pytest.skip("the conversion runs on TensorFlow either way")
     out = tmp_path / "out.tflite"
     data = json.loads(succeeds(capsys, "export", saved, out, "--json"))
     assert data["size"] == out.stat().st_size
@@ -177,7 +174,7 @@ def ranges(tmp_path):
     return path
 
 
-@pytest.mark.skipif(not CONVERTS, reason="the conversion runs on TensorFlow either way")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("target", ["tflm", "ethos-u55-128", "litert-x86", "wasm"])
 def test_export_writes_the_file_of_a_target(capsys, saved, ranges, tmp_path, target):
     for package in ("ai_edge_litert", "tensorflow", "tflite_micro", "ethosu"):
@@ -205,7 +202,7 @@ def test_samples_choose_the_rounding_of_a_keras_file(capsys, saved, ranges, tmp_
     assert json.loads(succeeds(capsys, *trained))["distillation"]["epochs"] == 2
 
 
-@pytest.mark.skipif(not CONVERTS, reason="the conversion runs on TensorFlow either way")
+@pytest.mark.tensorflow
 def test_find_sparsity_for_flash(capsys, saved, ranges):
     pytest.importorskip("ai_edge_litert")
     command = ["find-sparsity", saved, "--calibration", ranges, "--tolerance", "0.3"]

@@ -100,9 +100,7 @@ def test_what_is_not_known_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the conversion runs on TensorFlow either way"
-)
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("accelerator", ["ethos-u55-128", "ethos-u65-256", "ethos-u85-256"])
 @pytest.mark.parametrize("size", [8, 16])
 def test_advice_is_within_a_quarter_of_the_compilers_estimate(tmp_path, accelerator, size):

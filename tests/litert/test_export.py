@@ -12,9 +12,6 @@ pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[li
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
 
 # Elsewhere each conversion starts a process; what must differ between backends is tested below.
-converts_here = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the conversion runs on TensorFlow either way"
-)
 
 
 def model_with_zeros(block=False, sparsity=0.9, seed=0):
@@ -68,7 +65,7 @@ def test_a_float32_file_runs_sparse_and_computes_the_same(tmp_path, block):
 
 
 # The combinations that LiteRT computes wrongly, or does not run, are routed around.
-@converts_here
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("block", [True, False], ids=["blocks", "unstructured"])
 @pytest.mark.parametrize(
     ("weights", "tolerance", "execution"),
@@ -81,7 +78,7 @@ def test_bad_combinations_come_out_correct(tmp_path, block, weights, tolerance, 
     assert {w.execution for w in matrices} == execution
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_few_zeros_are_stored_dense_and_say_why(tmp_path):
     done = export_litert(model_with_zeros(sparsity=0.1), tmp_path / "m.tflite")
     assert {w.reason for w in done.weights} == {"sparse would be larger"}
@@ -90,7 +87,7 @@ def test_few_zeros_are_stored_dense_and_say_why(tmp_path):
     assert {w.reason for w in dense.weights} == {"no zeros"}
 
 
-@converts_here
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(("steps", "execution"), [(1, "native sparse"), (64, "densified")])
 def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row(tmp_path, steps, execution):
     model = keras.Sequential([keras.Input((steps, 512)), keras.layers.Dense(512)])
@@ -101,7 +98,7 @@ def test_a_dense_layer_over_a_sequence_takes_each_step_as_a_row(tmp_path, steps,
     assert weight.execution == execution
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_a_table_of_an_embedding_is_in_the_report(tmp_path):
     words = keras.Input((8,), dtype="int32")
     model = keras.Model(words, keras.layers.Embedding(100, 16)(words))
@@ -114,7 +111,7 @@ def test_a_table_of_an_embedding_is_in_the_report(tmp_path):
     assert inspect(tmp_path / "m.tflite").weights[0].sparsity == 0.9
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_a_model_of_two_inputs_and_outputs(tmp_path):
     b, a = keras.Input((8,), name="b"), keras.Input((5,), name="a", dtype="int32")
     first = keras.layers.Dense(3)(b)
@@ -123,7 +120,7 @@ def test_a_model_of_two_inputs_and_outputs(tmp_path):
     assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_integers_are_drawn_over_the_rows_of_their_table(tmp_path):
     """Of two rows that differ by little, a normalization makes the error of rounding large."""
     words = keras.Input((64,), dtype="int32", name="words")
@@ -170,7 +167,7 @@ def test_bytes_are_drawn_over_their_range():
     assert words == "one random batch, 'image' of integers from 0 to 255"
 
 
-@converts_here
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (10, 4, 3)])
 def test_outputs_by_name_are_compared_by_name(tmp_path, sizes):
     x = keras.Input((8,))
@@ -179,7 +176,7 @@ def test_outputs_by_name_are_compared_by_name(tmp_path, sizes):
     assert export_litert(keras.Model(x, heads), tmp_path / "m.tflite").difference < 1e-5
 
 
-@converts_here
+@pytest.mark.tensorflow
 @pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("x", "y")])
 @pytest.mark.parametrize("keys", ["ab", "ba"])
@@ -192,7 +189,7 @@ def test_inputs_are_given_as_the_model_takes_them(tmp_path, keys, names):
     assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_more_than_ten_outputs_are_compared_in_their_order(tmp_path):
     x = keras.Input((8,))
     model = keras.Model(x, [keras.layers.Dense(2 + i // 6)(x) for i in range(12)])
@@ -276,7 +273,7 @@ def test_samples_must_fit(tmp_path):
         export_litert(model, tmp_path / "m.tflite", samples=[np.ones((4, 3)), np.ones((2, 3))])
 
 
-@converts_here
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "samples",
     [None, np.concatenate([np.zeros((1, 6, 6, 32)), np.ones((1, 6, 6, 32))])],

@@ -13,9 +13,6 @@ pytestmark = pytest.mark.one_backend
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "keras-pruner[litert]"')
 pytest.importorskip("tensorflow", reason='needs pip install "keras-pruner[tensorflow]"')
-converts_here = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the conversion runs on TensorFlow either way"
-)
 INTEGERS = {"weights": "int8", "activations": "int8", "progress": False}
 X = np.random.default_rng(1).normal(size=(30, 8, 8, 3)).astype("float32")
 
@@ -54,7 +51,7 @@ def test_zeros_stay_zeros_and_the_outputs_agree(files):
     assert "Compared on 30 samples." in str(pruned)
 
 
-@converts_here
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("options", "types"),
     [
@@ -75,7 +72,7 @@ def test_inputs_and_outputs_have_the_type_asked_for(tmp_path, options, types):
     assert tuple(np.dtype(d["dtype"]).name for d in details) == types
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_a_file_that_is_too_far_off_is_refused_with_its_worst_layers(tmp_path):
     with pytest.raises(
         RuntimeError, match=r"0\.0001 is allowed\. The layers that differ most: \w+ \(\d"
@@ -84,7 +81,7 @@ def test_a_file_that_is_too_far_off_is_refused_with_its_worst_layers(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_several_inputs_are_calibrated_by_name(tmp_path):
     b, a = keras.Input((8,), name="b"), keras.Input((5,), name="a", dtype="int32")
     words = keras.layers.Flatten()(keras.layers.Embedding(50, 2, name="words")(a))
@@ -148,7 +145,7 @@ def test_zeros_make_the_compiled_file_smaller(files, accelerator):
         assert {layer.bound_by for layer in found.dense.layers} >= {"flash", "computing"}
 
 
-@converts_here
+@pytest.mark.tensorflow
 def test_a_float_file_stays_on_the_cpu_and_says_what_to_do(tmp_path):
     pytest.importorskip("ethosu", reason='needs pip install "keras-pruner[ethos-u]"')
     export_litert(small_cnn(8), tmp_path / "m.tflite", progress=False)

@@ -63,9 +63,7 @@ def test_flash_is_smaller_and_every_bit_of_the_outputs_is_equal(tmp_path, pruned
     assert "2025-10-23" in str(done)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the conversion runs on TensorFlow either way"
-)
+@pytest.mark.tensorflow
 class TestLimits:
     def test_weights_whose_unpacking_does_not_fit_stay_plain(self, tmp_path, pruned):
         free = micro.export_micro(pruned, tmp_path / "a.tflite", samples=X, progress=False)

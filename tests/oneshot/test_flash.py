@@ -19,9 +19,7 @@ def model():
     return keras.Sequential([keras.Input((32,), name="x"), *layers])
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the conversion runs on TensorFlow either way"
-)
+@pytest.mark.tensorflow
 class TestFits:
     @pytest.fixture(autouse=True)
     def installed(self):
