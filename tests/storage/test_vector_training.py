@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 
 from keras_pruner import model_file
-from keras_pruner.oneshot import Calibration, distillation
+from keras_pruner.oneshot import Calibration, reestimate_batch_norm
+from keras_pruner.storage import vector_training
 from keras_pruner.storage.keras_file import save_compressed
 
 
-def network():
-    """Narrow layers with batch norms and dropout, which feel the rounding."""
+def network(lagging=False):
+    """Narrow layers with batch norms and dropout, which feel the rounding.
+
+    The statistics of lagging batch norms are far from those of the samples.
+    """
     layers = [keras.Input((8, 8, 4))]
     for _ in range(3):
         layers += [
@@ -27,6 +31,8 @@ def network():
             variable.assign(values / np.sqrt(np.prod(variable.shape[:-1])))
         elif "moving_variance" in variable.name:
             variable.assign(rng.uniform(0.2, 0.5, variable.shape))
+    if not lagging:
+        reestimate_batch_norm(model, samples())
     return model
 
 
@@ -44,9 +50,10 @@ def saved(model, path, epochs, **options):
     return report, weights(model_file.load(path))
 
 
+@pytest.mark.parametrize("lagging", [False, True])
 @pytest.mark.parametrize("stored", ["float16", "float8", "shared"])
-def test_the_vectors_learn_and_the_kernels_stay(tmp_path, stored):
-    model = network()
+def test_the_vectors_learn_and_the_kernels_stay(tmp_path, stored, lagging):
+    model = network(lagging)
     before = weights(model)
     plain, rounded = saved(model, tmp_path / "a.keras", 0, weights=stored)
     report, trained = saved(model, tmp_path / "b.keras", 20, weights=stored)
@@ -77,7 +84,7 @@ def test_samples_may_be_a_calibration(tmp_path):
 
 
 def test_training_that_makes_it_worse_is_undone(tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation, "_RATE", 1e4)
+    monkeypatch.setattr(vector_training, "_RATE", 1e4)
     _, rounded = saved(network(), tmp_path / "a.keras", 0, weights="shared")
     report, trained = saved(network(), tmp_path / "b.keras", 2, weights="shared")
     assert not report.distillation.kept

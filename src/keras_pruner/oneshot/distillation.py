@@ -24,7 +24,7 @@ from keras_pruner.reporting.console import Announce
 from keras_pruner.training.optimizer import keep_zeros
 
 _BATCH = 64
-_RATE = 3e-3
+RATE = 3e-3
 _FOR_BATCH_NORM = 1024  # samples
 _ANSWERS_BYTES = 2**28
 
@@ -41,6 +41,7 @@ class Teacher:
         plan: of the dense model: its targets keep their zeros; None: no weight is kept at zero.
         as_in_use: train the model as it is used, without dropout and with the statistics that
             batch norms have. Else as in any training; batch norms get new statistics.
+        rate: the learning rate at the beginning.
     """
 
     samples: Samples
@@ -49,6 +50,7 @@ class Teacher:
     epochs: int
     plan: Plan | None
     as_in_use: bool
+    rate: float
 
     @classmethod
     def of(
@@ -59,6 +61,7 @@ class Teacher:
         *,
         plan: Plan | None = None,
         as_in_use: bool = False,
+        rate: float = RATE,
     ) -> "Teacher":
         """Ask the dense model, as it is now, about one set of mixtures for each epoch.
 
@@ -70,7 +73,7 @@ class Teacher:
         size = sum(output.nbytes for output in answers[0])
         sets = min(epochs, max(1, _ANSWERS_BYTES // max(1, size))) if any(mixed) else 1
         answers += [outputs_of(model, mixtures(samples, n, mixed)) for n in range(1, sets)]
-        return cls(samples, mixed, answers, epochs, plan, as_in_use)
+        return cls(samples, mixed, answers, epochs, plan, as_in_use, rate)
 
     def mixtures(self, number: int) -> Samples:
         """One of the sets."""
@@ -95,7 +98,7 @@ class Teacher:
         its moving averages lag behind, and statistics of the samples did worse.
         """
         batches = _Batches(self)
-        rate = keras.optimizers.schedules.CosineDecay(_RATE, self.epochs * len(batches))
+        rate = keras.optimizers.schedules.CosineDecay(self.rate, self.epochs * len(batches))
         backend = backends.current()
         with backend.variable_scope(model):
             scales = [_variance(output) for output in self.answers[0]]

@@ -5,6 +5,7 @@ to the outputs. The kernels stay as they were rounded.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -15,6 +16,8 @@ from keras_pruner.oneshot.outputs import outputs_of, relative_error
 from keras_pruner.oneshot.report import Distillation
 from keras_pruner.reporting.console import show_progress
 
+_RATE = 1e-3
+
 
 def train_vectors(
     model: keras.Model,
@@ -24,10 +27,12 @@ def train_vectors(
 ) -> Distillation:
     """Train all but the kernels of a rounded model, in place, on the outputs of the exact one.
 
+    If that makes the outputs on held-out samples worse, as where the statistics of batch norms lag
+    far behind, the model is trained as it is used: with the statistics that it has.
+
     Args:
         model: the exact one.
-        rounded: the rounded one; left as it is if training makes the outputs on held-out samples
-            worse.
+        rounded: the rounded one; left as it is if no training makes these outputs better.
         kernels: its weights that stay.
         options: the samples, of which each eighth is held out, and the number of epochs.
 
@@ -36,7 +41,11 @@ def train_vectors(
     """
     epochs = options.distillation_epochs
     fit, held = options.read(model).split()
-    teacher, wanted = Teacher.of(model, fit, epochs, as_in_use=True), outputs_of(model, held)
+    wanted = outputs_of(model, held)
+
+    def error() -> float:
+        return relative_error(outputs_of(rounded, held), wanted)
+
     title = f"training the vectors of {model.name}"
     with _fixed(kernels), show_progress(title, epochs, shown=options.progress) as announce:
         if not rounded.trainable_variables:
@@ -45,9 +54,11 @@ def train_vectors(
                 f"Received: {model.name!r}, in which all of them are frozen. Set their layers' "
                 "`trainable` to True, or leave it out."
             )
-        return teacher.improve(
-            rounded, lambda: relative_error(outputs_of(rounded, held), wanted), announce
-        )
+        teacher = Teacher.of(model, fit, epochs, rate=_RATE)
+        told = teacher.improve(rounded, error, announce)
+        if told.kept:
+            return told
+        return dataclasses.replace(teacher, as_in_use=True).improve(rounded, error, announce)
 
 
 @contextlib.contextmanager
