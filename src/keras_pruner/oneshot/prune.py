@@ -201,7 +201,8 @@ def _check_trainable(plan: Plan) -> None:
     """Raise if distillation would train no pruned weight."""
     if all(target.index is None for target in plan.targets):
         raise ValueError(
-            "`distillation_epochs` trains the pruned weights, but all of them are frozen. Set their layers' `trainable` to True, or leave it out."
+            "`distillation_epochs` trains the pruned weights, but all of them are frozen. Set "
+            "their layers' `trainable` to True, or leave it out."
         )
 
 
