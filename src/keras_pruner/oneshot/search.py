@@ -341,7 +341,7 @@ def find_sparsity(
         return by_drop.find(tolerance, highest, announce)
 
 
-def _check_bound(max_drop: Any, confidence: Any, target: str | None) -> None:
+def _check_bound(max_drop: float, confidence: float | None, target: str | None) -> None:
     """Raise for wrong arguments of a search without `flash`."""
     if target is not None:
         raise ValueError(f"`target` is for `flash`. Received: target={target!r}, flash=None.")
