@@ -497,41 +497,41 @@ def _export(arguments: Arguments) -> None:
     output = Path(arguments.output)
     _check_export(arguments, output)
     model = model_file.load(arguments.model, trust=arguments.trust)
-    rewrite = prepare_for_xnnpack(model) if arguments.prepare_for_xnnpack else None
-    model = rewrite.model if rewrite else model
-    found = arguments.calibration
-    samples = None if found is None else model_file.samples(found, model)
-    if arguments.target:
-        done: Any = ship(model, output, arguments.target, samples).report
-        data = done.as_dict()
-    elif output.suffix == ".tflite":
-        done = export_litert(
+    if not arguments.prepare_for_xnnpack:
+        done, data = _write(arguments, model, output)
+        _show(arguments, done, data=data)
+        return
+    rewrite = prepare_for_xnnpack(model)
+    done, data = _write(arguments, rewrite.model, output)
+    _show(arguments, rewrite, done, data=data | rewrite.as_dict())
+
+
+def _write(
+    arguments: Arguments, model: keras.Model, output: Path
+) -> tuple[Report | str, dict[str, Any]]:
+    """Write the file for the target, or by its ending; returns what to show, and its data."""
+    file = arguments.calibration
+    samples = None if file is None else model_file.samples(file, model)
+    report: Report
+    if output.suffix == ".safetensors":
+        size = save_sparse(model, output)
+        return f"{output}: {size:,} bytes", {"path": str(output), "size": size}
+    if output.suffix == ".keras":
+        epochs = arguments.distillation_epochs
+        options = Calibration(samples, distillation_epochs=epochs) if epochs else samples
+        stored = None if arguments.weights == "float32" else arguments.weights
+        report = save_compressed(model, output, weights=stored, samples=options)
+    elif arguments.target:
+        report = ship(model, output, arguments.target, samples).report
+    else:
+        report = export_litert(
             model,
             output,
             weights=arguments.weights,
             runtime=_runtime(arguments),
             input_signature=_signature(model, arguments.input_shape),
         )
-        data = done.as_dict()
-    else:
-        epochs = arguments.distillation_epochs
-        if epochs:
-            samples = Calibration(samples, distillation_epochs=epochs)
-        done, data = _store(model, output, arguments.weights, samples)
-    if rewrite:
-        data |= rewrite.as_dict()
-    _show(arguments, *([rewrite] if rewrite else []), done, data=data)
-
-
-def _store(
-    model: keras.Model, output: Path, weights: str, samples: Any
-) -> tuple[object, dict[str, Any]]:
-    if output.suffix == ".safetensors":
-        size = save_sparse(model, output)
-        return f"{output}: {size:,} bytes", {"path": str(output), "size": size}
-    stored = None if weights == "float32" else weights
-    saved = save_compressed(model, output, weights=stored, samples=samples)
-    return saved, saved.as_dict()
+    return report, report.as_dict()
 
 
 def _check_export(arguments: Arguments, output: Path) -> None:

@@ -318,31 +318,48 @@ def _with_product(part: _Part, owned: OwnedWeight, holder: Any) -> _Part:
 
 
 def _part(owned: OwnedWeight, target: Target | None, model: keras.Model, holder: Any) -> _Part:
-    layer, variable, view, path = owned.layer, owned.variable, owned.view, owned.path
-    size, inputs = math.prod(view.shape), view.matrix_shape[1]
+    """A weight and its work; `holder` is the layer that has the weight's layer as a part."""
+    layer, view = owned.layer, owned.view
+    size, is_target = math.prod(view.shape), target is not None
     if isinstance(layer, keras.layers.Embedding):
-        return _Part(path, "table", size, 0, 0.0, target is not None)
+        return _Part(owned.path, "table", size, 0, 0.0, is_target)
     steps = _steps(layer, model)
-    if steps is not None and len(variable.shape) == 2:
-        first = variable.name == "kernel"
-        extra = _STEP * steps if first else 0.0
-        kernels = [w.shape for w in layer.weights if len(w.shape) == 2]
-        reused = 4.0 * sum(map(math.prod, kernels))
-        return _Part(
-            path, "dense", size, inputs, size * steps, target is not None, fixed=extra,
-            reused_bytes=reused,
-        )  # fmt: skip
+    if steps is not None and len(owned.variable.shape) == 2:
+        return _recurrent_part(owned, steps, is_target=is_target)
     positions = _positions(layer, holder)
     if steps is None and view.taps and "conv" in type(layer).__name__.lower():
-        depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
-        kind = "depthwise" if depthwise else "conv"
-        taps = math.prod(view.shape[axis] for axis in view.taps)
-        work = float(size * positions)
-        pointwise = kind == "conv" and taps == 1
-        return _Part(path, kind, size, inputs // taps, work, target is not None, pointwise)
+        return _convolution_part(owned, positions, is_target=is_target)
     kind = "dense" if isinstance(layer, keras.layers.Dense) else "other"
     work = float(size * positions * (steps or 1))
-    return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
+    return _Part(owned.path, kind, size, view.matrix_shape[1], work, is_target, rows=positions)
+
+
+def _recurrent_part(owned: OwnedWeight, steps: int, *, is_target: bool) -> _Part:
+    """A kernel of a recurrent cell; the first one also carries the time of the steps."""
+    size = math.prod(owned.view.shape)
+    kernels = [weight.shape for weight in owned.layer.weights if len(weight.shape) == 2]
+    return _Part(
+        owned.path,
+        "dense",
+        size,
+        owned.view.matrix_shape[1],
+        size * steps,
+        is_target,
+        fixed=_STEP * steps if owned.variable.name == "kernel" else 0.0,
+        reused_bytes=4.0 * sum(map(math.prod, kernels)),
+    )
+
+
+def _convolution_part(owned: OwnedWeight, positions: int, *, is_target: bool) -> _Part:
+    """The kernel of a convolution."""
+    layer, view = owned.layer, owned.view
+    size, inputs = math.prod(view.shape), view.matrix_shape[1]
+    taps = math.prod(view.shape[axis] for axis in view.taps)
+    depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+    kind = "depthwise" if depthwise else "conv"
+    pointwise = kind == "conv" and taps == 1
+    work = float(size * positions)
+    return _Part(owned.path, kind, size, inputs // taps, work, is_target, pointwise)
 
 
 def _positions(layer: Any, holder: Any) -> int:
