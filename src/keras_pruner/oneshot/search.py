@@ -282,7 +282,7 @@ def find_sparsity(
             samples that are not calibrated on: up to three times as many, at least one in four.
         tolerance: the precision of the sparsity.
         highest: the largest sparsity to try, in [0, 1).
-        options: of `prune`, such as `pattern`, `allocation` or `filters`.
+        options: other arguments of `prune`, such as `pattern`, `allocation` or `filters`.
 
     Raises:
         ValueError: for arguments that are wrong or contradict each other; for a metric that is
@@ -474,7 +474,19 @@ class _FlashTrial:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _DropTrial:
-    """Prunes a model at one sparsity after another, to find the largest that meets the bound."""
+    """Prunes a model at one sparsity after another, to find the largest that meets the bound.
+
+    Attributes:
+        model: the dense model; it is restored after each trial.
+        max_drop: the bound.
+        confidence: the confidence of the limit that is compared with the bound.
+        calibration: the samples to calibrate on.
+        options: other arguments of `prune`.
+        weights: the dense weights.
+        metric: the metric.
+        scores: its scores for the dense model.
+        spread: the drop of the metric with all prunable weights at zero.
+    """
 
     model: keras.Model
     max_drop: float
@@ -686,7 +698,7 @@ class _Metric:
     unclear: float | None = None
 
     def scores(self, model: keras.Model) -> np.ndarray:
-        """One score per sample, or a single number; from the same states each time."""
+        """One score per sample, or a single number; the model's states are restored after it."""
         with undisturbed(model):
             return _scores(self.function(model))
 

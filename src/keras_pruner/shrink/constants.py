@@ -36,10 +36,11 @@ class Cut:
     biases: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def dead(channels: Channels) -> Cut:
+def cut_of_dead(channels: Channels) -> Cut:
     """The cut that removes every channel that changes no output."""
     constants = _constants(channels)
-    read = _shared([(p, _at_inputs(p, constants)) for p in channels.products])
+    read = [(product, _at_inputs(product, constants)) for product in channels.products]
+    read = _equal_in_all_calls(read)
     kept = _live(channels, read)
     keep_one_of_each(channels, kept)
     return _folded(channels, Cut(kept), read)
@@ -251,11 +252,11 @@ def _silent_heads(layer: Any, count: int) -> np.ndarray:
 
 # ---------------------------------------------------------------------- channels that are read
 
-Read = list[tuple[Product, np.ndarray]]
+ReadConstants = list[tuple[Product, np.ndarray]]
 """The products of a model, each with the constants in its inputs."""
 
 
-def _shared(read: Read) -> Read:
+def _equal_in_all_calls(read: ReadConstants) -> ReadConstants:
     """Keep only the constants that are equal in all calls of a shared layer; else NaN."""
     together: dict[int, list[np.ndarray]] = {}
     for product, constants in read:
@@ -267,7 +268,7 @@ def _shared(read: Read) -> Read:
     return [(product, same[id(product.kernel)]) for product, _ in read]
 
 
-def _live(channels: Channels, read: Read) -> np.ndarray:
+def _live(channels: Channels, read: ReadConstants) -> np.ndarray:
     """For each class, whether an output depends on it, or it must stay for another reason."""
     live = channels.blocked() | channels.mixed()
     tables = []
@@ -288,7 +289,7 @@ def _live(channels: Channels, read: Read) -> np.ndarray:
 # ---------------------------------------------------------------------- folding
 
 
-def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
+def _folded(channels: Channels, cut: Cut, read: ReadConstants) -> Cut:
     """Add the effect of the removed constants to the biases of the layers that read them."""
     done: set[int] = set()
     for product, constants in read:

@@ -23,7 +23,7 @@ from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.listen import run
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.shrink.budget import Budget, allocate
-from keras_pruner.shrink.constants import Cut, dead
+from keras_pruner.shrink.constants import Cut, cut_of_dead
 from keras_pruner.shrink.rebuild import as_sequential, rebuild
 from keras_pruner.shrink.refit import DenseCopy
 from keras_pruner.shrink.report import ChannelGroup, ShrinkReport
@@ -123,7 +123,7 @@ def shrink(
 def _remove_dead(model: keras.Model, overrides: _Overrides, began: float) -> ShrinkReport:
     form = functional_form(model)
     channels = _left_alone(channels_of(ModelGraph(form)), overrides)
-    cut = dead(channels)
+    cut = cut_of_dead(channels)
     if cut.kept.all():
         warnings.warn(_nothing_removed(model, channels), stacklevel=3)
     smaller = rebuild(form, channels, cut)
