@@ -718,8 +718,8 @@ def _chosen(
     count = min(asked, len(samples) - len(samples) // _READ)
     if count < LEAST:
         raise ValueError(
-            f"`calibration` must hold at least {2 * LEAST} samples without a metric, since some "
-            f"are only measured on. Received: {len(samples)}. Pass more, or a metric."
+            f"`calibration` must hold at least {2 * LEAST} samples without a metric, since one "
+            f"in four is kept to measure on. Received: {len(samples)}. Pass more, or a metric."
         )
     held = np.ones(len(samples), bool)
     held[np.linspace(0, len(samples) - 1, count).astype(int)] = False
