@@ -33,7 +33,7 @@ def test_the_work_of_a_layer_by_hand():
     # 8x4 units of 1x2 pixels, 9 taps of 4 times 32 inputs, 16 times 8 outputs, 4 cycles each
     assert work["one"].computing == pytest.approx(1.03 * 4 * 32 * 9 * 4 * 16)
     assert work["one"].read_cycles(npu, 0) == 3 * 3 * 128 * 128 + 10 * 128
-    assert work["one"].read(npu, 0.5) == pytest.approx(0.63 * 3 * 3 * 128 * 128 + 1280)
+    assert work["one"].read_cycles(npu, 0.5) == pytest.approx(0.63 * 3 * 3 * 128 * 128 + 1280)
     assert work["depthwise"].weights == 9 * 128
     assert work["sum"].cycles(npu) == pytest.approx(192 / 128 * 8 * 8 * 128)
 
