@@ -236,7 +236,7 @@ def test_embeddings_and_recurrent_kernels():
 def test_arguments_that_do_not_go_together():
     model = network()
     model.trainable = False
-    with pytest.raises(ValueError, match="all that are pruned are frozen"):
+    with pytest.raises(ValueError, match="but all of them are frozen"):
         pruned(model, 1, calibration=iter([]))  # which nobody has read by then
 
 

@@ -304,7 +304,7 @@ def test_the_limit_covers_the_true_drop_in_nineteen_of_twenty_draws(rate, gained
     thresholds = np.cumsum([rate, gained * rate])
     draws = rng.uniform(size=(2000, 500))
     lost = np.where(draws < thresholds[0], 1.0, np.where(draws < thresholds[1], -1.0, 0.0))
-    limits = [search._largest_drop(row, np.zeros(500), 1.0, 0.95) for row in lost]
+    limits = [search._drop_limit(row, np.zeros(500), 1.0, 0.95) for row in lost]
     assert np.mean(np.array(limits) >= rate * (1 - gained)) > 0.93
 
 

@@ -75,7 +75,7 @@ def test_a_target_that_is_undershot_is_said():
     x = np.random.default_rng(0).normal(size=(64, 8))
     report = kp.shrink(model, macs=0.9, calibration=x)
     assert report.model.get_layer("wide").units == 8
-    assert "macs=0.9 was asked for, and 0.5 is what the multiples give" in str(report)
+    assert "macs=0.9 was requested, and 0.5 is reached" in str(report)
 
 
 def test_the_same_channels_stay_when_it_is_done_again():

@@ -1,4 +1,4 @@
-"""The command line, `keras-pruner COMMAND`: every option, every command, the table of both.
+"""The command line `keras-pruner COMMAND`: its options, its commands, and a table of both.
 
 Exit codes: 0 success, 1 failure (with one line on standard error), 2 wrong usage.
 """
@@ -78,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except BrokenPipeError:  # `keras-pruner inspect model.keras | head`
-        with open(os.devnull, "w") as nowhere:  # else Python reports the pipe again as it ends
+        with open(os.devnull, "w") as nowhere:  # otherwise Python reports the pipe again at exit
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
     except (model_file.FileError, ValueError, ImportError, OSError) as error:
         message = one_line(error, longest=2000)
         print(f"keras-pruner: {_by_options(message, arguments)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:  # of a converter, whose own lines help to find the layer
+    except RuntimeError as error:  # a converter's message; its lines help to find the layer
         print(f"keras-pruner: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -104,14 +104,14 @@ def _by_options(message: str, arguments: Arguments) -> str:
 
 
 def _show(arguments: Arguments, *parts: Report | str, data: dict[str, Any] | None = None) -> None:
-    """Print reports and sentences as text, or as JSON `data` (by default that of the first)."""
+    """Print reports and sentences, or with --json only `data`, by default that of the first."""
     if arguments.json:
         data = parts[0].as_dict() if data is None and isinstance(parts[0], Report) else data
         print(as_json(data))
         return
     texts = [p.full() if arguments.full and isinstance(p, Report) else str(p) for p in parts]
     text = "\n\n".join(texts).replace("print(report.full())", "pass --full")
-    print(tables.encodable(text))  # also where the name of a file cannot be shown
+    print(tables.encodable(text))  # the stream may lack a character of a file name
 
 
 # ------------------------------------------------------------------ types of arguments
@@ -243,13 +243,13 @@ TARGET = _option(
 )
 RANGES = _option(
     "--calibration SAMPLES.npz",
-    "about 100 typical inputs, named x, for a --target that computes in integers; for float8 and "
-    "shared weights some hundred, which choose the rounding",
+    "typical inputs, named x: about 100 for a --target that computes in integers, a few hundred to "
+    "choose the rounding of float8 or shared weights",
 )
 VECTOR_TRAINING = _option(
     "--distillation-epochs N",
-    "after float8 and shared rounding, train biases and normalization for N epochs to give the "
-    "outputs again, without labels; 20 is a good number; needs --calibration",
+    "after float8 or shared rounding, train biases and normalization for N epochs to reproduce the "
+    "outputs, without labels; 20 is a good number; needs --calibration",
     type=_positive,
     default=0,
 )
@@ -258,7 +258,7 @@ RUNTIME, ANY_RUNTIME = (
         _option("--runtime", f"where the model will run; default: {names[0]}", choices=names),
         _option(
             "--speedups FILE.json",
-            "speed-ups of sparse layers on this machine; measured and written if there is no file",
+            "speed-ups of sparse layers on this machine; without such a file, measure and write it",
         ),
     )
     for names in (RUNTIMES, (*RUNTIMES, TORCH, *DENSE_RUNTIMES, *ACCELERATORS))
@@ -305,7 +305,7 @@ def _inspect(arguments: Arguments) -> None:
 
 
 def _check_nm(arguments: Arguments, model: keras.Model | str) -> None:
-    """Show which weights have N:M zeros; raises if one has not, or if there is none."""
+    """Show which weights have N:M zeros; raises if one does not, or if there are no weights."""
     kept, group = arguments.nm.n, arguments.nm.m
     weights = {name: most <= kept for name, most in _most_in_group(model, group).items()}
     rows = [(name, "yes" if holds else "no") for name, holds in weights.items()]
@@ -412,7 +412,7 @@ def _pattern(arguments: Arguments) -> Pattern:
 
 
 def _left_alone(regexes: list[str] | None, model: keras.Model) -> dict[str, None] | None:
-    """One override for all the weights that `--leave` names."""
+    """An override for all weights that match --leave; raises for a regex that matches none."""
     if regexes is None:
         return None
     paths = [row.path for row in summarize(model).weights]
@@ -473,10 +473,14 @@ def _advise(arguments: Arguments) -> None:
 
 
 def _runtime(arguments: Arguments) -> str | SpeedupTable:
-    """The runtime by name, or the speed-ups in a file, measured if the file is missing."""
+    """The runtime by name, or the table of --speedups."""
     if arguments.speedups is None:
         return arguments.runtime or RUNTIMES[0]
-    path = Path(arguments.speedups)
+    return _speedups(Path(arguments.speedups))
+
+
+def _speedups(path: Path) -> SpeedupTable:
+    """The speed-ups in a file; if it does not exist, they are measured and written first."""
     if not path.exists():
         _check_directory(path)
         path.write_text(json.dumps(measure_speedups().as_dict(), indent=2), encoding="utf-8")
@@ -484,8 +488,8 @@ def _runtime(arguments: Arguments) -> str | SpeedupTable:
         return SpeedupTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise model_file.FileError(
-            f"--speedups {path} holds no table of speed-ups: {error}. Name a file that does not "
-            "exist: they are measured and written to it."
+            f"--speedups {path} holds no table of speed-ups: {error}. If you name a file that does "
+            "not exist, they are measured and written to it."
         ) from None
 
 
@@ -493,45 +497,45 @@ def _export(arguments: Arguments) -> None:
     output = Path(arguments.output)
     _check_export(arguments, output)
     model = model_file.load(arguments.model, trust=arguments.trust)
-    rewrite = prepare_for_xnnpack(model) if arguments.prepare_for_xnnpack else None
-    model = rewrite.model if rewrite else model
-    found = arguments.calibration
-    samples = None if found is None else model_file.samples(found, model)
-    if arguments.target:
-        done: Any = ship(model, output, arguments.target, samples).report
-        data = done.as_dict()
-    elif output.suffix == ".tflite":
-        done = export_litert(
+    if not arguments.prepare_for_xnnpack:
+        done, data = _write(arguments, model, output)
+        _show(arguments, done, data=data)
+        return
+    rewrite = prepare_for_xnnpack(model)
+    done, data = _write(arguments, rewrite.model, output)
+    _show(arguments, rewrite, done, data=data | rewrite.as_dict())
+
+
+def _write(
+    arguments: Arguments, model: keras.Model, output: Path
+) -> tuple[Report | str, dict[str, Any]]:
+    """Write the file for the target, or by its ending; returns what to show, and its data."""
+    file = arguments.calibration
+    samples = None if file is None else model_file.samples(file, model)
+    report: Report
+    if output.suffix == ".safetensors":
+        size = save_sparse(model, output)
+        return f"{output}: {size:,} bytes", {"path": str(output), "size": size}
+    if output.suffix == ".keras":
+        epochs = arguments.distillation_epochs
+        options = Calibration(samples, distillation_epochs=epochs) if epochs else samples
+        stored = None if arguments.weights == "float32" else arguments.weights
+        report = save_compressed(model, output, weights=stored, samples=options)
+    elif arguments.target:
+        report = ship(model, output, arguments.target, samples).report
+    else:
+        report = export_litert(
             model,
             output,
             weights=arguments.weights,
             runtime=_runtime(arguments),
             input_signature=_signature(model, arguments.input_shape),
         )
-        data = done.as_dict()
-    else:
-        epochs = arguments.distillation_epochs
-        if epochs:
-            samples = Calibration(samples, distillation_epochs=epochs)
-        done, data = _store(model, output, arguments.weights, samples)
-    if rewrite:
-        data |= rewrite.as_dict()
-    _show(arguments, *([rewrite] if rewrite else []), done, data=data)
-
-
-def _store(
-    model: keras.Model, output: Path, weights: str, samples: Any
-) -> tuple[object, dict[str, Any]]:
-    if output.suffix == ".safetensors":
-        size = save_sparse(model, output)
-        return f"{output}: {size:,} bytes", {"path": str(output), "size": size}
-    stored = None if weights == "float32" else weights
-    saved = save_compressed(model, output, weights=stored, samples=samples)
-    return saved, saved.as_dict()
+    return report, report.as_dict()
 
 
 def _check_export(arguments: Arguments, output: Path) -> None:
-    """Raise for options that do not go together, before a model is loaded."""
+    """Raise for options that contradict each other, before a model is loaded."""
     if output.suffix not in _WEIGHTS_BY_ENDING:
         raise ValueError(f"{output} must end in .tflite, .keras or .safetensors.")
     if arguments.weights not in _WEIGHTS_BY_ENDING[output.suffix]:
@@ -539,6 +543,7 @@ def _check_export(arguments: Arguments, output: Path) -> None:
         raise ValueError(
             f"--weights {arguments.weights} is not for {output.suffix} files. Choose from: {known}."
         )
+    _check_calibration(arguments)
     _check_target(arguments)
     for option in ("runtime", "speedups", "input_shape", "target"):
         if output.suffix != ".tflite" and getattr(arguments, option):
@@ -549,20 +554,24 @@ def _check_export(arguments: Arguments, output: Path) -> None:
     model_file.check_free(output, overwrite=arguments.force)
 
 
-def _check_target(arguments: Arguments) -> None:
-    """Raise for options that a target decides itself, and for missing samples."""
-    rounds = arguments.weights in ("float8", "shared") and arguments.calibration
-    if arguments.distillation_epochs and not rounds:
+def _check_calibration(arguments: Arguments) -> None:
+    """Raise for samples, or epochs of training, that would have no use."""
+    is_rounded = arguments.weights in ("float8", "shared")
+    if arguments.distillation_epochs and not (is_rounded and arguments.calibration):
         raise ValueError(
             "--distillation-epochs is for --weights float8 or shared, with --calibration "
             "SAMPLES.npz."
         )
+    if arguments.calibration and arguments.target is None and not is_rounded:
+        raise ValueError(
+            "--calibration is for integer files and for one-byte weights: give --target, such as "
+            "tflm, or --weights float8 or shared."
+        )
+
+
+def _check_target(arguments: Arguments) -> None:
+    """Raise for options that contradict a target, and for one without the samples it needs."""
     if arguments.target is None:
-        if arguments.calibration and arguments.weights not in ("float8", "shared"):
-            raise ValueError(
-                "--calibration is for integer files and for one-byte weights: give --target, such "
-                "as tflm, or --weights float8 or shared."
-            )
         return
     if arguments.weights != "float32" or arguments.input_shape:
         raise ValueError(
@@ -704,14 +713,18 @@ COMMANDS = {
             MODEL,
             OUTPUT,
             _option("--macs X", "fraction of the multiplications to keep", type=float),
-            _option("--keep-weights X", "fraction of the weights to keep instead", type=float),
-            _option("--speedup X", "times as fast with LiteRT on this machine", type=float),
+            _option("--keep-weights X", "instead: fraction of the weights to keep", type=float),
+            _option(
+                "--speedup X",
+                "instead: how many times as fast, with LiteRT on this machine",
+                type=float,
+            ),
             CALIBRATION,
             SAMPLES,
             DISTILLATION,
             _option(
                 "--multiple N",
-                "numbers of channels are multiples of N; default: %(default)s",
+                "round numbers of channels to multiples of N; default: %(default)s",
                 type=_positive,
                 default=8,
             ),
@@ -748,7 +761,7 @@ COMMANDS = {
             ),
             _option(
                 "--confidence P",
-                "with which the drop stays so small on other samples; default: 0.95",
+                "confidence that the drop on other samples stays below --max-drop; default: 0.95",
                 type=float,
             ),
             _option(
@@ -832,7 +845,7 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where to find the rest."""
+    """A parser whose errors take one line and name the command for help."""
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: {message.rstrip('.')}. See `{self.prog} --help`.\n")

@@ -22,7 +22,7 @@ from keras_pruner.shrink.shrink_model import shrink
 
 TRAIN_SAMPLES = 8000
 BATCH_SIZE = 64
-_UNLABELLED = 512  # digits that channels are chosen by
+_UNLABELLED = 512  # digits used to choose the channels to remove
 _LOSS: dict[str, Any] = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
 
 
@@ -58,15 +58,15 @@ class Demo(Report):
         return self.comparison.headline()
 
     def tables(self) -> Sequence[Table]:
-        """Those of the comparison."""
+        """The tables of the comparison."""
         return self.comparison.tables()
 
     def figures(self) -> Sequence[tuple[str, str, str]]:
-        """Those of the comparison."""
+        """The figures of the comparison."""
         return self.comparison.figures()
 
     def charts(self) -> Sequence[str]:
-        """Those of the comparison."""
+        """The charts of the comparison."""
         return self.comparison.charts()
 
     def notes(self) -> Sequence[str]:
@@ -76,8 +76,8 @@ class Demo(Report):
         return [
             *self.comparison.notes(),
             f"Both models were trained for {epochs} epochs. The pruned one was dense for the first "
-            f"{epochs // 2}, and had a test accuracy of {self.accuracy_before:.4f} when pruning "
-            f"began. All this took {self.seconds:.0f} s.",
+            f"{epochs // 2} and had a test accuracy of {self.accuracy_before:.4f} when pruning "
+            f"began. The demo took {self.seconds:.0f} s.",
             f"kp.shrink removed channels from the dense model, without labels: {before:,} "
             f"multiplications became {after:,}, test accuracy {self.accuracy_shrunk:.4f} "
             f"({self.folder}/shrunk.keras).",

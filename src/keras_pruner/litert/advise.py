@@ -38,11 +38,11 @@ class LayerAdvice:
     """The effect of zeros in one weight.
 
     Attributes:
-        path: of the weight, as in a plan.
-        share: fraction of the dense model's time that the weight takes, estimated.
+        path: path of the weight, as in a plan.
+        share: estimated fraction of the dense model's time that the weight takes.
         pattern: the recommended pattern of zeros; None: leave the weight dense.
-        speedup: how many times faster its part of the layer runs with these zeros.
-        reason: why.
+        speedup: how many times faster the products with the weight run with these zeros.
+        reason: why this pattern is recommended, or none.
     """
 
     path: str
@@ -59,8 +59,8 @@ class Advice(Report):
     Attributes:
         runtime: where the model will run.
         sparsity: fraction of zeros in the weights that are pruned.
-        layers: each prunable weight.
-        speedup: how many times faster the whole model runs, estimated; 1.0 is "not faster".
+        layers: the advice for each prunable weight.
+        speedup: estimate of how many times faster the whole model runs; 1.0: not faster.
         hints: alternatives, and limits of the estimate.
 
     Example:
@@ -99,8 +99,8 @@ class Advice(Report):
     def settings(self) -> dict[str, Any]:
         """The recommendation as arguments for `kp.prune` or `kp.GradualPruning`.
 
-        If no layer runs faster, they prune every layer without a pattern, for a smaller file;
-        `hints` says so.
+        If no layer runs faster, the arguments prune every layer with unstructured zeros, for a
+        smaller file; `hints` says so.
         """
         patterns = {x.pattern for x in self.layers if x.pattern is not None}
         if not patterns:
@@ -135,15 +135,15 @@ def advise(
 
     Args:
         model: a built Keras 3 model.
-        runtime: "litert-x86", "litert-wasm" (browsers, Node), "litert-arm" (with its rules, but
-            figures of x86), "torch-cpu" (through `kp.torch_cpu.sparse_inference`), or
-            an accelerator such as "ethos-u55-128", by the estimates of Arm's compiler for one
-            sample; "onnxruntime" and "openvino", where no layer gains; or the table that
-            `measure_speedups` returned, for this machine.
+        runtime: where the model will run. "litert-x86"; "litert-wasm" (browsers, Node);
+            "litert-arm" (its own rules, but figures of x86); "torch-cpu" (through
+            `kp.torch_cpu.sparse_inference`); an accelerator such as "ethos-u55-128" (by the
+            estimates of Arm's compiler for one sample); "onnxruntime" or "openvino", where no
+            layer gains; or the table that `measure_speedups` returned for this machine.
         sparsity: fraction of zeros, in [0, 1).
         pattern: the pattern of zeros to judge; None: the best one for each layer.
-        batch_size: samples per inference; not for NPUs. In a Dense layer over a sequence each step
-            is a row of its own; sparse kernels gain less from many rows.
+        batch_size: samples per inference; NPUs take one. Sparse kernels gain less with many rows,
+            and in a Dense layer over a sequence each step is a row.
 
     Returns:
         The expected speed-up of each layer and of the whole model.
@@ -177,13 +177,13 @@ def advise(
     parts = _parts(model, Rules().plan(model, frozen=True))
     model_bytes = sum(4.0 * p.size for p in parts if p.kind == "dense")
     obstacle = _cluster_obstacle(model, parts, runtime, sparsity)
-    site = _Site(runtime, measured, sparsity, pattern, batch_size, model_bytes, obstacle)
-    costs = [site.cost(part) for part in parts]
+    predictor = _Predictor(runtime, measured, sparsity, pattern, batch_size, model_bytes, obstacle)
+    costs = [predictor.cost(part) for part in parts]
     fixed = sum(part.fixed for part in parts)
     total = sum(costs) + fixed
     found, saved = [], 0.0
     for part, cost in zip(parts, costs, strict=True):
-        best, speedup, reason = site.judge(part)
+        best, speedup, reason = predictor.judge(part)
         saved += cost - cost / speedup
         if part.target:
             found.append(LayerAdvice(part.path, cost / (total or 1.0), best, speedup, reason))
@@ -199,7 +199,7 @@ _LEAST_ON_NPU = 1.05
 def _advise_npu(
     model: keras.Model, accelerator: str, sparsity: float, pattern: Pattern | None
 ) -> Advice:
-    """Which layers wait for their weights, and which compute, on an Ethos-U NPU."""
+    """The advice for an Ethos-U NPU: layers that wait for their weights gain from zeros."""
     npu = npu_of(accelerator)
     works = work_of(model, npu)
     plan = Rules().plan(model, frozen=True)
@@ -209,15 +209,15 @@ def _advise_npu(
     for work in works:
         kernel = getattr(work.layer, "kernel", None)
         target = targets.get(id(kernel)) if work.weights else None
-        cycles = work.cycles(npu)
         if target is None:
             continue
+        cycles = work.cycles(npu)
         best, after, reason = _judge_npu(work, npu, sparsity, pattern)
         saved += cycles - after
         if target.path not in seen:  # a shared layer has one kernel
             seen.add(target.path)
             rows.append(LayerAdvice(target.path, cycles / total, best, cycles / after, reason))
-    hints = [f"By estimates of Arm's compiler for {accelerator}, before any compilation."]
+    hints = [f"Approximates what Arm's compiler estimates for {accelerator}; nothing is compiled."]
     hints += _not_estimated(model, works)
     if all(row.pattern is None for row in rows):
         hints.insert(0, "No layer runs faster: settings() prunes for a smaller file.")
@@ -227,8 +227,7 @@ def _advise_npu(
 def _judge_npu(
     work: NpuWork, npu: Npu, sparsity: float, pattern: Pattern | None
 ) -> tuple[Pattern | None, float, str]:
-    """The best pattern of a layer, its cycles with it, and the reason."""
-    computing = work.computed(npu)
+    """The best pattern for a layer, the cycles with it, and the reason."""
     two_of_four = work.cycles(npu, 0.5, two_of_four=True)
     dense = work.cycles(npu)
     candidates: list[tuple[float, Pattern]] = []
@@ -241,34 +240,48 @@ def _judge_npu(
         if pattern is None and npu.halves:
             candidates.append((two_of_four, NM(2, 4)))
     after, best = min(candidates, key=lambda found: found[0])
-    if work.read(npu, 0.0) > computing:
-        reason = "waits for its weights"
-        enough = [s for s in np.linspace(0, 0.99, 100) if work.read(npu, s) <= computing]
-        if enough:
-            reason += f"; from {enough[0]:.0%} zeros on, computing takes longer"
-    else:
-        reason = "computing takes longer than reading its weights"
-        reason += "; 2:4 zeros halve it" if npu.halves and two_of_four < 0.95 * dense else ""
+    reason = _bottleneck(work, npu, is_halved=npu.halves and two_of_four < 0.95 * dense)
     if dense < _LEAST_ON_NPU * after:
         return None, dense, reason
     return best, after, reason
 
 
+def _bottleneck(work: NpuWork, npu: Npu, *, is_halved: bool) -> str:
+    """What a layer spends its time on, and which zeros change that."""
+    computing = work.compute_cycles(npu)
+    if work.read_cycles(npu, 0.0) <= computing:
+        reason = "computing takes longer than reading its weights"
+        return f"{reason}; 2:4 zeros halve it" if is_halved else reason
+    reason = "waits for its weights"
+    enough = [s for s in np.linspace(0, 0.99, 100) if work.read_cycles(npu, s) <= computing]
+    return f"{reason}; from {enough[0]:.0%} zeros on, computing takes longer" if enough else reason
+
+
 def _not_estimated(model: keras.Model, works: list[NpuWork]) -> list[str]:
-    """A sentence on the layers with weights that the estimate does not know."""
+    """A hint on the layers with weights that have no estimate."""
     known = {id(work.layer) for work in works if work.weights}
     owners = {id(o.layer): o.layer for o in weights_of(model) if len(o.variable.shape) >= 2}
     names = [layer.name for key, layer in owners.items() if key not in known]
-    return [f"Without an estimate, counted as free: {', '.join(names)}."] if names else []
+    return [f"Without an estimate, counted as no time: {', '.join(names)}."] if names else []
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
     """One weight and its work for one sample.
 
-    `fixed` is the time of its layer that zeros do not change; `rows` is the number of rows that a
-    Dense layer takes at once; `reused_bytes` are the weights of a recurrent cell, which stay in
-    the cache from step to step; `product` is the form of a layer that PyTorch can run sparse.
+    Attributes:
+        path: path of the weight.
+        kind: "dense", "conv", "depthwise", "table" or "other".
+        size: number of weights.
+        inputs: number of inputs of an output, for each tap of a convolution.
+        multiplications: multiplications for one sample.
+        target: whether the weight can be pruned.
+        pointwise: whether it is the kernel of a 1x1 convolution.
+        fixed: time of its layer that zeros do not change.
+        rows: number of rows that the layer multiplies at once.
+        reused_bytes: bytes of a recurrent cell's weights, which stay in the cache from step to
+            step; None for other layers.
+        product: the form in which PyTorch can run the layer sparse; None if it cannot.
     """
 
     path: str
@@ -297,7 +310,7 @@ def _parts(model: keras.Model, plan: Plan) -> list[_Part]:
 
 
 def _with_product(part: _Part, owned: OwnedWeight, holder: Any) -> _Part:
-    """With the form and the rows of PyTorch's sparse product, if the weight has one."""
+    """Add the form and the rows of PyTorch's sparse product, if it has one for this weight."""
     if owned.variable.name != "kernel" or not torch_kernels.is_product(owned.layer, owned.view):
         return part
     rows = torch_kernels.positions(owned.layer, holder)
@@ -305,42 +318,59 @@ def _with_product(part: _Part, owned: OwnedWeight, holder: Any) -> _Part:
 
 
 def _part(owned: OwnedWeight, target: Target | None, model: keras.Model, holder: Any) -> _Part:
-    layer, variable, view, path = owned.layer, owned.variable, owned.view, owned.path
-    size, inputs = math.prod(view.shape), view.matrix_shape[1]
+    """A weight and its work; `holder` is the layer that has the weight's layer as a part."""
+    layer, view = owned.layer, owned.view
+    size, is_target = math.prod(view.shape), target is not None
     if isinstance(layer, keras.layers.Embedding):
-        return _Part(path, "table", size, 0, 0.0, target is not None)
+        return _Part(owned.path, "table", size, 0, 0.0, is_target)
     steps = _steps(layer, model)
-    if steps is not None and len(variable.shape) == 2:
-        first = variable.name == "kernel"
-        extra = _STEP * steps if first else 0.0
-        kernels = [w.shape for w in layer.weights if len(w.shape) == 2]
-        reused = 4.0 * sum(map(math.prod, kernels))
-        return _Part(
-            path, "dense", size, inputs, size * steps, target is not None, fixed=extra,
-            reused_bytes=reused,
-        )  # fmt: skip
+    if steps is not None and len(owned.variable.shape) == 2:
+        return _recurrent_part(owned, steps, is_target=is_target)
     positions = _positions(layer, holder)
     if steps is None and view.taps and "conv" in type(layer).__name__.lower():
-        depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
-        kind = "depthwise" if depthwise else "conv"
-        taps = math.prod(view.shape[axis] for axis in view.taps)
-        work = float(size * positions)
-        pointwise = kind == "conv" and taps == 1
-        return _Part(path, kind, size, inputs // taps, work, target is not None, pointwise)
+        return _convolution_part(owned, positions, is_target=is_target)
     kind = "dense" if isinstance(layer, keras.layers.Dense) else "other"
     work = float(size * positions * (steps or 1))
-    return _Part(path, kind, size, inputs, work, target is not None, rows=positions)
+    return _Part(owned.path, kind, size, view.matrix_shape[1], work, is_target, rows=positions)
+
+
+def _recurrent_part(owned: OwnedWeight, steps: int, *, is_target: bool) -> _Part:
+    """A kernel of a recurrent cell; the first one also carries the time of the steps."""
+    size = math.prod(owned.view.shape)
+    kernels = [weight.shape for weight in owned.layer.weights if len(weight.shape) == 2]
+    return _Part(
+        owned.path,
+        "dense",
+        size,
+        owned.view.matrix_shape[1],
+        size * steps,
+        is_target,
+        fixed=_STEP * steps if owned.variable.name == "kernel" else 0.0,
+        reused_bytes=4.0 * sum(map(math.prod, kernels)),
+    )
+
+
+def _convolution_part(owned: OwnedWeight, positions: int, *, is_target: bool) -> _Part:
+    """The kernel of a convolution."""
+    layer, view = owned.layer, owned.view
+    size, inputs = math.prod(view.shape), view.matrix_shape[1]
+    taps = math.prod(view.shape[axis] for axis in view.taps)
+    depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+    kind = "depthwise" if depthwise else "conv"
+    pointwise = kind == "conv" and taps == 1
+    work = float(size * positions)
+    return _Part(owned.path, kind, size, inputs // taps, work, is_target, pointwise)
 
 
 def _positions(layer: Any, holder: Any) -> int:
-    """How often a layer applies its weight to one sample; 1 where that is not known."""
+    """How many times a layer applies its weight to one sample; 1 if that is not known."""
     if hasattr(layer, "equation"):
         return torch_kernels.positions(layer, holder)
     return positions_of_output(layer)
 
 
 def _steps(cell: Any, model: keras.Model) -> int | None:
-    """Time steps of the recurrent layer that has this cell; None if no layer has."""
+    """Time steps of the recurrent layer that has this cell; None if it is not such a cell."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and layer.cell is cell:
             try:
@@ -372,11 +402,21 @@ def _cluster_obstacle(model: keras.Model, parts: list[_Part], runtime: str, spar
 
 
 @dataclasses.dataclass(frozen=True)
-class _Site:
-    """The runtime, the zeros to judge, and what they depend on in the model."""
+class _Predictor:
+    """Predicts the speed-up of each weight of a model.
+
+    Attributes:
+        runtime: name of the runtime.
+        measured: speed-ups of sparse layers; None if the runtime unpacks zeros.
+        sparsity: fraction of zeros to judge.
+        pattern: the pattern to judge; None: the best one for each weight.
+        batch_size: samples per inference.
+        model_bytes: bytes of all Dense weights.
+        obstacle: why convolutions run dense; empty if they run sparse.
+    """
 
     runtime: str
-    measured: cost_model.SpeedupTable | None  # None: the runtime unpacks zeros
+    measured: cost_model.SpeedupTable | None
     sparsity: float
     pattern: Pattern | None
     batch_size: int
@@ -388,7 +428,7 @@ class _Site:
         return cost_model.cost(kind, part.multiplications, self._bytes(part), self.runtime)
 
     def _bytes(self, part: _Part) -> float:
-        """The bytes of weights among which a weight is read."""
+        """Bytes of the weights that pass through the cache together with a weight."""
         return self.model_bytes if part.reused_bytes is None else part.reused_bytes
 
     def judge(self, part: _Part) -> tuple[Pattern | None, float, str]:
@@ -407,11 +447,11 @@ class _Site:
         form = self._form(pattern, part)
         if form is None:
             return None, 1.0, f"no sparse kernel for {pattern!r}"
-        place = self._bytes(part), self.batch_size * part.rows
-        speedup = self.measured.dense_speedup(form, self.sparsity, *place)
+        read, rows = self._bytes(part), self.batch_size * part.rows
+        speedup = self.measured.dense_speedup(form, self.sparsity, read, rows)
         if speedup > cost_model.LEAST_SPEEDUP:
             return pattern, speedup, f"LiteRT's sparse fully-connected, {form}"
-        least = self.measured.break_even(form, *place, cost_model.LEAST_SPEEDUP)
+        least = self.measured.break_even(form, read, rows, cost_model.LEAST_SPEEDUP)
         return None, 1.0, f"{form} pays only above {least:.0%} zeros here"
 
     def _judge_product(self, part: _Part) -> tuple[Pattern | None, float, str]:
@@ -421,12 +461,12 @@ class _Site:
         if not takes_sparsity(pattern, self.sparsity):
             return None, 1.0, f"{pattern!r} fixes another sparsity than {self.sparsity:.0%}"
         assert self.measured is not None
-        place = 4.0 * part.size, self.batch_size * part.rows
-        speedup = self.measured.dense_speedup(part.product, self.sparsity, *place)
+        read, rows = 4.0 * part.size, self.batch_size * part.rows
+        speedup = self.measured.dense_speedup(part.product, self.sparsity, read, rows)
         if speedup > cost_model.LEAST_SPEEDUP:
-            return pattern, speedup, f"csr @ x.T, {place[1]} rows"
-        least = self.measured.break_even(part.product, *place, cost_model.LEAST_SPEEDUP)
-        return None, 1.0, f"csr @ x.T with {place[1]} rows pays only above {least:.0%} zeros"
+            return pattern, speedup, f"csr @ x.T, {rows} rows"
+        least = self.measured.break_even(part.product, read, rows, cost_model.LEAST_SPEEDUP)
+        return None, 1.0, f"csr @ x.T with {rows} rows pays only above {least:.0%} zeros"
 
     def _form(self, pattern: Pattern, part: _Part) -> str | None:
         if isinstance(pattern, Unstructured):
@@ -461,14 +501,14 @@ def _hints(runtime: str, parts: list[_Part], *, is_faster: bool) -> tuple[str, .
         "stock path; not measured here.",
     ]
     if runtime in cost_model.NOT_MEASURED:
-        hints.insert(0, f"{runtime}: its rules with figures of x86 and WebAssembly; not measured.")
+        hints.insert(0, f"{runtime} was not measured: figures of x86 and WebAssembly stand in.")
     if not is_faster:
         hints.insert(0, "No layer runs faster: settings() prunes for a smaller file.")
     return tuple(hints)
 
 
 def _shrinking(model: keras.Model, runtime: str, parts: list[_Part]) -> Iterator[str]:
-    """What half of the channels would bring; nothing for a model whose channels are not known."""
+    """A hint on removing half of the channels; none if the model's channels are not known."""
     try:
         channels = channels_of(ModelGraph(model))
     except ValueError:
@@ -489,7 +529,7 @@ def _shrinking(model: keras.Model, runtime: str, parts: list[_Part]) -> Iterator
 
 
 def _int8_speed(parts: list[_Part]) -> str:
-    """How fast int8 models of this kind were measured."""
+    """The measured speed of int8 models of this kind, as part of a sentence."""
     if any(part.reused_bytes is not None for part in parts):
         return "speed of recurrent models not measured"
     dense = sum(part.size for part in parts if part.kind == "dense")

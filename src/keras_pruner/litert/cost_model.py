@@ -1,9 +1,9 @@
-"""Measured speed-ups of sparse layers, and what lies between the measurements.
+"""Measured speed-ups of sparse layers, and interpolation between the measurements.
 
 The time of a sparse Dense layer, divided by that of the dense one, is nearly linear in its density:
 `overhead + slope * density`. Both numbers depend on the machine, on the batch size, and on the
-bytes of weights that an inference reads, which decide the cache that holds them. The defaults were
-measured with `benchmarks/latency.py`; `measure_speedups` measures those of this machine.
+bytes of weights that an inference reads: these bytes decide which cache holds the weights. The
+defaults were measured with `benchmarks/latency.py`; `measure_speedups` measures this machine.
 """
 
 import dataclasses
@@ -19,17 +19,18 @@ RUNTIMES = ("litert-x86", "litert-wasm", "litert-arm")
 DENSE_RUNTIMES = ("onnxruntime", "openvino")
 #: PyTorch on a server's CPU, through `kp.torch_cpu.sparse_inference`.
 TORCH = "torch-cpu"
-#: Not measured: the rules are known, figures of x86 stand in.
+#: Runtimes that were not measured: their rules are known, but figures of x86 stand in.
 NOT_MEASURED = ("litert-arm",)
 
-#: More than this fraction of all weights of a cluster's 1x1 filters must be zero.
+#: XNNPACK runs a cluster of convolutions sparse (see `xnnpack.py`) if more than this fraction of
+#: the weights of all its 1x1 filters is zero.
 LEAST_SPARSITY = 2 / 3
 
-#: A layer with a smaller expected speed-up stays dense: on another cache it might be slower.
+#: A layer with a smaller expected speed-up stays dense: with another cache it might be slower.
 LEAST_SPEEDUP = 1.2
-#: Speed-up of a model with half of its channels, divided by how many times fewer multiplications
-#: it makes, by a prototype on MobileNetV2, ResNet50, a ViT and an LSTM. The command that measures
-#: it here is benchmarks/shrink_latency.py. Networks with depthwise layers gain less.
+#: Speed-up of a model with half of its channels, divided by the factor by which multiplications
+#: decrease. A prototype was measured on MobileNetV2, ResNet50, a ViT and an LSTM; networks with
+#: depthwise layers gain less. `benchmarks/shrink_latency.py` measures it on this machine.
 SHRUNK_SPEED = {
     "litert-x86": {"depthwise": 0.7, "other": 0.9},
     "onnxruntime": {"depthwise": 0.65, "other": 0.75},
@@ -49,7 +50,7 @@ class Point:
 
     Attributes:
         form: one of `FORMS`, or of `TORCH_FORMS`.
-        model_bytes: of the Dense weights that an inference reads.
+        model_bytes: bytes of the Dense weights that an inference reads.
         batch_size: rows per inference.
         overhead: time of the sparse kernel at density 0, as a fraction of the dense time.
         slope: time of the sparse kernel per weight, as a multiple of the dense kernel's.
@@ -68,8 +69,8 @@ class SpeedupTable:
 
     Attributes:
         runtime: one of `RUNTIMES`, or "torch-cpu".
-        machine: where it was measured.
-        points: for each form, every model size at every batch size.
+        machine: the machine on which it was measured.
+        points: for each form, a point for every model size at every batch size.
 
     Example:
         >>> points = [Point(form, 1e6, 1, overhead=0.0, slope=2.0) for form in FORMS]
@@ -132,7 +133,7 @@ class SpeedupTable:
         Args:
             form: one of `FORMS`.
             sparsity: fraction of blocks or weights that are zero.
-            model_bytes: of all Dense weights that an inference reads.
+            model_bytes: bytes of all Dense weights that an inference reads.
             batch_size: rows per inference.
         """
         overhead, slope = self._line(form, model_bytes, batch_size)
@@ -146,7 +147,7 @@ class SpeedupTable:
         return float(np.clip(1 - (1 / speedup - overhead) / slope, 0.0, 1.0))
 
     def _line(self, form: str, model_bytes: float, batch_size: int) -> tuple[float, float]:
-        """Overhead and slope, interpolated between points on logarithmic axes."""
+        """Overhead and slope, interpolated between the points on logarithmic axes."""
         points = [p for p in self.points if p.form == form]
         batches = sorted({p.batch_size for p in points})
         found = []
@@ -239,7 +240,7 @@ def speedups_of(runtime: str | SpeedupTable) -> SpeedupTable:
     return runtime if isinstance(runtime, SpeedupTable) else _DEFAULTS[runtime]
 
 
-# Slope of a 1x1 convolution of an eligible cluster, which needs more than 2/3 zeros.
+# Time of a sparse 1x1 convolution per weight that is left, as a multiple of the dense kernel's.
 _CONVOLUTION = 0.46
 # Nanoseconds per multiplication of dense layers; only their ratios matter.
 _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
@@ -250,11 +251,11 @@ _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 def convolution_speedup(sparsity: float, runtime: str) -> float:
-    """How many times faster a 1x1 convolution of an eligible cluster runs; 1 where it is dense.
+    """How many times faster a 1x1 convolution of an eligible cluster runs; 1 if it runs dense.
 
     Args:
         sparsity: fraction of zeros over all 1x1 filters of the cluster.
-        runtime: one of `RUNTIMES`. On x86 XNNPACK switches its sparse path off.
+        runtime: one of `RUNTIMES`; on x86, XNNPACK has no sparse convolutions.
     """
     if runtime == "litert-x86" or sparsity <= LEAST_SPARSITY:
         return 1.0
@@ -266,17 +267,14 @@ def cost(kind: str, multiplications: float, model_bytes: float, runtime: str) ->
 
     Args:
         kind: "dense", "conv" or "depthwise".
-        multiplications: of one inference.
-        model_bytes: of all Dense weights that an inference reads.
+        multiplications: number of multiplications per inference.
+        model_bytes: bytes of all Dense weights that an inference reads.
         runtime: one of `RUNTIMES`.
     """
-    return multiplications * _between(model_bytes, _COSTS[_site(runtime)][kind])
-
-
-def _site(runtime: str) -> str:
-    return {"litert-wasm": "wasm", TORCH: "torch"}.get(runtime, "native")
+    kernels = {"litert-wasm": "wasm", TORCH: "torch"}.get(runtime, "native")
+    return multiplications * _between(model_bytes, _COSTS[kernels][kind])
 
 
 def _between(model_bytes: float, pair: tuple[float, float]) -> float:
-    """Interpolate between the figure for weights in cache and that for weights in memory."""
+    """Interpolate between the figures for weights in the cache and for weights in memory."""
     return float(np.interp(math.log(max(1.0, model_bytes)), np.log((_CACHED, _STREAMED)), pair))

@@ -24,8 +24,8 @@ from keras_pruner.reporting.tables import Table
 
 # Largest difference of an output, in units of the largest output, by the type of the weights.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
-# Relative error of the outputs, by the type of the activations.
-_LEAST_ACCURATE = {"int8": 0.3, "int16": 0.05}
+# Largest relative error of the outputs, by the type of the activations.
+_LARGEST_ERROR = {"int8": 0.3, "int16": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Export(Report):
     """The result of `export_litert`; prints as a table.
 
     Attributes:
-        path: of the file.
-        size: of the file, in bytes.
-        dense_size: of the same file without sparse tensors.
-        weights: how each is stored, and why.
-        difference: largest difference of the outputs of file and model, in units of the largest
-            output.
-        error: root mean square of the differences, in units of that of the outputs.
-        same_largest: fraction of samples whose largest output is the same one in both; None if
-            the model has no output of several values.
-        compared_on: the inputs of the comparison.
-        types: of weights, activations, and inputs and outputs.
-        zeros: zero weights in (the model's kernels and tables, the file).
-        hints: operators that other runtimes lack.
+        path: the file.
+        size: size of the file in bytes.
+        dense_size: size of the same file without sparse tensors.
+        weights: how each weight is stored, and why.
+        difference: largest difference between the outputs of file and model, divided by the
+            largest output.
+        error: root mean square of the differences, divided by that of the outputs.
+        same_largest: fraction of samples for which file and model have the same largest output;
+            None if the model has no output of several values.
+        compared_on: a description of the inputs of the comparison.
+        types: the types of weights, activations, and inputs and outputs.
+        zeros: number of zero weights in the model's kernels and tables, and in the file.
+        hints: operators of the file that other runtimes lack.
 
     Example:
         >>> print(Export("model.tflite", size=4000, dense_size=16000, weights=(), difference=1e-6))
@@ -103,35 +103,37 @@ def export_litert(
     tolerance: float | None = None,
     progress: bool = True,
 ) -> Export:
-    """Write a model as a `.tflite` file that makes use of its zeros, compared with the model.
+    """Write a model as a `.tflite` file that uses its zeros, and compare the file with the model.
 
     Works on any backend; the conversion needs TensorFlow, which runs in a process of its own if
     the backend is another. Dense layers with zeros in `Block((4, 1))`, or with very many zeros,
     are stored for LiteRT's sparse kernels; other zeros make the file smaller.
 
-    With integer activations the file computes in integers only, as microcontrollers and NPUs
-    need it. Weights are quantized symmetrically for each output channel, so that zeros stay
+    With integer activations the file computes in integers only, which microcontrollers and NPUs
+    need. Weights are quantized symmetrically for each output channel, so that zeros stay
     zeros; compilers such as Arm's Vela code them in fewer bytes.
 
     Args:
         model: a built Keras 3 model.
-        path: of the file, ending in ".tflite".
+        path: the file to write, ending in ".tflite".
         weights: "float32"; "float16" (half the size; sparse weights run densified); or "int8"
             (zeros stay zero but are stored dense, because LiteRT computes sparse int8 wrongly or
             not at all).
-        activations: "float32"; "int8" or "int16" for a file of integers only, with int8 weights.
-        float_interface: with integer activations, take and return float32 all the same.
+        activations: "float32"; or "int8" or "int16" for a file that computes in integers only,
+            which needs weights="int8".
+        float_interface: with integer activations, keep inputs and outputs in float32.
         runtime: where the file will run: "litert-x86", "litert-wasm" or "litert-arm"; or the
             table that `measure_speedups` returned, for this machine.
         input_signature: a `keras.InputSpec` for each input. None: the model's own, for one
             sample at a time.
         samples: inputs used to compare the file with the model, and to find the ranges of integer
             activations: an array, or one for each input; a last incomplete batch is dropped. 100
-            typical ones suffice. None: one random batch; integers are drawn over the rows of the
-            Embedding that they reach.
-        tolerance: with float32 activations, largest difference of an output in units of the
-            largest output; None: 1e-4, 2e-2 or 0.2 by `weights`. With integer activations, the
-            relative error of the outputs; None: 0.3 for int8, 0.05 for int16.
+            typical ones suffice. None: one random batch; integers are drawn as valid indices of
+            the Embedding that they reach.
+        tolerance: with float32 activations, the largest difference of an output, divided by the
+            largest output; None: 1e-4 for float32, 2e-2 for float16, 0.2 for int8 weights. With
+            integer activations, the relative error of the outputs; None: 0.3 for int8, 0.05 for
+            int16.
         progress: whether to show the current step.
 
     Returns:
@@ -162,19 +164,12 @@ def export_litert(
     where = runtime.runtime if isinstance(runtime, SpeedupTable) else runtime
     if where not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {RUNTIMES}. Received: runtime={where!r}.")
-    _check_unquantized(model)
-    _check_float32(model)
-    _check_names(model)
+    _check_convertible(model)
     types = Types(weights, activations, "float32" if float_interface else activations)
     signature = signature_of(model, input_signature)
-    if samples is None:
-        batch, compared_on = random_batch(model, signature)
-        batches = [batch]
-    else:
-        batches = batches_of(signature, samples)
-        compared_on = f"{len(batches) * len(batches[0][0]):,} samples"
-        if activations != "float32":
-            _check_finite(batches)
+    batches, compared_on = _batches(model, signature, samples)
+    if activations != "float32":
+        _check_typical(batches)
     flatbuffer.schema()
     with (
         atomic_write(path, ".tflite") as unfinished,
@@ -204,6 +199,17 @@ def export_litert(
     )
 
 
+def _batches(
+    model: keras.Model, signature: Signature, samples: Any
+) -> tuple[list[list[np.ndarray]], str]:
+    """The batches to compare the file on, and a description of them."""
+    if samples is None:
+        batch, description = random_batch(model, signature)
+        return [batch], description
+    batches = batches_of(signature, samples)
+    return batches, f"{len(batches) * len(batches[0][0]):,} samples"
+
+
 def _checked(
     model: keras.Model,
     path: Path,
@@ -213,20 +219,20 @@ def _checked(
     compared_on: str,
     announce: Announce,
 ) -> Agreement:
-    """Compare the file with the model; raises if it is not close enough."""
+    """Compare the file with the model; raises if the outputs differ by more than allowed."""
     announce("comparing the outputs of file and model")
     found = compare_outputs(model, path, batches)
-    end = f"Compared on {compared_on}. No file was written; a larger `tolerance` accepts it"
+    end = f"Compared on {compared_on}. No file was written; a larger `tolerance` allows it"
     if types.activations == "float32":
         allowed = _TOLERANCE[types.weights] if tolerance is None else tolerance
         if not found.difference <= allowed:
             raise RuntimeError(
-                f"The exported file computes something else: its outputs differ by "
-                f"{found.difference:.2e} of the largest, and {allowed:.0e} is allowed. {end}, "
-                "`samples` compares on your own data."
+                "The outputs of the exported file are not those of the model: they differ by "
+                f"{found.difference:.2e} of the largest output, and {allowed:.0e} is allowed. "
+                f"{end}. Pass `samples` to compare on your own data."
             )
         return found
-    allowed = _LEAST_ACCURATE[types.activations] if tolerance is None else tolerance
+    allowed = _LARGEST_ERROR[types.activations] if tolerance is None else tolerance
     if not found.error <= allowed:
         announce("finding the layers that differ most")
         worst = list(worst_layers(model, path, batches[0]).items())[:3]
@@ -243,7 +249,7 @@ def _checked(
 def _check_activations(
     weights: str, activations: str, samples: Any, *, float_interface: bool
 ) -> None:
-    if activations not in ("float32", *_LEAST_ACCURATE):
+    if activations not in ("float32", *_LARGEST_ERROR):
         raise ValueError(
             '`activations` must be "float32", "int8" or "int16". '
             f"Received: activations={activations!r}."
@@ -267,7 +273,8 @@ def _check_activations(
         )
 
 
-def _check_finite(batches: list[list[np.ndarray]]) -> None:
+def _check_typical(batches: list[list[np.ndarray]]) -> None:
+    """Raise for samples from which no range can be found: not finite, or all the same."""
     floats = [array for batch in batches for array in batch if array.dtype.kind == "f"]
     if not all(np.isfinite(array).all() for array in floats):
         raise ValueError(
@@ -286,6 +293,13 @@ def _zeros_of(model: keras.Model) -> int:
     return sum(int((keras.ops.convert_to_numpy(w.value) == 0).sum()) for w in weights)
 
 
+def _check_convertible(model: keras.Model) -> None:
+    """Raise for a model that TensorFlow's converter or LiteRT does not take."""
+    _check_unquantized(model)
+    _check_float32(model)
+    _check_names(model)
+
+
 def _check_unquantized(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         mode = getattr(layer, "quantization_mode", None)
@@ -297,7 +311,7 @@ def _check_unquantized(model: keras.Model) -> None:
 
 
 def _check_names(model: keras.Model) -> None:
-    """Raise for names of layers that TensorFlow refuses; the conversion would fail late."""
+    """Raise for names of layers that TensorFlow refuses, before the conversion begins."""
     refused = [
         layer.name
         for layer in model._flatten_layers()
@@ -305,9 +319,9 @@ def _check_names(model: keras.Model) -> None:
     ]
     if refused:
         raise ValueError(
-            "TensorFlow converts the model, and names of layers may hold only ASCII letters, "
-            f"digits and _.\\/>- there. Received: {', '.join(refused)}. Build the model with other "
-            "names and give it the weights: `renamed.set_weights(model.get_weights())`."
+            "TensorFlow converts the model, and its names of layers may have only ASCII letters, "
+            f"digits and _.\\/>-. Received: {', '.join(refused)}. Build the model with other names "
+            "and copy the weights: `renamed.set_weights(model.get_weights())`."
         )
 
 

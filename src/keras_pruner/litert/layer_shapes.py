@@ -7,10 +7,10 @@ import keras
 
 
 def shape_of(layer: Any, side: str) -> tuple[int | None, ...] | None:
-    """The shape of a layer's "input" or "output" without the batch; None where it is not known.
+    """The shape of a layer's "input" or "output" without the batch; None if it is not known.
 
-    Parts of another layer, such as the projections of attention, are not called by the model: for
-    them it is the shape they were built for.
+    The model does not call the parts of another layer, such as the projections of attention. For
+    a part, it is the shape that the part was built for.
     """
     try:
         return tuple(getattr(layer, side).shape[1:])
@@ -22,7 +22,7 @@ def shape_of(layer: Any, side: str) -> tuple[int | None, ...] | None:
 
 
 def positions_of_output(layer: Any) -> int:
-    """The number of positions in a layer's output: pixels, steps; 1 where it is not known."""
+    """The number of positions in a layer's output, pixels or steps; 1 if it is not known."""
     shape = shape_of(layer, "output") or ()
     known = [size for size in shape[:-1] if size is not None]
     return math.prod(known) if len(known) == len(shape) - 1 else 1

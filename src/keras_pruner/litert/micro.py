@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,13 @@ class MicroWeight:
     """How one weight is stored.
 
     Attributes:
-        name: of the tensor.
-        shape: as the file has it, outputs first.
+        name: name of the tensor.
+        shape: its shape in the file, outputs first.
         sparsity: fraction of zeros.
         form: "plain", "bits and values" or "table of N".
-        plain_bytes: in a file without DECODE.
-        stored_bytes: in this file, with its operator.
-        reason: why it is stored so.
+        plain_bytes: its size in a file without DECODE.
+        stored_bytes: its size in this file, with the operator that unpacks it.
+        reason: why it is stored plain; empty if it is encoded.
     """
 
     name: str
@@ -64,15 +64,15 @@ class MicroExport(Report):
     """The result of `export_micro`; prints as a table.
 
     Attributes:
-        path: of the file.
-        flash: bytes of the file.
-        plain_flash: bytes of the same file without DECODE.
+        path: the file.
+        flash: size of the file in bytes.
+        plain_flash: size of the same file without DECODE.
         arena: bytes of RAM that TFLM allocates to run the file, on a 64-bit computer.
         plain_arena: the same without DECODE.
-        time_ratio: time of a run over that without DECODE, with TFLM's kernels for PCs.
-        compared_on: number of samples on which the outputs of both files are equal in every bit.
-        weights: how each is stored, and why.
-        operators: of the file, as a resolver needs them.
+        time_ratio: time of a run, divided by that without DECODE, with TFLM's kernels for PCs.
+        compared_on: number of samples on which the outputs of both files are bit-identical.
+        weights: how each weight is stored, and why.
+        operators: the methods that add the file's operators to TFLM's resolver.
         export: how close the file is to the Keras model.
 
     Example:
@@ -146,21 +146,22 @@ def export_micro(
 
     The file computes in integers, as `export_litert` writes it with `activations`. Weights with
     zeros, or with few distinct values, are stored encoded, and unpacked by the operator DECODE
-    into the arena just before they are used. So flash is bought with RAM: the arena grows by the
-    largest unpacked weight, unless larger activations are in use elsewhere. The scales of biases,
-    which TFLM does not read, are left out of a file with encoded weights.
+    into the arena just before they are used. This saves flash but takes RAM: the arena grows by
+    the largest unpacked weight, unless larger activations are in use elsewhere. The scales of
+    biases, which TFLM does not read, are left out of a file with encoded weights.
 
-    Both files run in TFLM's own interpreter, and their outputs must be equal in every bit.
+    The files with and without DECODE both run in TFLM's own interpreter, and their outputs must be
+    bit-identical.
 
     Args:
         model: a built Keras 3 model.
-        path: of the file, ending in ".tflite".
+        path: the file to write, ending in ".tflite".
         samples: typical inputs, as for `export_litert`; about 100.
         activations: "int8" or "int16".
         ram: largest arena, in bytes. Large fully connected layers are then computed in parts, and
             weights whose unpacking does not fit stay plain. None: no limit.
-        flash: largest file, in bytes. Without `ram`, only as many weights are encoded as it
-            takes, those first that cost the least RAM. None: the smallest file.
+        flash: largest file, in bytes. Without `ram`, only as many weights are encoded as this
+            needs, those that take the least RAM first. None: the smallest file.
         header: also write the file as an array in C, at this path, ending in ".h".
         tolerance: as for `export_litert`.
         progress: whether to show the current step.
@@ -209,11 +210,12 @@ def export_micro(
         trials = [_Trial(unfinished, plain, plain, inputs)]
         announce("choosing the weights to encode")
         if ram is not None and trials[0].arena(trials[0].order) > ram:
-            parted = unfinished.parent / "parted.tflite"
+            divided = unfinished.parent / "divided.tflite"
             content = flatbuffer.read(plain)
-            if _part_large(content, ram, trials[0].arena([])):
-                flatbuffer.write(_without_unused(content), parted)
-                trials.append(_Trial(unfinished, parted, plain, inputs))
+            if _divide_large(content, ram, trials[0].arena([])):
+                _drop_unused(content)
+                flatbuffer.write(content, divided)
+                trials.append(_Trial(unfinished, divided, plain, inputs))
         picks = [(trial, _choose(trial, ram, flash)) for trial in trials]
         trial, chosen = min(picks, key=lambda pick: pick[0].write(pick[1]))
         measured = _checked(trial, chosen, ram, flash)
@@ -270,7 +272,7 @@ def _c_array(data: bytes, name: str, measured: "_Measured") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """What TFLM took for the file, and for the one without DECODE."""
+    """RAM and time that TFLM needs for the file, compared with the one without DECODE."""
 
     arena: int
     plain_arena: int
@@ -278,7 +280,7 @@ class _Measured:
 
 
 def _candidates(graph: Graph, shared: set[int]) -> dict[int, tuple[np.ndarray, Encoded | None]]:
-    """Every constant of rank 2 or more, with the smallest encoding if one is smaller."""
+    """Each constant of rank 2 or more, and its smallest encoding; None if that saves nothing."""
     found = {}
     for index, tensor in enumerate(graph.tensors):
         data, shape = graph.data(index), graph.shape(index)
@@ -305,11 +307,11 @@ def _forms(weight: np.ndarray, tensor: Any) -> list[Encoded]:
 
 
 class _Trial:
-    """Writes the file with some of the weights encoded, and runs it in TFLM beside the plain one.
+    """Writes the file with some of the weights encoded, and runs it in TFLM with the plain one.
 
     Attributes:
         inputs: one array for each input, of samples with a batch axis, as the file takes them.
-        order: the weights that can be encoded, those first that cost the most RAM.
+        order: the weights that can be encoded, those that take the most RAM first.
     """
 
     def __init__(self, path: Path, source: Path, plain: Path, inputs: list[np.ndarray]) -> None:
@@ -340,15 +342,16 @@ class _Trial:
         return content
 
     def write(self, chosen: Sequence[tuple[int, int]]) -> int:
-        """Write the file with these weights encoded; returns its bytes."""
-        content = _without_unused(self.read(chosen))
+        """Write the file with these weights encoded; returns its size in bytes."""
+        content = self.read(chosen)
+        _drop_unused(content)
         if chosen:
             _drop_scales_of_biases(content)
         flatbuffer.write(content, self._path)
         return self._path.stat().st_size
 
     def run(self) -> _Measured:
-        """Run the file as it is, and the plain one.
+        """Run the file that was written last, and the plain one.
 
         Raises:
             RuntimeError: if TFLM cannot run one, or the outputs are not equal.
@@ -364,7 +367,7 @@ class _Trial:
         return _Measured(arena, plain_arena, encoded / plain)
 
     def arena(self, chosen: Sequence[tuple[int, int]]) -> int:
-        """Bytes of the arena with these weights encoded; the file is written."""
+        """Write the file with these weights encoded; returns the bytes of its arena."""
         self.write(chosen)
         found, _ = run_micro([self._path], [array[:1] for array in self.inputs])
         return int(found["arena"][0])
@@ -392,7 +395,7 @@ class _Trial:
 
 
 def _choose(trial: _Trial, ram: int | None, flash: int | None) -> list[tuple[int, int]]:
-    """The weights to encode."""
+    """The weights to encode: as many as `ram` allows; or, without it, as few as `flash` needs."""
     order = trial.order
     first = 0  # weights before this place in the order stay plain
     if ram is not None and trial.arena(order) > ram:
@@ -412,9 +415,9 @@ def _checked(
     measured = trial.run()
     if ram is not None and measured.arena > ram:
         raise ValueError(
-            f"`ram` must be at least {measured.arena:,} bytes, which the network takes without "
-            f"any DECODE. Received: ram={ram:,}. A smaller input or fewer channels help; zeros "
-            "do not."
+            f"`ram` must be at least {measured.arena:,} bytes, which the network needs without "
+            f"any DECODE. Received: ram={ram:,}. Use a smaller input or fewer channels; zeros do "
+            "not help."
         )
     if flash is not None and size > flash:
         rows = trial.described(chosen)
@@ -422,14 +425,17 @@ def _checked(
         raise ValueError(
             f"The file takes {size:,} bytes and does not fit. Received: flash={flash:,}. The "
             f"largest weight is {largest.name} with {largest.stored_bytes:,} bytes at "
-            f"{largest.sparsity:.0%} zeros, stored {largest.form}. More zeros help, and a larger "
-            "`ram` where weights are left plain."
+            f"{largest.sparsity:.0%} zeros, stored {largest.form}. Use more zeros, or a larger "
+            "`ram` if weights are left plain."
         )
     return measured
 
 
-def _first_that(count: int, holds: Any) -> int:
-    """The first number from 0 to `count` that holds, where all larger ones do; else `count`."""
+def _first_that(count: int, holds: Callable[[int], bool]) -> int:
+    """The smallest n below `count` with holds(n), else `count`, by bisection.
+
+    If holds(n), it must hold for all larger numbers too.
+    """
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -450,7 +456,7 @@ def _shared(content: Any) -> set[int]:
 
 
 def _peak(graph: Graph, index: int) -> int:
-    """Bytes in use while a weight is unpacked: the weight, and activations that live then."""
+    """Bytes in use while a weight is unpacked: the weight, and the activations at that time."""
     places = {id(source): place for place, source in enumerate(graph.sources)}
     live = _live(graph)
     return _size(graph, index) + max(live[places[id(user)]] for user in graph.users(index))
@@ -476,10 +482,13 @@ _LEAST_PART = 2048  # bytes; smaller parts cost more for their operators than th
 _PART_OVERHEAD = 1500  # bytes of the arena that the operators of the parts take, about
 
 
-def _part_large(content: Any, ram: int, plain_arena: int) -> bool:
-    """Divide fully connected layers whose weights would not fit unpacked; True if one is.
+def _divide_large(content: Any, ram: int, plain_arena: int) -> bool:
+    """Divide fully connected layers whose unpacked weights would not fit into `ram`.
 
-    A part computes some of the outputs, so the result is the same in every bit.
+    Each part computes some of the outputs, so the result is bit-identical.
+
+    Returns:
+        Whether a layer was divided.
     """
     graph = Graph(content)
     live = _live(graph)
@@ -488,14 +497,14 @@ def _part_large(content: Any, ram: int, plain_arena: int) -> bool:
     for source, used in zip(graph.sources, live, strict=True):
         free = ram - fixed - used - _PART_OVERHEAD
         parts = _parts(graph, source, free, shared)
-        operators += [source] if parts < 2 else _parted(content, graph, source, parts)
+        operators += [source] if parts < 2 else _divided(content, graph, source, parts)
         found |= parts > 1
     content.subgraphs[0].operators = operators
     return found
 
 
 def _parts(graph: Graph, source: Any, free: int, shared: set[int]) -> int:
-    """Into how many parts to divide an operator; 1: leave it as it is."""
+    """The number of parts to divide an operator into; 1: leave it as it is."""
     if graph.code(source) != "FULLY_CONNECTED" or free < _LEAST_PART:
         return 1
     index = graph.inputs_of(source)[1]
@@ -505,7 +514,7 @@ def _parts(graph: Graph, source: Any, free: int, shared: set[int]) -> int:
     return parts if is_own and parts <= min(_MOST_PARTS, graph.shape(index)[0]) else 1
 
 
-def _parted(content: Any, graph: Graph, source: Any, parts: int) -> list[Any]:
+def _divided(content: Any, graph: Graph, source: Any, parts: int) -> list[Any]:
     """The operators of the parts, and the one that joins their outputs."""
     schema = flatbuffer.schema()
     tensors = content.subgraphs[0].tensors
@@ -572,8 +581,18 @@ def _drop_scales_of_biases(content: Any) -> None:
                         graph.tensors[index].quantization = None
 
 
-def _without_unused(content: Any) -> Any:
-    """Drop the tensors that nothing refers to any more, and the data of their buffers."""
+def _drop_unused(content: Any) -> None:
+    """Drop the tensors that nothing refers to any more, then the data of unused buffers."""
+    _drop_unused_tensors(content)
+    used = {tensor.buffer for graph in content.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in content.metadata or []}
+    for number, buffer in enumerate(content.buffers):
+        if number not in used:
+            buffer.data = None
+
+
+def _drop_unused_tensors(content: Any) -> None:
+    """Drop the tensors that nothing refers to, and renumber the others."""
     for graph in content.subgraphs:
         used = {*flatbuffer.listed(graph.inputs), *flatbuffer.listed(graph.outputs)}
         for source in graph.operators or []:
@@ -594,12 +613,6 @@ def _without_unused(content: Any) -> Any:
             if content.subgraphs[signature.subgraphIndex] is graph:
                 for tensor in [*(signature.inputs or []), *(signature.outputs or [])]:
                     tensor.tensorIndex = place[tensor.tensorIndex]
-    used = {tensor.buffer for graph in content.subgraphs for tensor in graph.tensors}
-    used |= {entry.buffer for entry in content.metadata or []}
-    for number, buffer in enumerate(content.buffers):
-        if number not in used:
-            buffer.data = None
-    return content
 
 
 # -------------------------------------------------------------------------- running it
@@ -608,15 +621,15 @@ def _without_unused(content: Any) -> Any:
 def run_micro(
     paths: Sequence[Path], inputs: list[np.ndarray]
 ) -> tuple[dict[str, list[float]], list[np.ndarray]]:
-    """Run files in TFLM's interpreter, in turns.
+    """Run files in TFLM's interpreter, taking turns.
 
     Args:
-        paths: of the files, which have the same inputs and outputs.
+        paths: files with the same inputs and outputs.
         inputs: one array for each input, of samples with a batch axis, in the file's type.
 
     Returns:
-        "arena" in bytes and "seconds" of the fastest run, a list each; and for each file the
-        bytes of all outputs.
+        Two lists with a number for each file, "arena" in bytes and "seconds" of the fastest run;
+        and for each file the bytes of all outputs.
 
     Raises:
         RuntimeError: with the interpreter's message, if it cannot run a file.

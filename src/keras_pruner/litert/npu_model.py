@@ -1,9 +1,9 @@
 """Estimated cycles of a model on an Arm Ethos-U NPU, from the shapes of its layers alone.
 
-A layer takes the longer of two times: that of the multiplications, in units of `unit` pixels by
-eight outputs, and that of reading its weights, which Vela stores in fewer bytes the more zeros
-they have. The numbers describe the estimates of Vela 5.2 for its default system configurations
-(`benchmarks/edge.py` compares them), not a chip.
+A layer takes the longer of two times: one to multiply, one to read its weights. The NPU multiplies
+in units of a few pixels by eight outputs. Vela stores weights in fewer bytes the more zeros they
+have. The numbers describe the estimates of Vela 5.2 for its default system configurations, not a
+chip; `benchmarks/edge.py` compares them with Vela.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from keras_pruner.litert.vela import ACCELERATORS
 from keras_pruner.model_graph import Call, ModelGraph
 from keras_pruner.model_weights import view_of
 
-#: Bytes of a weight as Vela stores it, at fractions of zeros.
+#: Bytes of a weight as Vela stores it, at each of these fractions of zeros.
 _SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 _BYTES = (1.0, 0.63, 0.307, 0.128, 0.085, 0.03)
 _BIAS = 10  # bytes of the bias and the scale of an output
@@ -27,13 +27,13 @@ class Npu:
     """An Ethos-U in Vela's default system configuration.
 
     Attributes:
-        macs: multiplications in a cycle.
+        macs: multiplications per cycle.
         unit: pixels (height, width) that are computed together.
-        least: units that a layer's multiplications take at least.
-        bandwidth: bytes of weights that are read in a cycle.
-        output: cycles for an output value of a convolution.
-        added: cycles for a value of an elementwise layer.
-        overhead: cycles of a layer's multiplications over the least possible.
+        least: number of units that a smaller layer is counted as.
+        bandwidth: bytes of weights read per cycle.
+        output: cycles per output value of a convolution.
+        added: cycles per value of an elementwise layer.
+        overhead: cycles of a layer's multiplications, divided by the least possible.
         halves: whether 2:4 zeros halve the multiplications.
     """
 
@@ -69,14 +69,13 @@ class NpuWork:
     """The work of one layer.
 
     Attributes:
-        name: of the layer's call.
+        name: name of the layer's call.
         layer: the layer.
         computing: cycles of its multiplications and outputs.
-        outputs: cycles of its outputs alone, which zeros do not shorten.
+        outputs: cycles of its outputs alone, which zeros do not reduce.
         weights: number of weights that are read.
-        biases: bytes beside the weights.
-        in_fours: whether the weights of an output come in fours of input channels, of which 2:4
-            zeros leave two.
+        biases: bytes of biases and scales that are read too.
+        in_fours: whether groups of four divide the input channels, as 2:4 zeros need.
     """
 
     name: str
@@ -88,15 +87,17 @@ class NpuWork:
     in_fours: bool = False
 
     def cycles(self, npu: Npu, sparsity: float = 0.0, *, two_of_four: bool = False) -> float:
-        """The estimate at a sparsity of its weights."""
-        return max(self.computed(npu, two_of_four=two_of_four), self.read(npu, sparsity))
+        """Cycles of the layer at a sparsity of its weights."""
+        return max(
+            self.compute_cycles(npu, two_of_four=two_of_four), self.read_cycles(npu, sparsity)
+        )
 
-    def computed(self, npu: Npu, *, two_of_four: bool = False) -> float:
+    def compute_cycles(self, npu: Npu, *, two_of_four: bool = False) -> float:
         """Cycles of the multiplications and outputs."""
         faster = 2 if two_of_four and npu.halves and self.in_fours else 1
         return max(self.outputs, self.computing / faster)
 
-    def read(self, npu: Npu, sparsity: float) -> float:
+    def read_cycles(self, npu: Npu, sparsity: float) -> float:
         """Cycles of reading the weights."""
         return (self.weights * bytes_of_weight(sparsity) + self.biases) / npu.bandwidth
 
@@ -115,7 +116,7 @@ def work_of(model: Any, npu: Npu) -> list[NpuWork]:
     """The work of every layer that takes time.
 
     Raises:
-        ValueError: for a model that has no graph, or shapes that are not known.
+        ValueError: for a model without a graph, or with unknown shapes.
     """
     found = []
     for call in ModelGraph(model):
@@ -125,7 +126,7 @@ def work_of(model: Any, npu: Npu) -> list[NpuWork]:
     return found
 
 
-# Layers that the converter merges with another one, or that only rename values.
+# Layers without cycles: the converter merges them into another one, or they only reshape.
 _FREE = {
     "Activation", "BatchNormalization", "Dropout", "ELU", "Flatten", "GaussianNoise", "Identity",
     "LeakyReLU", "ReLU", "Relu", "Relu6", "Rescaling", "Reshape", "SpatialDropout2D",
@@ -166,9 +167,10 @@ def _product(call: Call, made: tuple[int, ...], npu: Npu) -> NpuWork:
         steps, depth = math.ceil(taps / 4), math.ceil(groups * outputs / 8)
     else:
         inputs //= taps
-        whole = taps * math.ceil(inputs / 32)
-        parts = math.ceil(taps / 4) * math.ceil(inputs / 8)
-        steps, depth = min(whole, parts), groups * math.ceil(outputs / 8)
+        depth_first = taps * math.ceil(inputs / 32)  # 32 channels of one tap at once
+        part_kernel_first = math.ceil(taps / 4) * math.ceil(inputs / 8)  # 8 channels of 4 taps
+        steps = min(depth_first, part_kernel_first)
+        depth = groups * math.ceil(outputs / 8)
     cycles = 4 * max(npu.least, units) * steps * depth * npu.overhead
     written = npu.output * math.prod(made)
     return NpuWork(call.name, layer, cycles, written, weights, _BIAS * made[-1], in_fours)

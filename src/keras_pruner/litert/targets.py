@@ -1,4 +1,4 @@
-"""Where a model is shipped to, by one name: the file of each target, and the flash it takes."""
+"""Targets to ship a model to, by name: write the file for one, and tell the flash it takes."""
 
 import dataclasses
 import tempfile
@@ -17,11 +17,11 @@ TARGETS = ("tflm", *ACCELERATORS, "litert-x86", "litert-arm", "wasm")
 
 @dataclasses.dataclass(frozen=True)
 class Shipped:
-    """A file as a target takes it.
+    """A file that was written for a target.
 
     Attributes:
-        flash: bytes that it takes there.
-        report: of its export.
+        flash: bytes that the file takes on the target.
+        report: the report of its export.
         largest: name and size of its largest weight.
     """
 
@@ -50,11 +50,11 @@ def needs_samples(target: str) -> bool:
 def ship(
     model: keras.Model, path: Path, target: str, samples: Any = None, *, progress: bool = True
 ) -> Shipped:
-    """Write the file of a target.
+    """Write a model as the file for a target.
 
     Args:
         model: a built Keras 3 model.
-        path: of the file, ending in ".tflite". For an NPU it is the one that Vela compiled.
+        path: the file to write, ending in ".tflite"; for an NPU, the file that Vela compiled.
         target: one of `TARGETS`.
         samples: typical inputs, for integer files: an array, a list with one for each input, or a
             dict of them by name.
@@ -82,6 +82,7 @@ def ship(
 def _ship_compiled(
     model: keras.Model, path: Path, target: str, samples: Any, *, progress: bool
 ) -> Shipped:
+    """Export a file of integers to a temporary folder, and compile it for an NPU."""
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, path.name)
         done = export_litert(
@@ -103,6 +104,7 @@ def _in_order(model: keras.Model, samples: Any) -> Any:
 
 
 def _largest(done: Export) -> str:
+    """The weight with the most non-zero values, with its size."""
     heavy = max(done.weights, key=lambda w: (1 - w.sparsity) * w.size, default=None)
     if heavy is None:
         return ""

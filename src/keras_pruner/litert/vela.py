@@ -1,8 +1,8 @@
-"""Compile a `.tflite` file for an Arm Ethos-U NPU with Vela, and report what its zeros are worth.
+"""Compile a `.tflite` file for an Arm Ethos-U NPU with Vela, and report time, flash and SRAM.
 
-Vela stores weights losslessly coded, and the NPU decodes them in hardware: a network that waits
-for its weights runs faster with ordinary unstructured zeros. Ethos-U85 also skips 2:4 zeros.
-All times are the compiler's estimates.
+Vela compresses weights without loss, and the NPU decompresses them in hardware. So a network that
+waits for its weights runs faster with unstructured zeros. Ethos-U85 also skips 2:4 zeros. All
+times are the compiler's estimates.
 """
 
 import csv
@@ -34,11 +34,11 @@ class NpuLayer:
     """One operator of a compiled file.
 
     Attributes:
-        name: of its output in the `.tflite` file.
+        name: name of its output in the `.tflite` file.
         operator: its kind.
-        on_npu: False if it runs on the CPU, where Vela estimates no time.
+        on_npu: False if it runs on the CPU, for which Vela estimates no time.
         cycles: the compiler's estimate.
-        bound_by: what the time is spent on: "computing", or the memory that is waited for.
+        bound_by: what takes the time: "computing", or the memory that the operator waits for.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Compiled:
     """One file as Vela compiled it.
 
     Attributes:
-        path: of the `.tflite` file.
-        size: of the compiled file, in bytes.
-        seconds: of an inference, the compiler's estimate.
-        flash: bytes of off-chip and on-chip flash, or of DRAM where weights lie there.
+        path: the `.tflite` file.
+        size: size of the compiled file in bytes.
+        seconds: the compiler's estimate for an inference.
+        flash: bytes of flash, on the chip and off it, and of DRAM if weights are there.
         sram: bytes of SRAM.
         layers: each operator, in the order of execution.
     """
@@ -81,8 +81,8 @@ class EthosUReport(Report):
     Attributes:
         accelerator: the NPU, such as "ethos-u55-128".
         system: Vela's system configuration and memory mode.
-        compiled: the file.
-        dense: the file to compare with, if one was given.
+        compiled: the compiled file.
+        dense: the file of the dense model, compiled; None if none was given.
 
     Example:
         >>> layer = NpuLayer("head", "FullyConnected", True, 900, "flash")
@@ -98,7 +98,7 @@ class EthosUReport(Report):
 
     @property
     def speedup(self) -> float | None:
-        """Dense time over that of the file, both the compiler's estimate; None without dense."""
+        """The dense model's time divided by the file's, both estimated; None without `dense`."""
         return None if self.dense is None else self.dense.seconds / self.compiled.seconds
 
     def headline(self) -> str:
@@ -178,9 +178,10 @@ def ethos_u(
     system configuration; sizes are exact.
 
     Args:
-        path: of the file.
-        accelerator: one of `kp.litert.ACCELERATORS`, as "ethos-u55-128": family and MACs a cycle.
-        dense: a file of the dense model, to put beside it.
+        path: the file.
+        accelerator: one of `kp.litert.ACCELERATORS`, such as "ethos-u55-128": the family, and the
+            MACs per cycle.
+        dense: a file of the dense model to compare with.
         output: where to keep the compiled file. None: it is deleted.
         options: more arguments for Vela, such as ("--memory-mode", "Sram_Only").
 
@@ -208,8 +209,8 @@ def ethos_u(
         )
     check_installed("ethosu", "ethos-u-vela", "ethos-u")
     compiled, system = _compile(Path(path), accelerator, output, options)
-    beside = None if dense is None else _compile(Path(dense), accelerator, None, options)[0]
-    return EthosUReport(accelerator, system, compiled, beside)
+    compared = None if dense is None else _compile(Path(dense), accelerator, None, options)[0]
+    return EthosUReport(accelerator, system, compiled, compared)
 
 
 def _compile(
@@ -218,23 +219,10 @@ def _compile(
     output: str | os.PathLike[str] | None,
     options: tuple[str, ...],
 ) -> tuple[Compiled, str]:
+    """Compile a file; returns what Vela reports, and the configuration it compiled for."""
     flatbuffer.read(path)  # Vela's own message for a damaged file is a stack trace
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch, "network.tflite")  # a name of ours: Vela names its files after it
-        shutil.copyfile(path, source)
-        command = [
-            sys.executable, "-W", "ignore", "-m", "ethosu.vela", str(source),
-            "--accelerator-config", accelerator, "--output-dir", scratch,
-            "--verbose-performance", *options,
-        ]  # fmt: skip
-        environment = os.environ | IN_UTF_8
-        child = subprocess.run(
-            command, capture_output=True, check=False, env=environment, **READABLE
-        )
-        result = Path(scratch, "network_vela.tflite")
-        if child.returncode or not result.exists():
-            said = (child.stderr or child.stdout).strip()[-1500:]
-            raise RuntimeError(f"Vela cannot compile {str(path)!r}: {said}")
+        result = _run_vela(path, accelerator, options, scratch)
         (summary,) = _rows(next(Path(scratch).glob("network_summary_*.csv")))
         layers = _layers(Path(scratch, "network_per-layer.csv"))
         size = result.stat().st_size
@@ -256,13 +244,31 @@ def _compile(
     return compiled, f"{summary['system_config']}, {summary['memory_mode']}"
 
 
+def _run_vela(path: Path, accelerator: str, options: tuple[str, ...], scratch: str) -> Path:
+    """Run Vela on a copy of the file in a scratch folder; returns the compiled file."""
+    source = Path(scratch, "network.tflite")  # a fixed name: Vela names its own files after it
+    shutil.copyfile(path, source)
+    command = [
+        sys.executable, "-W", "ignore", "-m", "ethosu.vela", str(source),
+        "--accelerator-config", accelerator, "--output-dir", scratch,
+        "--verbose-performance", *options,
+    ]  # fmt: skip
+    environment = os.environ | IN_UTF_8
+    child = subprocess.run(command, capture_output=True, check=False, env=environment, **READABLE)
+    result = Path(scratch, "network_vela.tflite")
+    if child.returncode or not result.exists():
+        said = (child.stderr or child.stdout).strip()[-1500:]
+        raise RuntimeError(f"Vela cannot compile {str(path)!r}: {said}")
+    return result
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def _layers(path: Path) -> list[NpuLayer]:
-    """The operators of the file: Vela's steps for one operator are added up."""
+    """The operators of the file; cycles of Vela's steps for the same operator are summed."""
     if not path.exists():  # nothing runs on the NPU
         return []
     found: dict[tuple[str, str], list[dict[str, str]]] = {}

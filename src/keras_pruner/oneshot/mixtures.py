@@ -1,4 +1,4 @@
-"""Samples made from samples, for a dense model that answers for any input."""
+"""More samples for distillation, mixed from the given ones; the dense model labels any input."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from keras_pruner.oneshot.calibration import Samples
 def mixtures(samples: Samples, number: int, mixed: Sequence[bool]) -> Samples:
     """Weighted means of two samples each, as many as there are samples.
 
-    The two are drawn at random, their shares uniformly from [0, 1] (mixup, Zhang et al. 2018,
-    arXiv:1710.09412); all inputs of a model are mixed of the same two in the same shares.
+    The two samples are drawn at random, their weights uniformly from [0, 1] (mixup, Zhang et al.
+    2018, arXiv:1710.09412). All inputs of a model use the same two samples and weights.
 
     Args:
         samples: the samples.
-        number: which set of mixtures; the same number gives the same set.
-        mixed: for each array of the samples, flat, whether it is mixed; else it is that of one of
-            the two.
+        number: the number of the set of mixtures; the same number gives the same set.
+        mixed: for each input of the model, in flat order, whether to mix it. An input that is not
+            mixed is that of the first of the two samples.
 
     Example:
         >>> x = np.arange(6, dtype="float32").reshape(3, 2)
@@ -41,9 +41,9 @@ def mixtures(samples: Samples, number: int, mixed: Sequence[bool]) -> Samples:
 
 
 def can_be_mixed(model: keras.Model, samples: Samples) -> list[bool]:
-    """For each array of the samples, flat, whether it is real-valued.
+    """For each input of the model, in flat order, whether it is real-valued.
 
-    In a model with an embedding, whole numbers are taken for indices, whatever their type.
+    If the model has an embedding, whole numbers count as indices, whatever their type.
     """
     layers = model._flatten_layers()
     has_indices = any(isinstance(layer, keras.layers.Embedding) for layer in layers)

@@ -33,7 +33,7 @@ from keras_pruner.training.optimizer import find
 from keras_pruner.validation import check_sparsity
 
 AUTO_ABOVE = 0.9
-"""Without an allocation given, above this sparsity several are tried."""
+"""Above this sparsity several allocations are tried if none is given."""
 
 
 def prune(
@@ -68,12 +68,12 @@ def prune(
             output, and keeps the one that changes the outputs on held-out samples least. None:
             "lamp", or "uniform" where the pattern is neither unstructured nor of blocks; with
             calibration and above 90% unstructured zeros, "auto".
-        criterion: a function that scores weights, the higher, the more they deserve to stay: of
-            the weights, such as `kp.criteria.magnitude`; with calibration also of the weights
-            and their inputs, such as `kp.criteria.wanda`. Masks by magnitude are the same on
-            every backend. None: with a refit, weights are removed in eight rounds; in each, the
-            remaining ones are refitted and those with the lowest scores removed. Without a
-            refit, magnitude.
+        criterion: a function that scores weights; those with the highest scores stay. It takes
+            the weights, as `kp.criteria.magnitude` does, or, with calibration, the weights and
+            their inputs, as `kp.criteria.wanda` does. Masks by magnitude are the same on every
+            backend. None: with a refit, weights are removed in eight rounds; each round refits
+            the remaining weights, then removes those with the lowest scores. Without a refit,
+            magnitude.
         filters: layers to prune: a regex or a list of them, or a function layer -> bool.
         overrides: regex of a weight's path -> None (leave alone), sparsity, pattern, or both.
         calibration: samples without labels, as the model takes them: arrays, a
@@ -132,7 +132,7 @@ def prune(
 
 
 def _sparsity_for(sparsity: float | None, pattern: Pattern) -> float:
-    """The overall sparsity, in view of a pattern's own."""
+    """The overall sparsity: the given one, or the one that the pattern fixes."""
     if sparsity is not None:
         check_sparsity("sparsity", sparsity)
     settled = settle_sparsity("sparsity", sparsity, pattern)
@@ -172,7 +172,7 @@ def _check_criterion(criterion: Any) -> None:
 
 
 def _tries_several(sparsity: float, pattern: Pattern, criterion: Any) -> bool:
-    """Whether no allocation is known to be best, as measured above 90% of unstructured zeros."""
+    """Whether to try several allocations: above 90% unstructured zeros, none was always best."""
     is_default = criterion is None or criterion is magnitude
     return sparsity > AUTO_ABOVE and isinstance(pattern, Unstructured) and is_default
 
@@ -198,10 +198,11 @@ def _rules(
 
 
 def _check_trainable(plan: Plan) -> None:
+    """Raise if distillation would train no pruned weight."""
     if all(target.index is None for target in plan.targets):
         raise ValueError(
-            "`distillation_epochs` trains the remaining weights, and all that are pruned are "
-            "frozen. Set their layers' `trainable` to True, or leave it out."
+            "`distillation_epochs` trains the pruned weights, but all of them are frozen. Set "
+            "their layers' `trainable` to True, or leave it out."
         )
 
 
@@ -221,7 +222,8 @@ def copy_of(model: keras.Model) -> keras.Model:
     try:
         with warnings.catch_warnings():
             if not getattr(getattr(model, "optimizer", None), "built", False):
-                # It has nothing to copy yet, and Keras builds that of the copy first.
+                # An optimizer that is not built has no state to copy. Keras builds the one of the
+                # copy, then warns that it has nothing to load into it.
                 warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return copying.deepcopy(model)
     except Exception as error:
@@ -263,12 +265,12 @@ def _masks(weights: list[MaskedWeight], plan: Plan, sparsity: float) -> dict[int
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Pruning and refitting a dense model, by one plan or another.
+    """Prunes and refits a dense model by a plan, and measures the error of its outputs.
 
     Attributes:
         sparsity: overall fraction of zeros.
         options: what to do with the samples.
-        recorder: of the model.
+        recorder: runs the model on the samples.
         outputs: the dense outputs for the held-out samples.
         in_rounds: whether weights are removed in rounds of refitting.
     """
@@ -300,7 +302,7 @@ class Reconstruction:
         return self.recorder.model
 
     def variables(self, plan: Plan) -> list[keras.Variable]:
-        """The variables that may change."""
+        """The variables that pruning by a plan may change."""
         if self.options.distillation_epochs:
             return self.model.variables
         pruned = {id(variable): variable for variable in plan.variables}
@@ -335,9 +337,10 @@ class Reconstruction:
         return LayerwisePass(self.recorder, self.options, masks, removals, dense)
 
     def _removals(self, plan: Plan) -> dict[int, Removal]:
-        """For each kernel that is refitted, unless the plan has a criterion of its own.
+        """How to remove weights in rounds, by the id of each kernel where that is possible.
 
-        Nor for a user's own pattern that fixes its sparsity, whose way of counting is unknown.
+        It is not for a plan with a criterion other than magnitude, for tied weights, or for a
+        pattern of the user that fixes its sparsity: how many weights that keeps is unknown.
         """
         found = {}
         tied = {member.path for group in plan.groups for member in group.members}
@@ -393,39 +396,51 @@ class _Result:
 
 
 def _best(reconstruction: Reconstruction, plans: Mapping[str, Plan]) -> _Result:
-    """Try the plans, leave the best in the model and distil it; dense weights after an error."""
+    """Prune by the best of the plans, then distil; after an error the weights are dense again."""
     model, options = reconstruction.model, reconstruction.options
     plan = next(iter(plans.values()))
     teacher = None
     if options.distillation_epochs:
         samples = reconstruction.recorder.fit
         teacher = Teacher.of(model, samples, options.distillation_epochs, plan=plan)
-    variables = reconstruction.variables(plan)
-    dense = Values.of(variables)
-    best, weights = "", dense
-    errors: dict[str, float] = {}
-    outcomes: dict[int, Outcome] = {}
+    dense = Values.of(reconstruction.variables(plan))
     steps = reconstruction.steps(plan) * len(plans) + options.distillation_epochs
     with (
         dense.restored_after_error(),
         show_progress(f"pruning {model.name}", steps, shown=options.progress) as announce,
     ):
-        for name, each in plans.items():
-            if errors:
-                dense.restore()
-            found = reconstruction.run(each, dense, announce)
-            errors[name] = reconstruction.relative_error()
-            if len(errors) == 1 or errors[name] < errors[best]:
-                best, outcomes = name, found
-                weights = Values.of(variables) if len(plans) > 1 else dense
-        if len(plans) > 1:
-            weights.restore()
+        best, errors, outcomes = _keep_best(reconstruction, plans, dense, announce)
         distillation = None
         if teacher is not None:
             distillation = teacher.improve(model, reconstruction.relative_error, announce)
     error = distillation.after if distillation and distillation.kept else errors[best]
     tried = tuple(Candidate(name, e, name == best) for name, e in errors.items() if name)
     return _Result(outcomes, error, tried, distillation)
+
+
+def _keep_best(
+    reconstruction: Reconstruction, plans: Mapping[str, Plan], dense: Values, announce: Announce
+) -> tuple[str, dict[str, float], dict[int, Outcome]]:
+    """Prune the dense model by each plan, and leave the weights of the best one in it.
+
+    Returns:
+        The name of the best plan, the relative error of each, and the outcomes of the best one.
+    """
+    best, weights = "", dense
+    errors: dict[str, float] = {}
+    outcomes: dict[int, Outcome] = {}
+    for name, plan in plans.items():
+        if errors:
+            dense.restore()
+        found = reconstruction.run(plan, dense, announce)
+        errors[name] = reconstruction.relative_error()
+        if len(errors) == 1 or errors[name] < errors[best]:
+            best, outcomes = name, found
+            if len(plans) > 1:
+                weights = Values.of(dense.variables)
+    if len(plans) > 1:
+        weights.restore()
+    return best, errors, outcomes
 
 
 # ---------------------------------------------------------------------- report

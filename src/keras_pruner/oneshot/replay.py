@@ -1,8 +1,8 @@
-"""Runs of a model on the same batches, each beginning where the weights have changed.
+"""Runs of a model on the same batches; each begins at the first layer whose inputs may differ.
 
-A refit visits one layer after the other, and what comes before a layer stays as it is. So the
-tensors in front of it are kept, and the next run begins with them: all runs together cost about as
-much as two, not as many as there are layers.
+A refit visits one layer after another, and the layers before it do not change any more. So the
+tensors in front of a layer are kept, and the next run begins with them: all runs together cost
+about as much as two, not as many as there are layers.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from keras_pruner.oneshot.arrays import to_array, to_numpy
 from keras_pruner.oneshot.listen import Enough, run, undisturbed
 
 KEPT_BYTES = 2**28
-"""The most memory for kept tensors; where they are larger, runs begin further in front."""
+"""Largest memory for kept tensors; if they take more, the next run begins at an earlier layer."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class _Kept:
     """The tensors in front of a call.
 
     Attributes:
-        position: the number of calls before them.
-        weights: a digest of the weights of those calls.
-        tensors: for each batch, what the calls from there on take.
+        position: the position of the call: the number of calls before it.
+        weights: a digest of the weights of the calls before it.
+        tensors: for each batch, the tensors that this call and later ones take.
     """
 
     position: int
@@ -44,11 +44,11 @@ class Replay:
     """Runs a model on batches as often as asked.
 
     Every run begins at the inputs if the model is neither functional nor Sequential, or if it draws
-    random numbers: begun later, it would draw others.
+    random numbers: a run that begins later would draw other numbers.
 
     Args:
         model: any model.
-        batches: its inputs.
+        batches: inputs of the model.
 
     Example:
         >>> layers = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
@@ -100,7 +100,7 @@ class Replay:
             self._kept = _Kept(first, weights, found)
 
     def _kept_before(self, first: int) -> _Kept | None:
-        """What is kept, if it lies in front of a call and the weights have not changed since."""
+        """The kept tensors; None if they come after the call, or if weights before them changed."""
         kept = self._kept
         if self._pieces is None or kept is None or kept.position > first:
             return None
@@ -109,7 +109,7 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pieces:
-    """A model as calls of its layers, one after the other."""
+    """A model as a list of calls of its layers."""
 
     model: keras.Model
     graph: ModelGraph
@@ -120,7 +120,7 @@ class _Pieces:
         return next((position for position, call in calls if layers & _layers_of(call)), None)
 
     def weights_before(self, position: int) -> bytes:
-        """A digest of the present weights of the first calls."""
+        """A digest of the present weights of the calls before a position."""
         digest = hashlib.blake2b()
         for layer in dict.fromkeys(call.layer for call in self.graph.calls[:position]):
             for variable in getattr(layer, "variables", ()):
@@ -132,7 +132,7 @@ class _Pieces:
         return dict(zip(self.graph.inputs, _graph_inputs(self.model, batch), strict=True))
 
     def run(self, tensors: dict[Tensor, Any], begin: int, first: int) -> dict[Tensor, Any]:
-        """Run the calls from `begin` on; the tensors that those from `first` on take."""
+        """Run the calls from `begin` on; return the tensors that those from `first` on take."""
         kept: dict[Tensor, Any] = {}
         with (
             undisturbed(self.model),
@@ -157,7 +157,7 @@ class _Pieces:
 
 
 def _graph_of(model: keras.Model, batch: Any) -> ModelGraph | None:
-    """The calls of the model; None if running them one by one is not the same as running it."""
+    """The calls of the model; None if running them one by one gives other outputs."""
     if not (isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")):
         return None
     with undisturbed(model) as states, backends.current().without_gradients():
@@ -180,7 +180,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _graph_inputs(model: keras.Model, batch: Any) -> list[Any]:
-    """The tensors that enter the graph of a model, as its own `call` makes them of a batch."""
+    """The tensors that enter the graph of a model: a batch as the model's `call` prepares it."""
     form = functional_form(model)
     found: list[Any] = []
 
@@ -204,8 +204,8 @@ def _call(call: Call, *args: Any, **kwargs: Any) -> Any:
 
 
 def _layers_of(call: Call) -> set[Any]:
-    within = call.layer._flatten_layers() if isinstance(call.layer, keras.layers.Layer) else ()
-    return {call.layer, *within}
+    inner = call.layer._flatten_layers() if isinstance(call.layer, keras.layers.Layer) else ()
+    return {call.layer, *inner}
 
 
 def _size(tensors: dict[Tensor, Any]) -> int:

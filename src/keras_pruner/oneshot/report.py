@@ -1,4 +1,4 @@
-"""What pruning at once has done, as data; printing is a method of it."""
+"""The report of one-shot pruning."""
 
 import dataclasses
 import math
@@ -12,16 +12,16 @@ from keras_pruner.reporting.sparsity import TO_SHIP, summarize
 from keras_pruner.reporting.tables import Table
 
 NOTICEABLE = 0.3
-"""Relative error of the outputs from which the report says what it means."""
+"""From this relative error of the outputs on, the report explains what it means."""
 USELESS = 1.0
-"""Relative error of the outputs of a model that answers the same for every sample."""
+"""The relative error of a model that gives the same outputs for every sample."""
 _SHARE_OF_EMBEDDINGS = 0.1
-"""Share of all zeros from which embeddings are worth a sentence."""
+"""From this share of all zeros on, the report mentions those in embeddings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PrunedWeight:
-    """One weight after pruning at once.
+    """One weight after one-shot pruning.
 
     Attributes:
         path: its name in the model.
@@ -53,12 +53,12 @@ def is_embedding(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One of the allocations that were tried.
+    """An allocation that was tried.
 
     Attributes:
-        name: of the allocation, and of the criterion if it is not the given one.
-        relative_error: of the model's outputs on held-out samples.
-        chosen: whether it was kept.
+        name: the allocation, and the criterion if it is not the given one.
+        relative_error: the error of the model's outputs on held-out samples.
+        chosen: whether its pruned model was kept.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Distillation:
     """The result of training on the dense model's outputs.
 
     Attributes:
-        epochs: over the samples.
+        epochs: the number of epochs over the samples.
         before: relative error of the model's outputs on held-out samples before it.
         after: the same after it.
     """
@@ -82,7 +82,7 @@ class Distillation:
 
     @property
     def kept(self) -> bool:
-        """Whether it was kept; it is undone if it makes the outputs worse."""
+        """Whether the trained weights were kept; they are not if the outputs became worse."""
         return self.after < self.before
 
     def __str__(self) -> str:
@@ -101,13 +101,13 @@ class PruneReport(Report):
         skipped: the weights left alone, and why.
         relative_error: mean squared difference of the model's outputs from the dense model's on
             held-out samples, relative to their variance; None without calibration. 0: equal;
-            1: no better than answering the same for every sample.
-        candidates: the allocations that were tried, if there was a choice.
-        distillation: its result, if it was asked for.
+            1: no better than the same outputs for every sample.
+        candidates: the allocations that were tried; empty if only one was.
+        distillation: its result; None without `distillation_epochs`.
         seconds: the time it took.
         model: the pruned model; with `copy=True` a new one.
-        remarks: the share of the model that was left alone, and where another sparsity was
-            reached than was asked for; one sentence each.
+        remarks: a sentence on the share of the model that was left alone, and one if the
+            sparsity is not the requested one.
 
     Example:
         >>> weight = PrunedWeight("dense/kernel", (8, 4), 0.75, 0.9, 0.6, "refitted")
@@ -180,7 +180,7 @@ class PruneReport(Report):
         }
 
     def notes(self) -> list[str]:
-        """What was not pruned as asked, what a large error means, what embeddings cost."""
+        """What was not pruned as requested, what a large error means, zeros in embeddings."""
         notes = [*self.remarks, *self._on_error(), *self._on_embeddings()]
         if any(weight.sparsity for weight in self.weights):
             notes.append(
@@ -191,22 +191,22 @@ class PruneReport(Report):
 
     def _on_error(self) -> list[str]:
         error = self.relative_error or 0.0
-        help_ = "a lower sparsity, more samples"
-        help_ += "" if self.distillation else ", Calibration(..., distillation_epochs=15)"
+        fixes = "a lower sparsity, more samples"
+        fixes += "" if self.distillation else ", Calibration(..., distillation_epochs=15)"
         worst = max(self.weights, key=lambda weight: weight.after or 0.0)
         if worst.after:
-            help_ += f", or an override for the worst layer, {{{re.escape(worst.path)!r}: None}}"
+            fixes += f", or an override for the worst layer, {{{re.escape(worst.path)!r}: None}}"
         if error >= USELESS:
             return [
                 "WARNING: the model is most likely useless: its outputs differ from the dense "
                 "model's by more than those vary from sample to sample (relative error "
                 f"{error:.3g}; 1 is a model that answers the same for every sample). "
-                f"What helps: {help_}."
+                f"What helps: {fixes}."
             ]
         if error >= NOTICEABLE:
             return [
                 f"A relative error of {error:.2g} is large: {error:.0%} of what the dense model "
-                f"says about its inputs is lost or wrong. Check the accuracy. What helps: {help_}."
+                f"says about its inputs is lost or wrong. Check the accuracy. What helps: {fixes}."
             ]
         return []
 

@@ -29,31 +29,33 @@ from keras_pruner.validation import check_integer, check_sparsity, shown
 Metric = Callable[[keras.Model], Any]
 
 _READ = 4
-"""Without a metric, four times the samples of the calibration are read: one part to calibrate on,
-the others to measure on. Of fewer samples, each fourth is measured on."""
+"""Without a metric, up to four times as many samples are read as `Calibration` asks for: those to
+calibrate on, and the others to measure on. If there are fewer, one in four is measured on."""
 _RANGED = 100
-"""Samples from which an integer file finds its ranges."""
+"""Number of samples used to find the ranges of an integer file."""
 _NEARLY = 0.05
-"""Two outputs are nearly equal if they differ by less of the largest one's height."""
+"""Two outputs are nearly equal if they differ by less than this fraction of the height of the
+largest output above the median."""
 _MANY_UNCLEAR = 0.25
+"""From this fraction of unclear samples on, the report advises another metric."""
 _CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class SparsityCurve(Report):
-    """What `find_sparsity` has found; prints as a table.
+    """The result of `find_sparsity` for a bound on the metric; prints as a table.
 
     Attributes:
-        sparsity: the largest one tried that meets the bound; 0 if none does.
+        sparsity: the largest sparsity tried that meets the bound; 0 if none does.
         max_drop: the bound.
         dense: the metric of the dense model.
-        points: (sparsity, metric) of everything that was tried, by rising sparsity.
-        metric: its name.
-        samples: the number of samples measured on, if the metric scores each one.
+        points: the (sparsity, metric) pairs that were tried, by rising sparsity.
+        metric: the name of the metric.
+        samples: the number of samples measured on, if the metric scores each one; else None.
         unclear: the fraction of samples whose two largest dense outputs are nearly equal, where
             the metric is the agreement of the largest one; None for other metrics.
-        confidence: that of `limits`; None if the metric is one number.
-        limits: for each point the upper confidence limit of the drop; empty if the metric is one
+        confidence: the confidence of `limits`; None if the metric is one number.
+        limits: for each point, the upper confidence limit of the drop; empty if the metric is one
             number.
 
     Example:
@@ -104,7 +106,7 @@ class SparsityCurve(Report):
             return (
                 "The metric is one number, so its uncertainty is unknown, and the drop on other "
                 "samples can exceed the bound. Return an array with one score per sample, such as "
-                "`lambda model: model.predict(x).argmax(-1) == y`, to take it into account."
+                "`lambda model: model.predict(x).argmax(-1) == y`, to account for it."
             )
         if not self.sparsity:
             return (
@@ -136,16 +138,16 @@ class SparsityCurve(Report):
 
 @dataclasses.dataclass(frozen=True)
 class SparsityForFlash(Report):
-    """What `find_sparsity` has found for a limit of flash; prints as a table.
+    """The result of `find_sparsity` for a limit of flash; prints as a table.
 
     Attributes:
-        sparsity: the least one tried at which the file fits.
+        sparsity: the least sparsity tried at which the file fits.
         flash: the limit, in bytes.
-        target: whose file was written.
-        sizes: (sparsity, bytes of the file) of everything that was tried, by rising sparsity.
+        target: the target that the file is for.
+        sizes: the (sparsity, bytes of the file) pairs that were tried, by rising sparsity.
         dense: the metric of the dense model.
         pruned: the metric at the sparsity found.
-        metric: its name.
+        metric: the name of the metric.
 
     Example:
         >>> found = SparsityForFlash(0.5, 9000, "tflm", ((0.0, 12000), (0.5, 8000)), 1.0, 0.9, "R")
@@ -185,8 +187,8 @@ class Sensitivity(Report):
     Attributes:
         dense: the metric of the dense model.
         sparsities: the sparsities tried.
-        drops: by the weight's path, the drop at each sparsity.
-        metric: its name.
+        drops: path of a weight -> the drop at each sparsity.
+        metric: the name of the metric.
 
     Example:
         >>> found = Sensitivity(0.9, (0.5, 0.8), {"dense/kernel": (0.01, 0.2)}, "accuracy")
@@ -254,39 +256,39 @@ def find_sparsity(
 ) -> SparsityCurve | SparsityForFlash:
     """The largest sparsity at which a metric stays within a bound; the model is not changed.
 
-    With `flash`, the least sparsity instead at which the exported file fits, and the metric there.
+    With `flash`, it finds the least sparsity at which the exported file fits, and the metric there.
 
-    By bisection: the model is pruned and refitted at each step, and the metric and the size of
-    the file are taken to fall as the sparsity rises.
+    The search is a bisection that prunes and refits the model at each step. It assumes that the
+    metric and the size of the file fall as the sparsity rises.
 
     Args:
         model: any built Keras model.
         calibration: samples, or a `Calibration` of them, as for `prune`.
-        max_drop: by how much the metric may fall below the dense model's; less than it falls if
-            all prunable weights are zero. None: 0.01.
-        confidence: with which the drop on other samples must stay within `max_drop`, in
-            [0.5, 1): the upper confidence limit of the drop decides, from the difference of both
-            models on each sample (after Agresti & Coull 1998). 0.5: the measured drop decides,
-            which other samples often exceed. None: 0.95, or for a metric that is one number, of
-            which no limit is known, 0.5.
-        flash: bytes into which the file must fit; takes the place of `max_drop`.
-        target: whose file must fit, with `flash`: "tflm", an accelerator such as "ethos-u55-128",
-            "litert-x86", "litert-arm" or "wasm"; None: "tflm". Integer files find their ranges
-            from up to 100 of the calibration samples.
+        max_drop: the largest allowed drop of the metric below the dense model's. It must be less
+            than the drop with all prunable weights at zero. None: 0.01.
+        confidence: the confidence, in [0.5, 1), that the drop on other samples stays within
+            `max_drop`. The upper confidence limit of the drop is compared with `max_drop`; it
+            comes from the difference of both models on each sample (after Agresti & Coull 1998).
+            0.5 compares the measured drop, which other samples often exceed. None: 0.95, or 0.5
+            for a metric that is one number, since its limit is unknown.
+        flash: the largest size of the exported file in bytes, in place of `max_drop`.
+        target: with `flash`, the target that the file is for: "tflm", an accelerator such as
+            "ethos-u55-128", "litert-x86", "litert-arm" or "wasm"; None: "tflm". Up to 100 of the
+            calibration samples set the ranges of an integer file.
         metric: model -> an array with one score per sample, or one number, higher is better. For
             accuracy on labelled data that are not in `calibration`:
             `lambda model: model.predict(x).argmax(-1) == y`. None: whether the largest output is
-            the dense model's, or for single outputs 1 - their relative error; measured on samples
-            that are not calibrated on: up to three times as many, at least each fourth.
+            the dense model's, or for single outputs 1 - their relative error. It is measured on
+            samples that are not calibrated on: up to three times as many, at least one in four.
         tolerance: the precision of the sparsity.
         highest: the largest sparsity to try, in [0, 1).
-        options: of `prune`, such as `pattern`, `allocation` or `filters`.
+        options: other arguments of `prune`, such as `pattern`, `allocation` or `filters`.
 
     Raises:
-        ValueError: for arguments that are wrong or contradict each other: also for a bound that a
-            model of zeros meets, for a metric that is no higher for the model than for zeros,
-            such as a loss, for a bound that so few samples cannot confirm, and if the file does
-            not fit at any sparsity.
+        ValueError: for arguments that are wrong or contradict each other; for a metric that is
+            not higher for the model than with all weights at zero, such as a loss; for a bound
+            that a model of zeros meets, or that so few samples cannot confirm; and if the file
+            does not fit at any sparsity.
         RuntimeError: with `flash`, if the model cannot be exported.
 
     Example:
@@ -303,87 +305,64 @@ def find_sparsity(
         )
     if flash is None:
         max_drop = 0.01 if max_drop is None else max_drop
-        if target is not None:
-            raise ValueError(f"`target` is for `flash`. Received: target={target!r}, flash=None.")
+        _check_bound(max_drop, confidence, target)
     else:
         _check_flash(flash, target or "tflm", max_drop, confidence)
-    if max_drop is not None and not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
-        raise ValueError(
-            f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
-        )
-    limit = _checked_confidence(confidence)
     _check_options(options, highest)
     check_model(model)
     calibration = Calibration.of(calibration)
     chosen, samples = _chosen(metric, model, calibration)
     is_shown = calibration.progress
     calibration = dataclasses.replace(calibration, data=samples.inputs, progress=False)
-    weights, points = Values.of(model.variables), dict[float, tuple[float, float]]()
-    scores = chosen.scores(model)
+    weights, scores = Values.of(model.variables), chosen.scores(model)
     dense = float(scores.mean())
-    spread = _check_range(chosen, dense, max_drop, model, weights, options)
+    spread = _checked_spread(
+        chosen, dense, max_drop, _metric_of_zeros(chosen, model, weights, options)
+    )
     if flash is not None:
-        trial = _FlashTrial(model, target or "tflm", flash, calibration, options, weights, chosen)
+        by_size = _FlashTrial(model, target or "tflm", flash, calibration, options, weights, chosen)
         with show_progress(f"fitting {model.name} into flash", shown=is_shown) as announce:
-            return trial.find(dense, tolerance, highest, announce)
+            return by_size.find(dense, tolerance, highest, announce)
     assert max_drop is not None
-    bound = float(max_drop)
+    limit = _CONFIDENCE if confidence is None else float(confidence)
     if scores.ndim:
-        _check_enough(len(scores), spread, bound, limit)
+        _check_enough(len(scores), spread, float(max_drop), limit)
     elif confidence is not None and confidence > 0.5:
         raise ValueError(
             "`confidence` needs a metric of one score per sample; the given one is a number. "
             f"Received: confidence={confidence!r}. Return the scores of all samples, such as "
             "`lambda model: model.predict(x).argmax(-1) == y`, or leave `confidence` out."
         )
+    by_drop = _DropTrial(
+        model, float(max_drop), limit, calibration, options, weights, chosen, scores, spread
+    )
     steps = 1 + int(np.ceil(np.log2(max(highest / tolerance, 1))))
     with show_progress(f"finding the sparsity of {model.name}", steps, shown=is_shown) as announce:
-
-        def holds(sparsity: float) -> bool:
-            announce(f"sparsity {sparsity:.4g}")
-            try:
-                prune(model, sparsity, calibration=calibration, **options)
-                found = chosen.scores(model)
-            finally:
-                weights.restore()
-            drop = _largest_drop(scores, found, spread, limit)
-            points[sparsity] = float(found.mean()), drop
-            return drop <= bound
-
-        low, high = 0.0, highest
-        if holds(highest):
-            low = highest
-        while high - low > tolerance:
-            middle = (low + high) / 2
-            low, high = (middle, high) if holds(middle) else (low, middle)
-    tried = sorted(points.items())
-    curve = tuple((sparsity, metric) for sparsity, (metric, _) in tried)
-    found = SparsityCurve(low, bound, dense, curve, chosen.name, unclear=chosen.unclear)
-    if not scores.ndim:
-        return found
-    drops = tuple(drop for _, (_, drop) in tried)
-    return dataclasses.replace(found, samples=len(scores), confidence=limit, limits=drops)
+        return by_drop.find(tolerance, highest, announce)
 
 
-def _checked_confidence(confidence: Any) -> float:
-    """The confidence; raises unless it is a fraction from 0.5 up."""
-    if confidence is None:
-        return _CONFIDENCE
+def _check_bound(max_drop: float, confidence: float | None, target: str | None) -> None:
+    """Raise for wrong arguments of a search without `flash`."""
+    if target is not None:
+        raise ValueError(f"`target` is for `flash`. Received: target={target!r}, flash=None.")
+    if not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
+        raise ValueError(
+            f"`max_drop` must be a number of at least 0. Received: max_drop={max_drop!r}."
+        )
     is_number = isinstance(confidence, numbers.Real)
-    if not (is_number and confidence >= 0.5 and confidence < 1):
+    if confidence is not None and not (is_number and confidence >= 0.5 and confidence < 1):
         raise ValueError(
             "`confidence` must be a fraction in [0.5, 1), such as 0.95. Received: "
             f"confidence={shown(confidence)}."
         )
-    return float(confidence)
 
 
-def _largest_drop(dense: np.ndarray, pruned: np.ndarray, spread: float, confidence: float) -> float:
+def _drop_limit(dense: np.ndarray, pruned: np.ndarray, spread: float, confidence: float) -> float:
     """The upper confidence limit of the mean drop, from one score per sample.
 
-    The normal limit, with z²/2 samples more that drop by `spread`: that none of a few samples
-    differs does not make the drop zero (Agresti & Coull 1998, "Approximate is better than
-    'exact'"). For one number, the drop itself.
+    It is the normal limit with z²/2 samples added that drop by `spread`. So the limit is above
+    zero also where none of a few samples drops (Agresti & Coull 1998, "Approximate is better than
+    'exact'"). For a metric that is one number, it is the drop itself.
     """
     if dense.shape != pruned.shape:
         raise ValueError(
@@ -402,19 +381,19 @@ def _largest_drop(dense: np.ndarray, pruned: np.ndarray, spread: float, confiden
 
 
 def _check_enough(count: int, spread: float, max_drop: float, confidence: float) -> None:
-    """Raise if the samples cannot confirm the bound even where nothing drops."""
+    """Raise if the samples could not confirm the bound even if none of them dropped."""
 
     def least(count: int) -> float:
-        return _largest_drop(np.zeros(count), np.zeros(count), spread, confidence)
+        return _drop_limit(np.zeros(count), np.zeros(count), spread, confidence)
 
     if least(count) <= max_drop:
         return
     enough = int(np.ceil(count * least(count) / max_drop)) if max_drop else 0
     more = f"enough to measure on {enough} of them, " if enough else ""
     raise ValueError(
-        f"`max_drop` is too small for {count} samples, which are measured on and not calibrated "
-        "on (without a metric, at least each fourth): even if none of them changes, "
-        f"only a drop of {least(count):.2g} can be excluded with {confidence:.0%} confidence. "
+        f"`max_drop` is too small for the {count} samples that are measured on (without a metric, "
+        "at least one in four of `calibration`): even if none of them drops, "
+        f"with {confidence:.0%} confidence the drop is only known to be below {least(count):.2g}. "
         f"Received: max_drop={max_drop!r}. Pass {more}a larger `max_drop`, or a `confidence` of "
         "0.5 to go by the measured drop."
     )
@@ -433,7 +412,7 @@ def _check_flash(flash: int, target: str, max_drop: float | None, confidence: fl
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _FlashTrial:
-    """Exports a model at one sparsity after the other, until the file fits."""
+    """Exports a model at one sparsity after another, to find the least at which the file fits."""
 
     model: keras.Model
     target: str
@@ -493,25 +472,110 @@ class _FlashTrial:
             self.weights.restore()
 
 
-def _check_range(
-    chosen: "_Metric",
-    dense: float,
-    max_drop: float | None,
-    model: keras.Model,
-    weights: Values,
-    options: Mapping[str, Any],
-) -> float:
-    """The drop if all prunable weights are zero; raises if that is none, or within the bound."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _DropTrial:
+    """Prunes a model at one sparsity after another, to find the largest that meets the bound.
+
+    Attributes:
+        model: the dense model; it is restored after each trial.
+        max_drop: the bound.
+        confidence: the confidence of the limit that is compared with the bound.
+        calibration: the samples to calibrate on.
+        options: other arguments of `prune`.
+        weights: the dense weights.
+        metric: the metric.
+        scores: its scores for the dense model.
+        spread: the drop of the metric with all prunable weights at zero.
+    """
+
+    model: keras.Model
+    max_drop: float
+    confidence: float
+    calibration: Calibration
+    options: Mapping[str, Any]
+    weights: Values
+    metric: "_Metric"
+    scores: np.ndarray
+    spread: float
+
+    def find(
+        self, tolerance: float, highest: float, announce: Callable[[str], None]
+    ) -> SparsityCurve:
+        """The largest sparsity that meets the bound, by bisection."""
+        found: dict[float, tuple[float, float]] = {}
+
+        def holds(sparsity: float) -> bool:
+            announce(f"sparsity {sparsity:.4g}")
+            found[sparsity] = self._try(sparsity)
+            return found[sparsity][1] <= self.max_drop
+
+        low, high = 0.0, highest
+        if holds(highest):
+            low = highest
+        while high - low > tolerance:
+            middle = (low + high) / 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return self._curve(low, found)
+
+    def _try(self, sparsity: float) -> tuple[float, float]:
+        """The metric of the model pruned to a sparsity, and the upper limit of its drop."""
+        try:
+            prune(self.model, sparsity, calibration=self.calibration, **self.options)
+            pruned = self.metric.scores(self.model)
+        finally:
+            self.weights.restore()
+        limit = _drop_limit(self.scores, pruned, self.spread, self.confidence)
+        return float(pruned.mean()), limit
+
+    def _curve(self, best: float, found: Mapping[float, tuple[float, float]]) -> SparsityCurve:
+        tried = sorted(found.items())
+        points = tuple((sparsity, metric) for sparsity, (metric, _) in tried)
+        curve = SparsityCurve(
+            best,
+            self.max_drop,
+            float(self.scores.mean()),
+            points,
+            self.metric.name,
+            unclear=self.metric.unclear,
+        )
+        if not self.scores.ndim:
+            return curve
+        limits = tuple(limit for _, (_, limit) in tried)
+        return dataclasses.replace(
+            curve, samples=len(self.scores), confidence=self.confidence, limits=limits
+        )
+
+
+def _metric_of_zeros(
+    chosen: "_Metric", model: keras.Model, weights: Values, options: Mapping[str, Any]
+) -> float | None:
+    """The metric with all prunable weights at zero; None if it is not a number there."""
     rules = {name: options.get(name) for name in ("filters", "overrides")}
     plan = Rules(options.get("pattern", Unstructured()), **rules).plan(model, frozen=True)
     try:
         for variable in plan.variables:
             variable.assign(np.zeros(variable.shape))
-        worst = chosen.measure(model)
-    except ValueError:  # no number for a model of zeros, as a correlation has none
-        return abs(dense)
+        return chosen.measure(model)
+    except ValueError:  # a correlation, for example, is not defined for constant outputs
+        return None
     finally:
         weights.restore()
+
+
+def _checked_spread(
+    chosen: "_Metric", dense: float, max_drop: float | None, worst: float | None
+) -> float:
+    """The drop with all prunable weights at zero; raises if it is 0, or within the bound.
+
+    Args:
+        chosen: the metric.
+        dense: its value for the dense model.
+        max_drop: the bound; None with `flash`.
+        worst: its value with all prunable weights at zero; None if it is not a number there. The
+            drop is then taken to be that to zero.
+    """
+    if worst is None:
+        return abs(dense)
     if worst >= dense:
         raise ValueError(
             f"`metric` must be higher for a better model. Received: {chosen.name}, which is "
@@ -546,8 +610,8 @@ def _check_options(options: Mapping[str, Any], highest: float) -> None:
         raise fixed_conflict(pattern, "highest", highest, fix)
     if isinstance(allocation, Mapping | PerWeight):
         raise ValueError(
-            "`allocation` leaves no sparsity to find where a mapping gives each weight its "
-            f"own. Received: allocation={shown(allocation)}. Leave it out, or pass the name of "
+            "`allocation` leaves no sparsity to find if a mapping gives each weight its own. "
+            f"Received: allocation={shown(allocation)}. Leave it out, or pass the name of "
             'one, such as "erk".'
         )
 
@@ -562,15 +626,15 @@ def sensitivity(
 ) -> Sensitivity:
     """How much a metric drops with one weight pruned at a time; the model is not changed.
 
-    With masks by magnitude alone, without a refit. The drops suggest `overrides` for `prune` and
+    The masks are those by magnitude, without a refit. The drops suggest `overrides` for `prune` and
     `GradualPruning`.
 
     Args:
         model: any built Keras model.
-        calibration: inputs, or a `Calibration` of them, for the metric used if none is given.
+        calibration: inputs, or a `Calibration` of them, to measure the metric on if none is given.
         metric: as in `find_sparsity`.
         sparsities: the sparsities to try, each in [0, 1); at least one.
-        filters: layers to look at: a regex or a list of them, or a function layer -> bool.
+        filters: layers to measure: a regex or a list of them, or a function layer -> bool.
 
     Raises:
         ValueError: if neither calibration nor a metric is given, or both are, or there are no
@@ -621,7 +685,7 @@ def sensitivity(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Metric:
-    """A metric, and what is known of it.
+    """A metric, with its name.
 
     Attributes:
         function: model -> number, or one score per sample.
@@ -634,7 +698,7 @@ class _Metric:
     unclear: float | None = None
 
     def scores(self, model: keras.Model) -> np.ndarray:
-        """One score per sample, or a single number; from the same states each time."""
+        """One score per sample, or a single number; the model's states are restored after it."""
         with undisturbed(model):
             return _scores(self.function(model))
 
@@ -654,8 +718,8 @@ def _chosen(
     count = min(asked, len(samples) - len(samples) // _READ)
     if count < LEAST:
         raise ValueError(
-            f"`calibration` must hold at least {2 * LEAST} samples without a metric, as each "
-            f"fourth is measured on. Received: {len(samples)}. Pass more, or a metric."
+            f"`calibration` must hold at least {2 * LEAST} samples without a metric, since one "
+            f"in four is kept to measure on. Received: {len(samples)}. Pass more, or a metric."
         )
     held = np.ones(len(samples), bool)
     held[np.linspace(0, len(samples) - 1, count).astype(int)] = False
@@ -664,6 +728,7 @@ def _chosen(
 
 
 def _given(metric: Metric) -> _Metric:
+    """The user's metric; raises if it is not a function."""
     if not callable(metric):
         raise ValueError(
             "`metric` must be a function model -> number, higher is better. Received: "
@@ -674,7 +739,7 @@ def _given(metric: Metric) -> _Metric:
 
 
 def _scores(found: Any) -> np.ndarray:
-    """What a metric gave: a number, or an array of one score per sample; raises otherwise."""
+    """The result of a metric: a number, or an array of one score per sample; else raises."""
     try:
         number = keras.ops.convert_to_numpy(found) if keras.ops.is_tensor(found) else found
         is_array = isinstance(number, np.ndarray) and number.ndim and len(number) >= LEAST

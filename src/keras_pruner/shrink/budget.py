@@ -14,13 +14,13 @@ _FLOOR = 0.1  # of a group's channels stay in any case
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Budget:
-    """A size that the model shall have.
+    """The size that a smaller model may have.
 
     Attributes:
-        name: the argument that asks for it.
-        fraction: of the present size.
-        work: what is counted: multiplications, or weights.
-        fixed: what is counted beside, and does not change.
+        name: the argument of `shrink` that sets it.
+        fraction: the fraction of the present size.
+        work: the multiplications or weights to count.
+        fixed: a part of the size that does not depend on the channels.
     """
 
     name: str
@@ -29,14 +29,16 @@ class Budget:
     fixed: int = 0
 
     def size(self, kept: np.ndarray | None = None) -> int:
-        """The size for the classes that are kept; None: of the whole model."""
+        """The size of a model with the classes that are kept; None: with all of them."""
         return self.fixed + sum(work.macs(kept) for work in self.work)
 
 
 def allocate(
     channels: Channels, ranked: Mapping[Group, Ranking], budget: Budget, multiple: int
 ) -> np.ndarray:
-    """Remove channels, from the group where it costs least for what it saves, until it is enough.
+    """Remove channels until the budget is met.
+
+    Each step removes channels of the group with the least error for each multiplication saved.
 
     Returns:
         For each class, whether it is kept.
@@ -59,17 +61,18 @@ def allocate(
         if best is None or ratios[best] == math.inf:
             raise _out_of_reach(channels, budget, size / whole, multiple)
         taken[best].append(steps[best].pop(0))
-        _keep(ranked[best], taken[best][-1], kept)
+        _remove_all_but(taken[best][-1], ranked[best], kept)
         stale, size = sharing[best], budget.size(kept)
-    return _given_back(ranked, budget, taken, kept)
+    return _undo_unneeded(ranked, budget, taken, kept)
 
 
-def _given_back(
+def _undo_unneeded(
     ranked: Mapping[Group, Ranking], budget: Budget, taken: dict[Group, list[int]], kept: np.ndarray
 ) -> np.ndarray:
-    """Take steps back, those that help most first, as long as the size is met without them.
+    """Undo steps that the budget does not need, those with the largest error first.
 
-    Rounded steps are large in small networks, and the last one may save far more than was missing.
+    Steps are rounded to multiples, which are large in small networks: the last one may save far
+    more than was missing.
     """
     most = budget.fraction * budget.size()
     while True:
@@ -88,15 +91,15 @@ def _given_back(
 
 
 def _kept_before(ranking: Ranking, counts: Sequence[int], kept: np.ndarray) -> np.ndarray:
-    """What was kept before the last step of a group."""
+    """The classes that were kept before the last step of a group."""
     before = kept.copy()
     before[ranking.classes] = True
-    _keep(ranking, counts[-2], before)
+    _remove_all_but(counts[-2], ranking, before)
     return before
 
 
 def _steps(channels: Channels, group: Group, multiple: int) -> list[int]:
-    """The numbers of channels that a group may go down to, one after another."""
+    """The numbers of channels that a group may keep, from large to small."""
     width = channels.width(group)
     multiple = multiple // math.gcd(multiple, width)
     least = max(1, multiple, math.ceil(_FLOOR * len(group.classes)))
@@ -104,6 +107,7 @@ def _steps(channels: Channels, group: Group, multiple: int) -> list[int]:
 
 
 def _touched(work: Sequence[Work], group: Group) -> list[Work]:
+    """The work whose size depends on the channels of a group."""
     members = set(group.classes.tolist())
     return [
         each
@@ -119,7 +123,7 @@ def _ratio(
     if not steps:
         return math.inf
     after = kept.copy()
-    _keep(ranking, steps[0], after)
+    _remove_all_but(steps[0], ranking, after)
     saved = sum(work.macs(kept) - work.macs(after) for work in works)
     present = int(np.count_nonzero(kept[group.classes]))
     count = len(group.classes)
@@ -127,7 +131,8 @@ def _ratio(
     return float(added) / saved if saved else math.inf
 
 
-def _keep(ranking: Ranking, count: int, kept: np.ndarray) -> None:
+def _remove_all_but(count: int, ranking: Ranking, kept: np.ndarray) -> None:
+    """Mark all classes of a group as removed, except for its best ones."""
     kept[ranking.classes[: len(ranking.classes) - count]] = False
 
 
@@ -141,6 +146,6 @@ def _out_of_reach(channels: Channels, budget: Budget, least: float, multiple: in
     finer = f" multiple=1 reaches further than {multiple}." if multiple > 1 else ""
     return ValueError(
         f"`{budget.name}` must be at least {least:.3g} for this model. Received: "
-        f"{budget.name}={budget.fraction:g}. Pass a larger one.{finer} Channels that cannot be "
+        f"{budget.name}={budget.fraction:g}. Pass a larger value.{finer} Channels that cannot be "
         f"removed: {listed}."
     )

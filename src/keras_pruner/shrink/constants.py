@@ -18,7 +18,7 @@ from keras_pruner.channels.layer_rules import attended
 from keras_pruner.model_graph import Call, ModelGraph, Tensor
 
 _ROUNDING = 1e-6  # relative difference up to which two numbers count as the same constant
-_WIDTH = 6  # channels in trials are a multiple of this: as in `probing`, so JAX has compiled it
+_WIDTH = 6  # trial runs use a multiple of this many channels: JAX compiled it for `probing`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,10 +36,11 @@ class Cut:
     biases: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def dead(channels: Channels) -> Cut:
-    """Remove every channel that changes no output."""
+def cut_of_dead(channels: Channels) -> Cut:
+    """The cut that removes every channel that changes no output."""
     constants = _constants(channels)
-    read = _shared([(p, _at_inputs(p, constants)) for p in channels.products])
+    read = [(product, _at_inputs(product, constants)) for product in channels.products]
+    read = _equal_in_all_calls(read)
     kept = _live(channels, read)
     keep_one_of_each(channels, kept)
     return _folded(channels, Cut(kept), read)
@@ -102,7 +103,7 @@ def _of_operation(call: Call, found: Constants, *, each: bool) -> None:
 
     inputs, again = [found[tensor] for tensor in call.inputs], None
     if each:
-        inputs, again = _different(inputs, call)
+        inputs, again = _distinct(inputs, call)
     constants = dict(zip(call.inputs, inputs, strict=True))
 
     def fill(tensor: Tensor, drawn: np.ndarray) -> np.ndarray:
@@ -120,17 +121,18 @@ def _of_operation(call: Call, found: Constants, *, each: bool) -> None:
         found[tensor] = values if again is None else values[again]
 
 
-def _different(
+def _distinct(
     constants: list[np.ndarray], call: Call
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """One channel for each combination of constants; and, for all channels, the one to use.
+    """One channel for each distinct combination of constants.
 
     A layer of Keras without weights that works on each channel by itself gives equal channels equal
-    outputs. It is then run on few channels and on few shapes, each of which JAX compiles.
+    outputs. So it is run on one channel of each kind. This also needs fewer shapes, and JAX
+    compiles the layer anew for each shape.
 
     Returns:
-        The constants of the few channels; and the index among them for each channel, or None if
-        the operation has to be run on all channels.
+        The constants of the distinct channels; and for each channel of the operation its index
+        among them, or None if the operation has to be run on all channels.
     """
     is_free = probing.is_of_keras(call.layer) and not getattr(call.layer, "weights", None)
     alike = len({len(numbers) for numbers in constants}) == 1
@@ -193,7 +195,7 @@ def _of_recurrent(layer: Any) -> np.ndarray:
 
 
 def _silent(layer: Any) -> np.ndarray:
-    """Whether the state of each unit stays zero, as its candidate gate has only zero weights."""
+    """For each unit, whether its state stays zero: all weights of its candidate gate are zero."""
     cell = layer.cell
     weights = [cell.kernel, cell.recurrent_kernel] + ([cell.bias] if cell.use_bias else [])
     gate = 2 if len(weights[0].shape) and int(weights[0].shape[-1]) > layer.units else 0
@@ -250,12 +252,12 @@ def _silent_heads(layer: Any, count: int) -> np.ndarray:
 
 # ---------------------------------------------------------------------- channels that are read
 
-Read = list[tuple[Product, np.ndarray]]
+ReadConstants = list[tuple[Product, np.ndarray]]
 """The products of a model, each with the constants in its inputs."""
 
 
-def _shared(read: Read) -> Read:
-    """The same, with only those constants that are equal in all calls of a shared layer."""
+def _equal_in_all_calls(read: ReadConstants) -> ReadConstants:
+    """Keep only the constants that are equal in all calls of a shared layer; else NaN."""
     together: dict[int, list[np.ndarray]] = {}
     for product, constants in read:
         together.setdefault(id(product.kernel), []).append(constants)
@@ -266,7 +268,7 @@ def _shared(read: Read) -> Read:
     return [(product, same[id(product.kernel)]) for product, _ in read]
 
 
-def _live(channels: Channels, read: Read) -> np.ndarray:
+def _live(channels: Channels, read: ReadConstants) -> np.ndarray:
     """For each class, whether an output depends on it, or it must stay for another reason."""
     live = channels.blocked() | channels.mixed()
     tables = []
@@ -287,8 +289,8 @@ def _live(channels: Channels, read: Read) -> np.ndarray:
 # ---------------------------------------------------------------------- folding
 
 
-def _folded(channels: Channels, cut: Cut, read: Read) -> Cut:
-    """Add the constants that are removed to the biases of the layers that read them."""
+def _folded(channels: Channels, cut: Cut, read: ReadConstants) -> Cut:
+    """Add the effect of the removed constants to the biases of the layers that read them."""
     done: set[int] = set()
     for product, constants in read:
         lost = np.where(~cut.kept[product.inputs] & np.isfinite(constants), constants, 0.0)

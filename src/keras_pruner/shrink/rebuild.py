@@ -27,6 +27,8 @@ def rebuild(form: keras.Model, channels: Channels, cut: Cut) -> keras.Model:
 
 
 class _Builder:
+    """Builds the successor of each layer: the layer of the same name in the smaller model."""
+
     def __init__(self, channels: Channels, cut: Cut) -> None:
         self._channels = channels
         self._cut = cut
@@ -34,7 +36,7 @@ class _Builder:
         self._calls: dict[int, Call] = {}
         for call in channels.graph.calls:
             self._calls.setdefault(id(call.layer), call)
-        self._made: dict[int, tuple[Any, Any]] = {}  # layers and their successors
+        self._made: dict[int, tuple[Any, Any]] = {}  # id of a layer -> the layer, its successor
 
     # ------------------------------------------------------------------ models
 
@@ -100,10 +102,11 @@ class _Builder:
             config = _without_shapes(operation.get_config())
         except NotImplementedError as error:
             if not getattr(operation, "variables", None):
-                return operation  # has no state that the two models could share
+                return operation  # without variables, both models can share it
             raise ValueError(
-                f"`model` must have layers that can be made again. Received: {operation.name!r}, "
-                f"a {type(operation).__name__} without `get_config`. Write it one."
+                "`model` must have layers that can be created from their configuration. Received: "
+                f"{operation.name!r}, a {type(operation).__name__} without `get_config`. "
+                "Implement `get_config`."
             ) from error
         self.resize(operation, config)
         if _is_of_keras(operation):
@@ -130,14 +133,14 @@ class _Builder:
     def _count(self, numbers: np.ndarray) -> int:
         return int(np.count_nonzero(self._cut.kept[numbers]))
 
-    def last_of(self, operation: Any) -> int | None:
+    def width_after(self, operation: Any) -> int | None:
         """The number of channels of an operation's first output after the cut."""
         call = self._calls.get(id(operation))
         numbers = None if call is None else self._channels.of.get(call.outputs[0])
         return None if numbers is None else self._count(numbers)
 
     def _subscript(self, operation: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of a subscript x[..., a:b], with a and b moved to where they are now."""
+        """The arguments of a subscript x[..., a:b], with a and b as they are after the cut."""
         call = self._calls[id(operation)]
         key = args[1] if len(args) > 1 else kwargs.get("key")
         numbers = self._channels.of.get(call.inputs[0])
@@ -195,8 +198,8 @@ Config = dict[str, Any]
 def _without_shapes(config: Any) -> Any:
     """A copy of a config without the shapes that its layers were built with."""
     if isinstance(config, dict):
-        noted = ("build_config", "build_input_shape")
-        return {key: _without_shapes(v) for key, v in config.items() if key not in noted}
+        shapes = ("build_config", "build_input_shape")
+        return {key: _without_shapes(v) for key, v in config.items() if key not in shapes}
     return [_without_shapes(v) for v in config] if isinstance(config, list) else config
 
 
@@ -243,7 +246,8 @@ def _einsum(builder: _Builder, layer: Any, config: Config) -> None:
 
 def _filters(builder: _Builder, layer: Any, config: Config) -> None:
     config["filters"] = builder.shape(layer._kernel)[-1]
-    if layer.groups > 1 and layer.groups == int(layer._kernel.shape[-2]) * layer.groups:
+    has_one_input_per_group = int(layer._kernel.shape[-2]) == 1
+    if layer.groups > 1 and has_one_input_per_group:
         config["groups"] = config["filters"] // (layer.filters // layer.groups)
 
 
@@ -283,7 +287,7 @@ def _heads_in_groups(builder: _Builder, layer: Any, config: Config) -> None:
 
 def _target_shape(builder: _Builder, layer: Any, config: Config) -> None:
     name = "target_shape" if "target_shape" in config else "newshape"
-    last = builder.last_of(layer)
+    last = builder.width_after(layer)
     if last is not None and config[name][-1] != -1:
         config[name] = (*config[name][:-1], last)
 

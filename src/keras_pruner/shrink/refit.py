@@ -27,12 +27,12 @@ class DenseCopy:
     """A copy of a model, with its channels and its outputs on samples.
 
     Attributes:
-        model: the copy, functional; dense until `refit`.
-        channels: of the copy.
+        model: the copy, functional; dense until `refit` is called.
+        channels: the channels of the copy.
         options: what to do with the samples.
-        recorder: of the copy.
+        recorder: runs the copy on the samples.
         outputs: the dense outputs for the held-out samples.
-        teacher: the dense model, if a smaller one is to be trained by it.
+        teacher: the dense outputs to train a smaller model on; None without distillation.
         values: the dense value of every variable.
     """
 
@@ -66,18 +66,18 @@ class DenseCopy:
 
     @property
     def steps(self) -> int:
-        """The number of stages that are announced, at most."""
+        """The largest number of steps that are announced."""
         linears = [node for node in self.recorder.trace.order if isinstance(node, Linear)]
         return len(self.channels.groups) + len(linears) + self.options.distillation_epochs
 
     def refit(self, kept: np.ndarray, announce: Announce) -> None:
-        """Zero what reads the channels that are not kept, and refit the rest, layer by layer."""
+        """Zero the weights of removed channels, and refit the others, layer by layer."""
         self.values.restore()
         masks = {id(v): mask for v, mask in self._masks(kept)}
         LayerwisePass(self.recorder, self.options, masks, {}, self.values).run(announce)
 
     def _masks(self, kept: np.ndarray) -> Any:
-        """The mask of each kernel that reads channels: of inputs and outputs that both stay."""
+        """The mask of each kernel: a weight stays if its input and its output both stay."""
         axes = self.channels.by_variable()
         kernels = {id(p.kernel): p.kernel for p in self.channels.products}
         for kernel in kernels.values():
@@ -89,13 +89,16 @@ class DenseCopy:
             yield kernel, mask
 
     def relative_error(self, model: keras.Model) -> float:
-        """Of the outputs of a model on the held-out samples."""
+        """The relative error of a model's outputs on the held-out samples."""
         return relative_error(outputs_of(model, self.recorder.held), self.outputs)
 
     def teach(self, model: keras.Model, announce: Announce) -> float:
-        """Train a smaller model by the dense outputs, if that was asked for; its relative error.
+        """Train a smaller model on the dense outputs, if there is a teacher.
 
-        It is undone if it makes the held-out outputs worse.
+        The training is undone if it makes the outputs on held-out samples worse.
+
+        Returns:
+            The relative error of the smaller model after it.
         """
         if self.teacher is None:
             return self.relative_error(model)
@@ -104,7 +107,7 @@ class DenseCopy:
 
 
 def _with_sizes(channels: Channels, model: keras.Model, sample: Any) -> Channels:
-    """Count the work for inputs of the size of the samples, where the model leaves it open."""
+    """Count the work for inputs as large as the samples, if the model accepts several sizes."""
     if not any(None in tensor.shape[1:] for tensor in model.inputs):
         return channels
     shapes = [np.shape(leaf)[1:] for leaf in keras.tree.flatten(sample)]

@@ -1,4 +1,4 @@
-"""What `kp.shrink` did."""
+"""The report of `kp.shrink`."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ from keras_pruner.reporting.tables import Table
 
 @dataclasses.dataclass(frozen=True)
 class ChannelGroup:
-    """Channels, heads or units that are decided on together.
+    """Channels, heads or units of one or more layers, which must lose the same ones.
 
     Attributes:
         name: the layers that produce them.
-        before: how many there were.
-        after: how many are left.
-        reason: why none could be removed; empty if they could.
+        before: the number of channels before.
+        after: the number of channels that are left.
+        reason: why none can be removed; empty if they can.
     """
 
     name: str
@@ -27,22 +27,22 @@ class ChannelGroup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShrinkReport(Report):
-    """A smaller model, and what was taken out of it; prints as a table.
+    """A smaller model, and what was removed from it; prints as a table.
 
     Attributes:
         model: the smaller model: ordinary layers of the same names, not compiled.
-        groups: what was decided on together, in the order of the model.
+        groups: the groups of channels, in the order of the model.
         macs: multiply-accumulates for one sample, before and after.
-        weights: entries of all weights, before and after.
-        bytes: of all weights, before and after.
+        weights: number of entries of all weights, before and after.
+        bytes: size of all weights in bytes, before and after.
         difference: largest difference of its outputs from those of the model it was cut from,
             in units of the largest output, on random inputs. With a target, that model is the
             masked and refitted one.
         relative_error: squared difference of its outputs from the given model's on held-out
             calibration samples, relative to their variance; None without a target.
-        seconds: how long it took.
-        overshoot: how much smaller it is than was asked for, if that is more than 5%; else empty.
-        speedup: how many times as fast it was measured to be, if that was asked for; else None.
+        seconds: the time it took.
+        overshoot: a sentence, if the model is more than 5% smaller than requested; else empty.
+        speedup: the measured speed-up, if `speedup` was the target; else None.
 
     Example:
         >>> import keras, keras_pruner as kp
@@ -82,7 +82,7 @@ class ShrinkReport(Report):
         return text
 
     def tables(self) -> list[Table]:
-        """Sizes, what was decided on together, and what was left alone."""
+        """Sizes, the groups of channels, and those left alone."""
         pairs = {"MACs": self.macs, "weights": self.weights, "bytes": self.bytes}
         sizes = [(name, f"{a:,}", f"{b:,}") for name, (a, b) in pairs.items()]
         cut = [(g.name, g.before, g.after) for g in self.groups if not g.reason]
@@ -116,8 +116,8 @@ class ShrinkReport(Report):
         }
 
     def notes(self) -> list[str]:
-        """How exact the cut is, and where the sizes are smaller than asked for."""
-        exact = f"The cut changes the outputs by {self.difference:.1e} of the largest."
+        """The difference that the cut makes, and whether the model is smaller than requested."""
+        exact = f"The cut changes the outputs by {self.difference:.1e} of the largest output."
         return [self.overshoot, exact] if self.overshoot else [exact]
 
 

@@ -28,7 +28,7 @@ _ROUNDS = 32  # the number of rounds in which the channels of a group are ranked
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
-    """The channels of a group in the order in which they are best removed.
+    """The channels of a group, sorted by the error of removing them.
 
     Attributes:
         classes: the classes of the channels; the first is removed first.
@@ -57,17 +57,18 @@ def rankings(
 
 
 def _rank(group: Group, readers: Sequence["_Elimination"]) -> Ranking:
+    """Remove the channels of a group in rounds, those with the lowest costs first."""
     left = group.classes.copy()
     order: list[int] = []
     costs = [0.0]
     at_once = -(-len(left) // _ROUNDS)
     while len(left):
-        each = np.sum([reader.costs(left) for reader in readers], axis=0)
-        first = np.argsort(each, kind="stable")[:at_once]
+        added = np.sum([reader.costs(left) for reader in readers], axis=0)
+        first = np.argsort(added, kind="stable")[:at_once]
         for reader in readers:
             reader.remove(left[first])
         order += left[first].tolist()
-        costs += (costs[-1] + np.cumsum(np.maximum(each[first], 0))).tolist()
+        costs += (costs[-1] + np.cumsum(np.maximum(added[first], 0))).tolist()
         left = np.delete(left, first)
     return Ranking(np.array(order), np.array(costs))
 
@@ -93,6 +94,7 @@ class _Reader:
 
 
 def _readers(channels: Channels, recorder: Recorder) -> list[_Reader]:
+    """The linear layers with an input that may be removed."""
     blocked = channels.blocked() | channels.mixed()
     linears = {}
     for product in channels.products:
@@ -148,10 +150,10 @@ class _Moments:
 
 
 def _taps(classes: np.ndarray) -> np.ndarray:
-    """The positions of the inputs of each class in a large convolution's window.
+    """The positions of each class of inputs in the window of a large convolution.
 
-    Its taps are treated as further samples of one input. This ignores the correlation between
-    neighbours in the window.
+    The positions of one class are treated as more samples of the same input. This ignores the
+    correlation between neighbours in the window.
     """
     order = np.argsort(classes[0], kind="stable")
     return order.reshape(len(np.unique(classes[0])), -1)
@@ -180,6 +182,8 @@ def _observe(moments: dict[Linear, _Moments], recorder: Recorder) -> None:
 
 
 def _some(most: int, random: np.random.Generator) -> Callable[[int], np.ndarray]:
+    """A function that takes a number of rows and draws the indices of at most `most` of them."""
+
     def choose(count: int) -> np.ndarray:
         if count <= most:
             return np.arange(count)

@@ -23,7 +23,7 @@ from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.listen import run
 from keras_pruner.reporting.console import show_progress
 from keras_pruner.shrink.budget import Budget, allocate
-from keras_pruner.shrink.constants import Cut, dead
+from keras_pruner.shrink.constants import Cut, cut_of_dead
 from keras_pruner.shrink.rebuild import as_sequential, rebuild
 from keras_pruner.shrink.refit import DenseCopy
 from keras_pruner.shrink.report import ChannelGroup, ShrinkReport
@@ -34,8 +34,8 @@ from keras_pruner.validation import check_integer, check_regex
 
 _Overrides = Mapping[str, None] | None
 _TRIES = 8
-_NEAR = 1.03  # times the speed-up asked for: near enough to stop
-_SIDE = 32  # length of an axis of unknown length in random inputs
+_NEAR = 1.03  # the search stops at a speed-up of at most this times the requested one
+_SIDE = 32  # length of random inputs along an axis of unknown length
 
 
 def shrink(
@@ -54,41 +54,42 @@ def shrink(
     The result is an ordinary, smaller Keras model: faster on every runtime, where zeros are
     faster on few.
 
-    Without a target, what changes no output is removed, exactly: channels that are the same
-    number for every input (their constants are folded into biases or batch norms), and channels
-    that are only ever multiplied by zeros. That is what `GradualPruning` with `Channel` leaves.
+    Without a target, only dead channels are removed, those that change no output: channels that
+    are constant for every input (the constants are folded into biases or batch norms), and
+    channels that are only multiplied by zeros. `GradualPruning` with `Channel` makes such channels.
 
-    With a target, channels are chosen by the error that the layers reading them are left with
-    after a least-squares refit (structured Optimal Brain Surgeon), relative to the variance of
-    these layers' outputs, for each multiplication saved. Then those layers are refitted, one after
-    another, to the outputs of the given model, and batch norms are re-estimated (ThiNet, Luo et
-    al. 2017; He et al. 2017, arXiv:1707.06168; GRAIL, Tang et al. 2026, arXiv:2602.23795). No
-    labels are needed, and no training.
+    With a target, the channels with the least error for each multiplication saved are removed.
+    The error is that of the layers that read a channel, after a least-squares refit (structured
+    Optimal Brain Surgeon), relative to the variance of their outputs. Then these layers are
+    refitted, one after another, to the outputs of the given model, and batch norms are
+    re-estimated (ThiNet, Luo et al. 2017; He et al. 2017, arXiv:1707.06168; GRAIL, Tang et al.
+    2026, arXiv:2602.23795). No labels are needed, and no training.
 
     Args:
         model: a functional, Sequential or traceable subclassed model; unchanged.
         macs: the fraction of the multiply-accumulates to keep, in (0, 1).
-        weights: in its place, the fraction of the weights to keep, in (0, 1).
-        speedup: in its place, how many times as fast the model shall be, above 1: found by
-            bisection over the multiply-accumulates, each time measured. Needs the extra "litert".
+        weights: another target: the fraction of the weights to keep, in (0, 1).
+        speedup: another target: how many times as fast the model must be, above 1. It is found
+            by bisection over the multiply-accumulates, and every candidate is measured. Needs the
+            extra "litert".
         runtime: where `speedup` is measured: "litert-x86", this machine, one sample, one thread.
         calibration: samples without labels, as for `prune`; needed for a target. With
-            `kp.oneshot.Calibration(data, distillation_epochs=10)` the smaller model is trained to
-            give the outputs of the given one, still without labels: worth it at a quarter of the
-            multiplications.
-        multiple: with a target, the numbers of channels are multiples of this where they change:
-            runtimes are slow at odd numbers. 16 is better on ONNX Runtime with AVX-512, 1 lets
-            small models get smaller.
-        overrides: regex searched in the paths of weights -> None: channels that lie in one that
-            fits are left alone.
+            `kp.oneshot.Calibration(data, distillation_epochs=10)` the smaller model is then
+            trained to reproduce the outputs of the given one, still without labels. This helps
+            for strong reductions, such as macs=0.25.
+        multiple: with a target, every number of channels that changes becomes a multiple of this,
+            since runtimes are slower at other numbers. 16 is better on ONNX Runtime with AVX-512;
+            1 allows small models to get smaller.
+        overrides: regex searched in the paths of weights -> None. The channels of each weight
+            that matches are left alone.
 
     Returns:
         A report; its `model` is the smaller one, with the same layer names, not compiled.
 
     Raises:
-        ValueError: if the model is no graph of layers, or one that cannot be cut; for a target
-            without samples, or out of reach.
-        RuntimeError: if the smaller model computes something else than it should.
+        ValueError: if the model is not a graph of layers, or has layers that cannot be cut; if
+            a target is given without samples, or cannot be reached.
+        RuntimeError: if the smaller model's outputs are wrong.
 
     Example:
         >>> import keras, keras_pruner as kp
@@ -100,7 +101,7 @@ def shrink(
         >>> report.model.get_layer("hidden").units
         16
 
-        Exactly, without samples:
+        Without a target, dead channels are removed:
 
         >>> kernel, bias = hidden.get_weights()
         >>> kernel[:, :20] = 0
@@ -115,23 +116,23 @@ def shrink(
     if runtime != RUNTIME:
         raise ValueError(f'`runtime` must be "{RUNTIME}". Received: runtime={runtime!r}.')
     if target is None:
-        return _exactly(model, overrides, began)
-    return _to_size(model, *target, Calibration.of(calibration), multiple, overrides, began)
+        return _remove_dead(model, overrides, began)
+    return _reach_size(model, *target, Calibration.of(calibration), multiple, overrides, began)
 
 
-def _exactly(model: keras.Model, overrides: _Overrides, began: float) -> ShrinkReport:
+def _remove_dead(model: keras.Model, overrides: _Overrides, began: float) -> ShrinkReport:
     form = functional_form(model)
     channels = _left_alone(channels_of(ModelGraph(form)), overrides)
-    cut = dead(channels)
+    cut = cut_of_dead(channels)
     if cut.kept.all():
-        warnings.warn(_nothing(model, channels), stacklevel=3)
+        warnings.warn(_nothing_removed(model, channels), stacklevel=3)
     smaller = rebuild(form, channels, cut)
     difference = _difference(form, smaller)
     _check_same(model, difference)
     return _report(model, smaller, channels, cut.kept, difference, None, began)
 
 
-def _to_size(
+def _reach_size(
     model: keras.Model,
     name: str,
     fraction: float,
@@ -146,7 +147,7 @@ def _to_size(
         ranked = rankings(channels, dense.recorder, announce)
         reached = None
         if name == "speedup":
-            kept, reached = _as_fast(dense, channels, ranked, fraction, multiple)
+            kept, reached = _reach_speedup(dense, channels, ranked, fraction, multiple)
         else:
             kept = allocate(channels, ranked, _budget(channels, name, fraction), multiple)
         dense.refit(kept, announce)
@@ -161,18 +162,18 @@ def _to_size(
 
 
 def _with_overshoot(report: ShrinkReport, name: str, fraction: float) -> ShrinkReport:
-    """Say where the model is more than 5% smaller than it was asked to be."""
+    """Note in the report if the model is more than 5% smaller than requested."""
     before, after = report.macs if name == "macs" else report.weights
     if after >= 0.95 * fraction * before:
         return report
     text = (
-        f"{name}={fraction:g} was asked for, and {after / before:.3g} is what the multiples give: "
-        "the numbers of channels change in large steps in a small model. multiple=1 comes nearer."
+        f"{name}={fraction:g} was requested, and {after / before:.3g} is reached: in a small "
+        "model, multiples of channels are large steps. multiple=1 comes closer."
     )
     return dataclasses.replace(report, overshoot=text)
 
 
-def _as_fast(
+def _reach_speedup(
     dense: DenseCopy,
     channels: Channels,
     ranked: dict[Group, Ranking],
@@ -181,8 +182,9 @@ def _as_fast(
 ) -> tuple[np.ndarray, float]:
     """The largest model that is fast enough, found by bisection over its multiplications.
 
-    Each guess takes time to be proportional to multiplications; outside of what is still possible,
-    the middle is tried. Latency depends on the sizes alone, so nothing is refitted on the way.
+    Each guess assumes that time is proportional to multiplications. If a guess lies outside the
+    interval that is left, its geometric middle is tried. Latency depends on the sizes alone, so
+    the models that are measured are not refitted.
 
     Returns:
         The channels to keep, and the speed-up that was measured with them.
@@ -225,7 +227,7 @@ def _budget(channels: Channels, name: str, fraction: float) -> Budget:
 
 
 def _target(targets: dict[str, float | None], calibration: Any) -> tuple[str, float] | None:
-    """The argument that gives a size, and its value; None if there is none."""
+    """The name and value of the argument that sets a target; None if there is none."""
     given = {name: value for name, value in targets.items() if value is not None}
     if len(given) > 1:
         raise ValueError(
@@ -235,8 +237,8 @@ def _target(targets: dict[str, float | None], calibration: Any) -> tuple[str, fl
     if not given:
         if calibration is not None:
             raise ValueError(
-                "`calibration` has no use without a target: what is removed without one changes "
-                "no output. Pass macs=0.5 too, or leave it out."
+                "`calibration` has no use without a target: only channels that change no output "
+                "are removed then. Pass macs=0.5 too, or leave it out."
             )
         return None
     ((name, value),) = given.items()
@@ -262,13 +264,13 @@ def _target(targets: dict[str, float | None], calibration: Any) -> tuple[str, fl
 
 
 def _left_alone(channels: Channels, overrides: _Overrides) -> Channels:
-    """Forbid to cut groups with a weight whose path an override names."""
+    """Exclude the groups with a weight whose path matches an override."""
     groups = list(channels.groups)
     for regex, value in (overrides or {}).items():
         check_regex("overrides", regex)
         if value is not None:
             raise ValueError(
-                "`overrides` must map regexes to None, which leaves channels alone. Received: "
+                "`overrides` must map regexes to None, to leave channels alone. Received: "
                 f"{{{regex!r}: {value!r}}}. To prune single weights use `kp.prune`."
             )
         named = [any(re.search(regex, a.variable.path) for a in g.axes) for g in groups]
@@ -283,7 +285,7 @@ def _left_alone(channels: Channels, overrides: _Overrides) -> Channels:
 
 
 def check_shrinkable(model: Any) -> None:
-    """Raise for a model that holds what cannot be cut."""
+    """Raise for a model with layers that cannot be cut, or in an unfinished pruning schedule."""
     check_model(model)
     for layer in model._flatten_layers():
         if getattr(layer, "quantization_mode", None) is not None:
@@ -299,24 +301,24 @@ def check_shrinkable(model: Any) -> None:
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise ValueError(
                 f"`model` must have no stateful layers. Received: {layer.name!r}. Build the model "
-                "with stateful=False and `set_weights` back and forth."
+                "with stateful=False, copy the weights with `set_weights`, and shrink that."
             )
         if getattr(layer, "data_format", None) == "channels_first":
             raise ValueError(
                 "`model` must have its channels last. Received: the layer "
                 f'{layer.name!r} with data_format="channels_first". Build it with '
-                '"channels_last" and `set_weights`: kernels have the same shape.'
+                '"channels_last" and copy the weights with `set_weights`: the shapes are the same.'
             )
     present = find(model)
     if present is not None and present.state.has_begun and not present.state.has_ended:
         raise ValueError(
-            f"{model.name!r} is being pruned by an unfinished training, whose masks fit its "
-            "weights only as they are. Train to the end of the schedule, or call "
+            f"{model.name!r} is being pruned by an unfinished training, whose masks would not fit "
+            "smaller weights. Train to the end of the schedule, or call "
             "`kp.Pruner(model).release()` first."
         )
 
 
-def _nothing(model: keras.Model, channels: Channels) -> str:
+def _nothing_removed(model: keras.Model, channels: Channels) -> str:
     frozen = [group for group in channels.groups if group.reason or group.mixes]
     reasons = dict.fromkeys(group.reason or group.mixes for group in frozen)
     return (
@@ -351,9 +353,9 @@ def _check_same(model: keras.Model, difference: float) -> None:
     is_half = any("16" in layer.compute_dtype for layer in model._flatten_layers())
     if not difference <= (2e-2 if is_half else 1e-5):
         raise RuntimeError(
-            f"The smaller model computes something else: outputs differ by {difference:.1e} of "
-            f"the largest. {model.name!r} is unchanged. Leave the layers that may cause it alone, "
-            "overrides={name: None}, and please report them."
+            f"The outputs of the smaller model are wrong: they differ by {difference:.1e} of the "
+            f"largest output. {model.name!r} is unchanged. Leave the layers that may cause it "
+            "alone, overrides={name: None}, and please report them."
         )
 
 

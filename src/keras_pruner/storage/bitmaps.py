@@ -1,4 +1,4 @@
-"""Where the zeros are, in bits: one for each weight, or fewer where N:M groups allow."""
+"""The positions of non-zero weights: one bit for each weight, or fewer bits for N:M groups."""
 
 import dataclasses
 import itertools
@@ -37,9 +37,9 @@ def unpack_mask(packed: np.ndarray, count: int) -> np.ndarray:
 class Groups:
     """An index for kernels (..., inputs, outputs) with at most `n` of every `m` inputs kept.
 
-    A group's number is its place among the subsets of m things with exactly n members, in the
-    order of `itertools.combinations`; groups with fewer are filled up with zeros that are
-    stored as values. For 2:4 that is 3 bits where a bitmap takes 4.
+    A group is stored as a number: the place of its kept inputs among all subsets of n of m, in
+    the order of `itertools.combinations`. If fewer than n are kept, some zeros are stored as
+    values. For 2:4 the number takes 3 bits, where a bitmap takes 4.
     """
 
     n: int
@@ -47,18 +47,18 @@ class Groups:
 
     @property
     def width(self) -> int:
-        """Bits for a group."""
+        """Number of bits for a group."""
         return max(1, math.ceil(math.log2(math.comb(self.m, self.n))))
 
     def subsets(self) -> np.ndarray:
-        """All of them as a boolean array of shape (comb(m, n), m)."""
+        """All subsets of n of m, as a boolean array of shape (comb(m, n), m)."""
         table = np.zeros((math.comb(self.m, self.n), self.m), bool)
         for row, chosen in enumerate(itertools.combinations(range(self.m), self.n)):
             table[row, list(chosen)] = True
         return table
 
     def fits(self, mask: np.ndarray, view: WeightView) -> bool:
-        """Whether the weight has the inputs in full groups, with at most n kept in each."""
+        """Whether groups divide the inputs of the weight, with at most n of m kept in each."""
         if view.kernel_shape[-2] % self.m:
             return False
         return bool((self._grouped(mask, view).sum(-1) <= self.n).all())
@@ -85,7 +85,7 @@ class Groups:
         """The inverse of `encode`.
 
         Raises:
-            ValueError: if the index is not one of groups, or has another number of values.
+            ValueError: if the index is not one of such groups, or does not fit the values.
         """
         shape = view.kernel_shape
         if shape[-2] % self.m:
@@ -103,5 +103,5 @@ class Groups:
         return np.ascontiguousarray(view.from_kernel(kernel))
 
 
-# What is tried, the smallest index first.
 GROUPS = (Groups(1, 2), Groups(1, 4), Groups(2, 4), Groups(1, 8), Groups(2, 8), Groups(4, 8))
+"""The groups that `save_sparse` tries, in this order."""

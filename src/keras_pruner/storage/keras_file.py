@@ -38,8 +38,8 @@ from keras_pruner.storage.vector_training import train_vectors
 
 _WEIGHTS = "model.weights.h5"
 _NEEDS_SAMPLES = (
-    "The values were chosen without data, which can lose accuracy. samples=x, some hundred inputs, "
-    "chooses them by the outputs of each layer, and large kernels take fewer bytes."
+    "The shared values were chosen without data, which can lose accuracy. With samples=x, a few "
+    "hundred inputs, rounding preserves the outputs, and large kernels take fewer bytes."
 )
 _CHUNK = 1 << 22
 
@@ -73,7 +73,7 @@ class SavedFile(Report):
         rounded: what was rounded; empty if all weights are exact.
         difference: the largest difference between the outputs of the file and of the model,
             relative to the largest output; None without samples.
-        distillation: what training the vectors gave; None if that was not asked for.
+        distillation: the result of training the vectors; None without `distillation_epochs`.
 
     Example:
         >>> print(SavedFile("small.keras", 4096, (), None))
@@ -106,7 +106,7 @@ class SavedFile(Report):
         return [Table("", heads, rows, importance=[w.error for w in self.rounded])]
 
     def notes(self) -> list[str]:
-        """What training the vectors gave, and that shared values need samples."""
+        """The result of training the vectors, and advice for shared values without samples."""
         blind = self.difference is None and any(w.stored == "shared" for w in self.rounded)
         notes = [_NEEDS_SAMPLES] if blind else []
         if told := self.distillation:
@@ -149,11 +149,11 @@ def save_compressed(
         samples: inputs of the model. The file is loaded and compared with the model on them
             before this returns. One-byte kernels are also rounded so that the outputs of their
             layers change least on these inputs; "shared" then uses 8 values for kernels of 32,768
-            weights and more. Some hundred inputs are enough. None: nearest values, no comparison.
-            A `kp.oneshot.Calibration` with `distillation_epochs` also trains what is not a
-            rounded kernel (biases, the vectors of normalization layers) to reproduce the model's
-            outputs, without labels: 20 epochs of 512 samples take back most of what shared values
-            lose in a network of narrow layers.
+            weights and more. A few hundred inputs are enough. None: nearest values, no comparison.
+            A `kp.oneshot.Calibration` with `distillation_epochs` also trains biases and the
+            vectors of normalization layers to reproduce the model's outputs, without labels. In a
+            network of narrow layers, 20 epochs of 512 samples restore most of what shared values
+            lose.
         optimizer: also store the compile configuration and the state of the optimizer, which
             takes once or twice the size of the weights. Without it, compile the loaded model
             before you evaluate or train it.
@@ -227,10 +227,10 @@ class _Form:
         return rounded
 
     def check_training(self, options: Calibration | None) -> None:
-        """Raise if the vectors are to be trained beside kernels that are exact."""
+        """Raise if vectors would be trained although all kernels are exact."""
         if options is not None and options.distillation_epochs and self.weights is None:
             raise ValueError(
-                "`distillation_epochs` trains what is left exact beside rounded kernels. "
+                "`distillation_epochs` trains biases and normalization beside rounded kernels. "
                 f"Received: distillation_epochs={options.distillation_epochs} with weights=None. "
                 "Choose 'float8' or 'shared', or leave it out."
             )
@@ -323,10 +323,10 @@ def _float16(weight: np.ndarray) -> np.ndarray:
 
 
 def _kernels(model: keras.Model, stored: str, samples: Any) -> dict[_Key, _Rounding]:
-    """The weights to round.
+    """The weights to round, by their shape and the checksum of their values.
 
-    The names in the file do not tell kernels from biases, of which some are matrices; so weights
-    are found by their values.
+    Names in the file do not tell kernels from biases, and some biases are matrices. So weights
+    are found in the file by their values.
     """
     by_samples = {} if samples is None or stored == "float16" else roundings(model, samples)
     found = {}
@@ -540,7 +540,7 @@ class _Counted(io.RawIOBase):
 
 
 def _coders(compression: str | None, content: str | None) -> tuple[_Coder, ...]:
-    """Those that are tried; `content` is "text", or how kernels are stored."""
+    """The coders to try; `content` is "text", or how kernels are stored."""
     if compression is None:
         return (_Coder(zipfile.ZIP_STORED),)
     if compression == "deflate":

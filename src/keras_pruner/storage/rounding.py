@@ -15,10 +15,10 @@ from keras_pruner.validation import need
 _EXPONENTS, _MANTISSA = 15, 3  # exponent fields 0 to 14 (15 means infinity), bits of the mantissa
 _SHARED = 16  # values of a kernel with shared values, zero among them
 _FEW = 8  # the same in a large kernel, where samples choose the rounding
-_LARGE = 1 << 15  # weights
+_LARGE = 1 << 15  # weights of a large kernel, at least
 _SAMPLE = 1 << 17  # weights that k-means looks at
-COMPACT = 60_000  # bytes of an array that HDF5 stores with its description, which may have 64 KiB
-_LEAST = 1 << 10  # weights of a kernel that is worth sharing: smaller ones lose more than they save
+COMPACT = 60_000  # bytes of an array stored in its HDF5 header, which has room for 64 KiB
+_LEAST = 1 << 10  # weights of a kernel with shared values: smaller ones lose more than they save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Bytes:
 
     Attributes:
         codes: unsigned bytes: the sign, four bits of exponent, three of mantissa; 0 for zeros.
-        bias: of the exponent, so that the largest weight has the largest exponent.
+        bias: the bias of the exponent, such that the largest weight has the largest exponent.
     """
 
     codes: np.ndarray
@@ -38,7 +38,7 @@ class Bytes:
         return _table(self.bias)[self.codes]
 
     def grid(self) -> np.ndarray:
-        """The values to choose from, ascending, without zero: those used, or all floats."""
+        """The values that weights may take, ascending, without zero: those used, or all floats."""
         used = np.unique(self.codes)
         if used.size <= _SHARED:
             return np.sort(_table(self.bias)[used[used != 0]])
@@ -46,7 +46,7 @@ class Bytes:
         return np.concatenate([-positive[::-1], positive])
 
     def with_values(self, values: np.ndarray) -> "Bytes":
-        """The same type with other values of its grid."""
+        """A kernel of the same type, with other values of `grid`."""
         positive = _table(self.bias)[: _EXPONENTS << _MANTISSA]
         codes = _nearest(positive, np.abs(values)).astype(np.uint8)
         codes[values < 0] |= 0x80
@@ -71,7 +71,7 @@ def _store(group: h5py.Group, name: str, codes: np.ndarray, kind: h5py.h5t.TypeI
 
 
 def layout(size: int) -> h5py.h5p.PropDCID:
-    """How HDF5 stores an array of so many bytes: small ones without a place of their own."""
+    """HDF5's layout for an array of `size` bytes: small arrays are stored in their header."""
     options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     options.set_obj_track_times(False)
     if size <= COMPACT:
@@ -119,7 +119,7 @@ def float8(kernel: np.ndarray) -> Bytes:
     smaller ones have fewer bits, and the smallest become zero.
 
     Args:
-        kernel: finite weights of any shape, below 2**14 in size.
+        kernel: finite weights of any shape, with absolute values below 2**14.
 
     Raises:
         ValueError: for weights that are not finite or too large.
@@ -174,9 +174,10 @@ def shared_values(kernel: np.ndarray, count: int = _SHARED) -> Bytes:
 
 
 def shared_for_samples(kernel: np.ndarray) -> Bytes:
-    """Shared values where samples choose among them: 8 in a large kernel, 16 in a smaller one.
+    """Shared values for rounding by samples: 8 in a large kernel, 16 in a smaller one.
 
-    Few outputs do not average the errors of 8 values out, and small kernels take little of a file.
+    In a small kernel, the larger errors of 8 values do not average out over the few outputs, and
+    it takes little of the file anyway.
     """
     return shared_values(kernel, _FEW if kernel.size >= _LARGE else _SHARED)
 
@@ -188,7 +189,7 @@ def float8_like(bias: int, values: np.ndarray) -> np.ndarray:
 
 
 def _centers(weights: np.ndarray, count: int) -> np.ndarray:
-    """The values that k-means chooses, from quantiles on; the weights themselves if few differ."""
+    """The values that k-means chooses, starting at quantiles; all weights if few are different."""
     different = np.unique(weights)
     if different.size <= count:
         return different
@@ -202,7 +203,7 @@ def _centers(weights: np.ndarray, count: int) -> np.ndarray:
 
 
 def _table(bias: int) -> np.ndarray:
-    """The value of each of the 256 codes; those of infinity and NaN are not used."""
+    """The value of each of the 256 codes. Codes of infinity and NaN are never written."""
     codes = np.arange(256)
     exponent, mantissa = codes >> _MANTISSA & 15, codes & 7
     sizes = np.where(
@@ -214,5 +215,5 @@ def _table(bias: int) -> np.ndarray:
 
 
 def _nearest(grid: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The place of the nearest value of an ascending grid."""
+    """For each value, the index of the nearest one in an ascending grid."""
     return np.searchsorted((grid[1:] + grid[:-1]) / 2, values)

@@ -1,4 +1,4 @@
-"""Rounding that keeps the outputs of each layer on samples."""
+"""Rounding that changes the outputs of each layer on samples least."""
 
 import dataclasses
 from typing import Any
@@ -29,7 +29,7 @@ class SampleRounding:
     recorder: Recorder
 
     def __call__(self, kernel: np.ndarray, rounded: Bytes) -> Bytes:
-        """Choose other values of the same grid; zeros stay zeros."""
+        """Choose among the values of the same grid; zeros stay zeros."""
         view = self.linear.view
         rows = to_numpy(self.recorder.rows(self.linear).fit)
         weights, values = (view.to_matrix(each) for each in (kernel, rounded.values()))
@@ -38,7 +38,7 @@ class SampleRounding:
 
 
 def roundings(model: keras.Model, samples: Any) -> dict[int, SampleRounding]:
-    """The id of each kernel that can be rounded by samples -> how."""
+    """How to round each kernel by samples, by its id; only kernels where that is possible."""
     recorder = Recorder.of(model, Calibration(samples, progress=False).read(model))
     nodes = [node for node in recorder.trace.order if isinstance(node, Linear)]
     known = [node for node in nodes if id(node.kernel) not in recorder.trace.reasons]
@@ -48,14 +48,14 @@ def roundings(model: keras.Model, samples: Any) -> dict[int, SampleRounding]:
 def keep_outputs(
     weights: np.ndarray, values: np.ndarray, grid: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """Coordinate descent on the squared error of the outputs, over the neighbours on a grid.
+    """Choose rounded weights with a small squared error of the outputs, by coordinate descent.
 
-    One input after the other: each of its weights takes the better one of the two values around
-    it, while all others stay. The error never grows.
+    The inputs are visited one after another. Each weight of an input takes the better of the two
+    grid values around its exact value, while the other inputs stay. The error never grows.
 
     Args:
         weights: exact matrices (groups, inputs, outputs).
-        values: the same, rounded; zeros stay.
+        values: the rounded matrices to start from; zeros stay.
         grid: the values to choose from, ascending, without zero.
         rows: inputs (groups, n, inputs).
 

@@ -152,7 +152,7 @@ def _encode(variable: keras.Variable, view: WeightView) -> tuple[str, _Arrays]:
 
 
 def _described(metadata: dict[str, str] | None) -> list[_Description]:
-    """The list of weights in the header."""
+    """The descriptions of all weights in the header."""
     found, version, weights = ((metadata or {}).get(key, "") for key in _HEADER)
     if found != _FORMAT:
         raise ValueError("it was not written by kp.storage.save_sparse")
@@ -184,7 +184,7 @@ def _match(
 
 
 def _read(file: Any, described: _Description, view: WeightView) -> np.ndarray:
-    """A weight of the file; its shape is that of the model's variable."""
+    """The value of a weight in the file; raises if it does not fit its description."""
     name, shape, dtype, encoding, crc = described
     groups = None if encoding in ("dense", "bitmap") else _groups(encoding)
     parts = {key: file.get_tensor(f"{name}|{key}") for key in _parts_of(encoding)}

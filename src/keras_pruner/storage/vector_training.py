@@ -1,7 +1,7 @@
-"""After kernels were rounded: train the vectors to give the model's outputs again, without labels.
+"""Train biases and normalization vectors beside rounded kernels, without labels.
 
-Biases and the vectors of normalization layers take back much of what the rounding of kernels did
-to the outputs. The kernels stay as they were rounded.
+They learn to reproduce the outputs of the exact model. This removes much of the error that the
+rounding of kernels causes. The kernels stay as they were rounded.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ def train_vectors(
     far behind, the model is trained as it is used: with the statistics that it has.
 
     Args:
-        model: the exact one.
-        rounded: the rounded one; left as it is if no training makes these outputs better.
-        kernels: its weights that stay.
-        options: the samples, of which each eighth is held out, and the number of epochs.
+        model: the exact model.
+        rounded: the rounded model; unchanged if no training makes these outputs better.
+        kernels: the weights of `rounded` that are not trained.
+        options: the samples, of which one in eight is held out, and the number of epochs.
 
     Raises:
         ValueError: if all vectors are frozen.
