@@ -223,6 +223,7 @@ def test_find_sparsity_within_a_drop(capsys, saved, ranges):
     assert 0 <= data["sparsity"] < 1
     assert data["max_drop"] == 0.3
     assert "--target needs --flash" in misused(capsys, *command, "--target", "tflm")
+    assert "--ram needs --flash" in misused(capsys, *command, "--ram", "64000")
     assert "give --calibration" in misused(capsys, "find-sparsity", saved)
 
 
@@ -232,5 +233,7 @@ def test_a_target_decides_types_and_asks_for_samples(capsys, saved, tmp_path):
     said = fails(capsys, *command, "--target", "wasm", "--weights", "int8")
     assert "Leave out --weights and --input-shape" in said
     assert "give --target" in fails(capsys, *command, "--calibration", "samples.npz")
+    npu = [*command, "--target", "ethos-u55-128", "--ram", "64000"]
+    assert "--ram is for --target tflm" in fails(capsys, *npu)
     keras_file = ["export", saved, tmp_path / "out.keras", "--target", "wasm"]
     assert "--target is for .tflite files" in fails(capsys, *keras_file)

@@ -1,6 +1,8 @@
 """Files for TensorFlow Lite Micro, run in its own interpreter."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import keras
@@ -44,6 +46,21 @@ def pruned():
     return small_cnn()
 
 
+def check_that_it_compiles(header):
+    """As C and as C++, where there is a compiler."""
+    for language, standard in (("c", "c11"), ("c", "c17"), ("c++", "c++11"), ("c++", "c++17")):
+        if compiler := shutil.which("g++" if language == "c++" else "gcc"):
+            command = [compiler, "-x", language, f"-std={standard}", "-fsyntax-only", "-Wall"]
+            child = subprocess.run(
+                [*command, "-"],
+                input=f'#include "{header}"\nint first(void) {{ return net[0] + (int)net_len; }}',
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert child.returncode == 0, child.stderr
+
+
 def test_flash_is_smaller_and_every_bit_of_the_outputs_is_equal(tmp_path, pruned):
     done = kp.litert.export_micro(
         pruned, tmp_path / "m.tflite", samples=X, header=tmp_path / "net.h", progress=False
@@ -60,6 +77,9 @@ def test_flash_is_smaller_and_every_bit_of_the_outputs_is_equal(tmp_path, pruned
     assert stored == (tmp_path / "m.tflite").read_bytes()
     assert f"net_len = {done.flash};" in text
     assert "alignas(16) static const unsigned char net[]" in text
+    assert "larger; time" in str(done)
+    assert "pass ram=" in str(done)
+    check_that_it_compiles(tmp_path / "net.h")
     assert "2025-10-23" in str(done)
 
 

@@ -44,6 +44,12 @@ class TestFits:
             np.testing.assert_array_equal(one, other)
         assert f"the file for {target} fits into" in str(found)
 
+    def test_the_arena_can_be_limited(self, model):
+        free = kp.find_sparsity(model, X, flash=6000, tolerance=0.4)
+        tight = kp.find_sparsity(model, X, flash=6000, ram=4000, tolerance=0.4)
+        assert dict(tight.sizes)[tight.sparsity] <= 6000
+        assert dict(tight.sizes)[0.98] > dict(free.sizes)[0.98]  # more operators, or less encoded
+
     def test_a_file_that_fits_as_it_is_needs_no_zeros(self, model):
         found = kp.find_sparsity(model, X, flash=1_000_000, target="litert-x86")
         assert found.sparsity == 0
@@ -62,12 +68,20 @@ class TestFits:
         ({"flash": 1000, "confidence": 0.9}, "pass one of them. Received: .*confidence=0.9"),
         ({"flash": 1000, "target": "stm32"}, "`target` must be one of .*'stm32'"),
         ({"target": "tflm"}, "`target` is for `flash`"),
+        ({"ram": 1000}, "`ram` is for `flash`"),
+        ({"flash": 1000, "ram": 0}, "`ram` must be"),
+        ({"flash": 1000, "ram": 1000, "target": "wasm"}, "`ram` is for target=.tflm."),
     ],
     ids=str,
 )
 def test_wrong_arguments_say_what_is_right(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         kp.find_sparsity(model, X, **arguments)
+
+
+def test_an_option_that_nobody_takes_is_named_before_the_search(model):
+    with pytest.raises(TypeError, match="`find_sparsity` and `prune`, .* do not take rams"):
+        kp.find_sparsity(model, X, flash=1000, rams=1)
 
 
 def test_integer_targets_need_samples(model, tmp_path):

@@ -246,6 +246,12 @@ RANGES = _option(
     "typical inputs, named x: about 100 for a --target that computes in integers, a few hundred to "
     "choose the rounding of float8 or shared weights",
 )
+RAM = _option(
+    "--ram BYTES",
+    "largest arena of a file for TensorFlow Lite Micro; default: no limit",
+    type=_positive,
+)
+HEADER = _option("--header FILE.h", "also write a file for TensorFlow Lite Micro as a C array")
 VECTOR_TRAINING = _option(
     "--distillation-epochs N",
     "after float8 or shared rounding, train biases and normalization for N epochs to reproduce the "
@@ -441,13 +447,15 @@ def _find_sparsity(arguments: Arguments) -> None:
         arguments.misused("give --calibration SAMPLES.npz")
     if arguments.flash is None and arguments.target:
         arguments.misused("--target needs --flash BYTES")
+    if arguments.ram and (arguments.flash is None or arguments.target not in (None, "tflm")):
+        arguments.misused("--ram needs --flash BYTES and is for --target tflm")
     model = model_file.load(arguments.model, trust=arguments.trust)
     limits: dict[str, Any] = {
         "max_drop": arguments.max_drop,
         "confidence": arguments.confidence,
     }
     if arguments.flash is not None:
-        limits |= {"flash": arguments.flash, "target": arguments.target}
+        limits |= {"flash": arguments.flash, "ram": arguments.ram, "target": arguments.target}
     found = find_sparsity(
         model,
         _calibration(arguments, model),
@@ -522,7 +530,9 @@ def _write(
         stored = None if arguments.weights == "float32" else arguments.weights
         report = save_compressed(model, output, weights=stored, samples=options)
     elif arguments.target:
-        report = ship(model, output, arguments.target, samples).report
+        header = Path(arguments.header) if arguments.header else None
+        limits = {"ram": arguments.ram, "header": header}
+        report = ship(model, output, arguments.target, samples, **limits).report
     else:
         report = export_litert(
             model,
@@ -571,6 +581,9 @@ def _check_calibration(arguments: Arguments) -> None:
 
 def _check_target(arguments: Arguments) -> None:
     """Raise for options that contradict a target, and for one without the samples it needs."""
+    for option in ("ram", "header"):
+        if getattr(arguments, option) and arguments.target != "tflm":
+            raise ValueError(f"--{option} is for --target tflm. Leave it out, or name that target.")
     if arguments.target is None:
         return
     if arguments.weights != "float32" or arguments.input_shape:
@@ -769,6 +782,7 @@ COMMANDS = {
                 "find instead the least sparsity at which the exported file fits",
                 type=_positive,
             ),
+            RAM,
             TARGET,
             _option(
                 "--tolerance X",
@@ -802,6 +816,8 @@ COMMANDS = {
             OUTPUT_BY_ENDING,
             TARGET,
             RANGES,
+            RAM,
+            HEADER,
             VECTOR_TRAINING,
             WEIGHTS,
             RUNTIME,
@@ -813,7 +829,8 @@ COMMANDS = {
         [
             "export out.keras out.tflite",
             "export out.keras out.tflite --weights int8",
-            "export out.keras micro.tflite --target tflm --calibration samples.npz",
+            "export out.keras micro.tflite --target tflm --calibration samples.npz --ram 64000 "
+            "--header model.h",
             "export out.keras npu.tflite --target ethos-u55-128 --calibration samples.npz",
             "export mobilenet.keras web.tflite --runtime litert-wasm --prepare-for-xnnpack",
             "export out.keras small.keras --weights float16",

@@ -34,6 +34,7 @@ from keras_pruner.validation import check_installed, check_integer
 
 _RUNS = 16  # samples to run in TFLM, whose kernels for PCs are slow
 _PLAIN = "plain"
+_MUCH = 1.5  # times the arena without DECODE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class MicroExport(Report):
         >>> weight = MicroWeight("dense", (8, 64), 0.9, "bits and values", 512, 400)
         >>> export = Export("m.tflite", 900, 900, (), 0.01)
         >>> print(MicroExport("m.tflite", 900, 2000, 3000, 2500, 1.1, 16, (weight,), (), export))
-        m.tflite: 900 bytes of flash, 2.2x smaller; arena 3,000 bytes, 1.20x; time 1.10x
+        m.tflite: 900 bytes of flash, 2.2x smaller; arena 3,000 bytes, 1.2x larger; time 1.10x
           weight  shape    zeros  form             plain, bytes  bytes  why
           ─────────────────────────────────────────────────────────────────
           dense   (8, 64)  90.0%  bits and values           512    400
@@ -102,7 +103,7 @@ class MicroExport(Report):
         """Flash, RAM and time, beside those of the plain file."""
         return (
             f"{self.path}: {self.flash:,} bytes of flash, {self.plain_flash / self.flash:.1f}x "
-            f"smaller; arena {self.arena:,} bytes, {self.arena / self.plain_arena:.2f}x; "
+            f"smaller; arena {self.arena:,} bytes, {self.arena / self.plain_arena:.1f}x larger; "
             f"time {self.time_ratio:.2f}x"
         )
 
@@ -125,6 +126,11 @@ class MicroExport(Report):
         ]
         if self.operators:
             found.append(f"Operators for the resolver: {', '.join(self.operators)}.")
+        if self.arena > _MUCH * self.plain_arena:
+            found.append(
+                "The arena holds each weight while it is unpacked. To limit it pass ram=, in "
+                "bytes; the file is then a little larger."
+            )
         if any(weight.form != _PLAIN for weight in self.weights):
             found.append("DECODE needs TensorFlow Lite Micro of 2025-10-23 or later.")
         return found
@@ -134,7 +140,7 @@ def export_micro(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
-    samples: Any,
+    samples: Any = None,
     activations: str = "int8",
     ram: int | None = None,
     flash: int | None = None,
@@ -156,13 +162,14 @@ def export_micro(
     Args:
         model: a built Keras 3 model.
         path: the file to write, ending in ".tflite".
-        samples: typical inputs, as for `export_litert`; about 100.
+        samples: typical inputs, as for `export_litert`; about 100. They are needed.
         activations: "int8" or "int16".
         ram: largest arena, in bytes. Large fully connected layers are then computed in parts, and
             weights whose unpacking does not fit stay plain. None: no limit.
         flash: largest file, in bytes. Without `ram`, only as many weights are encoded as this
             needs, those that take the least RAM first. None: the smallest file.
-        header: also write the file as an array in C, at this path, ending in ".h".
+        header: also write the file as an array, at this path, ending in ".h": for C11 and later
+            and C++11 and later. The array has the name of the file, and NAME_len its length.
         tolerance: as for `export_litert`.
         progress: whether to show the current step.
 
@@ -261,6 +268,7 @@ def _c_array(data: bytes, name: str, measured: "_Measured") -> str:
     return (
         f"// A network for TensorFlow Lite Micro, {len(data)} bytes; it needs an arena of about\n"
         f"// {measured.arena} bytes.\n#pragma once\n\n"
+        "#ifndef __cplusplus\n#include <stdalign.h>\n#endif\n\n"
         f"alignas(16) static const unsigned char {name}[] = {{\n    "
         + ",\n    ".join(lines)
         + f"}};\nstatic const unsigned int {name}_len = {len(data)};\n"

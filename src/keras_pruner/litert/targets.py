@@ -48,7 +48,14 @@ def needs_samples(target: str) -> bool:
 
 
 def ship(
-    model: keras.Model, path: Path, target: str, samples: Any = None, *, progress: bool = True
+    model: keras.Model,
+    path: Path,
+    target: str,
+    samples: Any = None,
+    *,
+    ram: int | None = None,
+    header: Path | None = None,
+    progress: bool = True,
 ) -> Shipped:
     """Write a model as the file for a target.
 
@@ -58,17 +65,21 @@ def ship(
         target: one of `TARGETS`.
         samples: typical inputs, for integer files: an array, a list with one for each input, or a
             dict of them by name.
+        ram: for "tflm", the largest arena in bytes.
+        header: for "tflm", where to write the file as an array in C as well.
         progress: whether to show the current step.
 
     Raises:
-        ValueError: for an unknown target, or missing samples.
+        ValueError: for an unknown target, missing samples, or a file that needs more RAM.
         RuntimeError: if the conversion fails or the outputs differ; no file is left at `path`.
         ImportError: without the extra of the target.
     """
     check_target(target, samples)
     samples = _in_order(model, samples)
     if target == "tflm":
-        micro = export_micro(model, path, samples=samples, progress=progress)
+        micro = export_micro(
+            model, path, samples=samples, ram=ram, header=header, progress=progress
+        )
         heavy = max(micro.weights, key=lambda w: w.stored_bytes, default=None)
         name = "" if heavy is None else f"{heavy.name} ({heavy.stored_bytes:,} bytes)"
         return Shipped(micro.flash, micro, name)

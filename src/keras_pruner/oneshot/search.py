@@ -1,6 +1,7 @@
 """How far a model can be pruned: the sparsity a bound allows, and the effect of each weight."""
 
 import dataclasses
+import inspect
 import numbers
 import os
 import statistics
@@ -233,6 +234,7 @@ def find_sparsity(
     calibration: Any,
     *,
     flash: int,
+    ram: int | None = None,
     target: str | None = None,
     metric: Metric | None = None,
     tolerance: float = 0.01,
@@ -248,6 +250,7 @@ def find_sparsity(
     max_drop: float | None = None,
     confidence: float | None = None,
     flash: int | None = None,
+    ram: int | None = None,
     target: str | None = None,
     metric: Metric | None = None,
     tolerance: float = 0.01,
@@ -272,6 +275,7 @@ def find_sparsity(
             0.5 compares the measured drop, which other samples often exceed. None: 0.95, or 0.5
             for a metric that is one number, since its limit is unknown.
         flash: the largest size of the exported file in bytes, in place of `max_drop`.
+        ram: with `flash` and the target "tflm", the largest arena in bytes. None: no limit.
         target: with `flash`, the target that the file is for: "tflm", an accelerator such as
             "ethos-u55-128", "litert-x86", "litert-arm" or "wasm"; None: "tflm". Up to 100 of the
             calibration samples set the ranges of an integer file.
@@ -305,9 +309,9 @@ def find_sparsity(
         )
     if flash is None:
         max_drop = 0.01 if max_drop is None else max_drop
-        _check_bound(max_drop, confidence, target)
+        _check_bound(max_drop, confidence, target, ram)
     else:
-        _check_flash(flash, target or "tflm", max_drop, confidence)
+        _check_flash(flash, ram, target or "tflm", max_drop, confidence)
     _check_options(options, highest)
     check_model(model)
     calibration = Calibration.of(calibration)
@@ -320,7 +324,9 @@ def find_sparsity(
         chosen, dense, max_drop, _metric_of_zeros(chosen, model, weights, options)
     )
     if flash is not None:
-        by_size = _FlashTrial(model, target or "tflm", flash, calibration, options, weights, chosen)
+        by_size = _FlashTrial(
+            model, target or "tflm", flash, ram, calibration, options, weights, chosen
+        )
         with show_progress(f"fitting {model.name} into flash", shown=is_shown) as announce:
             return by_size.find(dense, tolerance, highest, announce)
     assert max_drop is not None
@@ -341,8 +347,12 @@ def find_sparsity(
         return by_drop.find(tolerance, highest, announce)
 
 
-def _check_bound(max_drop: float, confidence: float | None, target: str | None) -> None:
+def _check_bound(
+    max_drop: float, confidence: float | None, target: str | None, ram: int | None
+) -> None:
     """Raise for wrong arguments of a search without `flash`."""
+    if ram is not None:
+        raise ValueError(f"`ram` is for `flash`. Received: ram={ram!r}, flash=None.")
     if target is not None:
         raise ValueError(f"`target` is for `flash`. Received: target={target!r}, flash=None.")
     if not (isinstance(max_drop, numbers.Real) and max_drop >= 0):
@@ -399,9 +409,17 @@ def _check_enough(count: int, spread: float, max_drop: float, confidence: float)
     )
 
 
-def _check_flash(flash: int, target: str, max_drop: float | None, confidence: float | None) -> None:
+def _check_flash(
+    flash: int, ram: int | None, target: str, max_drop: float | None, confidence: float | None
+) -> None:
     check_integer("flash", flash, least=1)
     check_target(target, samples=())
+    if ram is not None:
+        check_integer("ram", ram, least=1)
+        if target != "tflm":
+            raise ValueError(
+                f'`ram` is for target="tflm". Received: ram={ram}, target={target!r}. Leave it out.'
+            )
     for name, value in (("max_drop", max_drop), ("confidence", confidence)):
         if value is not None:
             raise ValueError(
@@ -417,6 +435,7 @@ class _FlashTrial:
     model: keras.Model
     target: str
     flash: int
+    ram: int | None
     calibration: Calibration
     options: Mapping[str, Any]
     weights: Values
@@ -464,7 +483,7 @@ class _FlashTrial:
                 prune(self.model, sparsity, calibration=self.calibration, **self.options)
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch, "model.tflite")
-                shipped = ship(self.model, path, self.target, samples, progress=False)
+                shipped = ship(self.model, path, self.target, samples, ram=self.ram, progress=False)
             if shipped.flash > self.flash:
                 return shipped, None
             return shipped, self.metric.measure(self.model) if sparsity else dense
@@ -593,7 +612,13 @@ def _checked_spread(
 
 
 def _check_options(options: Mapping[str, Any], highest: float) -> None:
-    """Raise for options of `prune` that leave nothing to find."""
+    """Raise for options that `prune` does not take, or that leave nothing to find."""
+    unknown = options.keys() - inspect.signature(prune).parameters.keys()
+    if unknown:
+        raise TypeError(
+            f"`find_sparsity` and `prune`, which it passes other arguments to, do not take "
+            f"{', '.join(sorted(unknown))}."
+        )
     if options.get("copy"):
         raise ValueError(
             "`copy` has nothing to do: the model is left as it was. Received: copy=True. "
