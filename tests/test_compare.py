@@ -107,7 +107,7 @@ def test_files_are_compared_like_models(tmp_path):
     of_files, of_models = kp.compare(*paths), kp.compare(*models)
     for one, other in ((of_files.dense, of_models.dense), (of_files.pruned, of_models.pruned)):
         assert (one.report, one.layers) == (other.report, other.layers)
-    assert [of_files.dense.name, of_models.dense.name] == [paths[0].name, "net"]
+    assert [of_files.dense.name, of_models.dense.name] == [paths[0].name, "dense"]
 
 
 def test_a_file_that_runs_code_says_how_to_load_it_in_python(tmp_path):
@@ -312,5 +312,10 @@ def test_weights_with_fewer_channels_are_listed():
     found = kp.compare(model, kp.shrink(model).model, progress=False)
     text = str(found)
     assert "Channels were removed: 2 weights have a smaller shape" in text
+    assert "Quantized" not in text
+    assert [side.macs for side in (found.dense, found.pruned)] == [48, 24]
+    assert "multiply-accumulates" in text
+    assert ("2.00x", "fewer multiplications", "48 dense, 24 pruned") in found.figures()
+    assert [side.name for side in (found.dense, found.pruned)] == ["dense", "pruned"]
     assert "4 x 8" in text
     assert "4 x 4" in text

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pruner import model_file
+from keras_pruner import channels, model_file
 from keras_pruner.litert import interpreter
 from keras_pruner.litert.export import export_litert
 from keras_pruner.litert.latency import Latency, benchmark
@@ -52,6 +52,8 @@ class Side:
         file_scores: kind of file -> loss and metrics of the model read back from it. A kind is
             missing without data, for a file that Keras cannot load without classes of its own,
             and for LiteRT models with several inputs or outputs.
+        macs: multiply-accumulates of one sample; None if the models have as many weights, or if
+            they cannot be counted.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Side:
     sizes: Mapping[str, int]
     scores: Mapping[str, float]
     file_scores: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    macs: int | None = None
 
     @property
     def nonzero(self) -> int:
@@ -164,7 +167,7 @@ class Comparison(Report):
                 else "The models do not have the same architecture."
             )
         sizes = [side.report.prunable.size for side in self._sides]
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] and not list(self._narrower()):
             found.append(
                 f"The models have {sizes[0]:,} and {sizes[1]:,} prunable weights. Quantized "
                 "weights do not count as prunable: kp.quantization.zero_masks(model) finds "
@@ -199,7 +202,7 @@ class Comparison(Report):
     def _figures(self) -> Iterator[tuple[str, str, str]]:
         if ratio := self._smaller():
             a, b = self.dense.sizes[PLAIN], self.pruned.sizes[COMPRESSED]
-            detail = f"{a:,} bytes plain and dense, {b:,} with kp.save_compressed"
+            detail = f"{a:,} bytes plain and dense, no optimizer; {b:,} with kp.save_compressed"
             yield f"{ratio:.1f}x", "smaller file", detail
         if self.latency is not None:
             first = self.latency.timings[0]
@@ -208,12 +211,22 @@ class Comparison(Report):
         if name := self._metric():
             dense, pruned = (side.scores[name] for side in self._sides)
             yield f"{pruned:.4f}", name, f"dense model: {dense:.4f}"
+        if counts := self._macs():
+            detail = f"{counts[0]:,} dense, {counts[1]:,} pruned"
+            yield f"{counts[0] / counts[1]:.2f}x", "fewer multiplications", detail
         zeros = self.pruned.report.prunable
+        if counts and not zeros.zeros:
+            return
         yield (
             f"{zeros.sparsity:.1%}",
             "zeros",
             f"{zeros.zeros:,} of {zeros.size:,} prunable weights",
         )
+
+    def _macs(self) -> tuple[int, int] | None:
+        """The multiply-accumulates of both, if they are known."""
+        a, b = self.dense.macs, self.pruned.macs
+        return (a, b) if a and b else None
 
     def _smaller(self) -> float | None:
         """How many times smaller the best exact file is than the plain file of the dense model."""
@@ -235,6 +248,7 @@ class Comparison(Report):
         rows += [
             _counts("weights", a.report.all.size, b.report.all.size),
             _counts("weights that are not zero", a.nonzero, b.nonzero),
+            *([_counts("multiply-accumulates", *counts)] if (counts := self._macs()) else []),
             ("sparsity, prunable weights", *(share(s.report.prunable) for s in (a, b)), ""),
             ("sparsity, all weights", *(share(s.report.all) for s in (a, b)), ""),
         ]
@@ -285,7 +299,8 @@ def compare(
         data: the data for loss and metrics: a pair (x, y), or a dataset that `evaluate` accepts
             and that can be read twice. At least one model must be compiled; the other is
             evaluated with the same loss and metrics.
-        names: the names of both models in the report. None: those of the models or files.
+        names: the names of both models in the headline. None: those of the models or files, or
+            "dense" and "pruned" if these are equal.
         litert: also convert both models to LiteRT and show the sizes of these files.
         latency: also convert both models to LiteRT and time them in turns on this machine, one
             sample at a time. For other batch sizes call `kp.litert.benchmark`.
@@ -326,19 +341,29 @@ def compare(
         announce("evaluating")
         judge = None if data is None else _judge(models)
         scores = [_score(model, judge, data) if judge else {} for model in models]
+        counts = _macs_of(models)
         sides = []
-        for model, name, score in zip(models, names, scores, strict=True):
+        for model, name, score, macs in zip(models, names, scores, counts, strict=True):
             announce(f"measuring {name}")
             layers = tuple(type(layer).__name__ for layer in model._flatten_layers())
             files = _files(model, litert, score, lambda one: _score(one, judge, data))
             sizes = {form: size for form, size, _ in files}
             in_files = {form: found for form, _, found in files if found}
-            sides.append(Side(name, summarize(model), layers, sizes, score, in_files))
+            sides.append(Side(name, summarize(model), layers, sizes, score, in_files, macs))
         measured = None
         if latency:
             announce("timing")
             measured = _latency(models)
     return Comparison(sides[0], sides[1], measured)
+
+
+def _macs_of(models: Sequence[keras.Model]) -> list[int | None]:
+    """The multiply-accumulates of models of different sizes, where they can be counted."""
+    if models[0].count_params() == models[1].count_params():
+        return [None, None]
+    with contextlib.suppress(ValueError):
+        return [channels.macs(model) for model in models]
+    return [None, None]
 
 
 def stored_sizes(model: keras.Model, *, litert: bool = False) -> dict[str, int]:
@@ -470,6 +495,8 @@ def _names(given: Sequence[Any]) -> list[str]:
     is_path = [isinstance(one, str | os.PathLike) for one in given]
     full = [str(one) if path else one.name for one, path in zip(given, is_path, strict=True)]
     short = [Path(name).name if path else name for name, path in zip(full, is_path, strict=True)]
+    if full[0] == full[1]:
+        return ["dense", "pruned"]
     return full if short[0] == short[1] else short
 
 

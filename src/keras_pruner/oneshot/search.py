@@ -457,10 +457,11 @@ class _FlashTrial:
             high = 0.0
         elif not fits(highest):
             shipped = found[highest][0]
+            ram = "" if self.ram is None else f", ram={self.ram:,}, which limits what is unpacked"
             raise ValueError(
                 f"The file for {self.target} does not fit at any sparsity up to {highest:g}: it "
-                f"takes {shipped.flash:,} bytes there. Received: flash={self.flash:,}. Its largest "
-                f"weight is {shipped.largest}. Remove channels with kp.shrink first, or make that "
+                f"takes {shipped.flash:,} bytes there. Received: flash={self.flash:,}{ram}. Its "
+                f"largest weight is {shipped.largest}. Remove channels with kp.shrink first, or make that "
                 "layer smaller."
             )
         while high - low > tolerance:
