@@ -461,8 +461,8 @@ class _FlashTrial:
             raise ValueError(
                 f"The file for {self.target} does not fit at any sparsity up to {highest:g}: it "
                 f"takes {shipped.flash:,} bytes there. Received: flash={self.flash:,}{ram}. Its "
-                f"largest weight is {shipped.largest}. Remove channels with kp.shrink first, or make that "
-                "layer smaller."
+                f"largest weight is {shipped.largest}. Remove channels with kp.shrink first, or "
+                "make that layer smaller."
             )
         while high - low > tolerance:
             middle = (low + high) / 2
