@@ -258,8 +258,11 @@ def table(name, found):
         line = [way]
         for fraction in fractions:
             lost, macs = points(found, way, fraction)
-            text = f"{np.mean(lost):.1f} ± {np.std(lost):.1f} at {np.mean(macs):.2f} ({len(lost)})"
-            line.append(text if lost else "")
+            if not lost:
+                line.append("")
+                continue
+            spread = f" ± {np.std(lost):.1f}" if len(lost) > 1 else ""
+            line.append(f"{np.mean(lost):.1f}{spread} at {np.mean(macs):.2f} ({len(lost)})")
         lines.append(line)
     best = [c["accuracy"] for c in found if c["way"] == "dense"]
     title = f"{name}: points lost at a share of the MACs (seeds); dense {np.mean(best):.1f} %"
