@@ -97,6 +97,12 @@ def litert(models, folder, seconds):
         )
 
 
+def export_onnx(model, path):
+    """Write a model as an ONNX file; on PyTorch Keras wants it to have been called."""
+    model.predict_on_batch(sample(model, 1))
+    model.export(path, format="onnx", verbose=False)
+
+
 def onnxruntime(models, folder, seconds):
     import onnxruntime as ort
 
@@ -105,7 +111,7 @@ def onnxruntime(models, folder, seconds):
     runs = []
     for number, model in enumerate(models):
         path = str(folder / f"{number}.onnx")
-        model.export(path, format="onnx", verbose=False)
+        export_onnx(model, path)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         feed = {session.get_inputs()[0].name: sample(model, 1)}
         runs.append(lambda session=session, feed=feed: session.run(None, feed))
@@ -118,7 +124,7 @@ def openvino(models, folder, seconds):
     core, runs = ov.Core(), []
     for number, model in enumerate(models):
         path = str(folder / f"{number}.onnx")
-        model.export(path, format="onnx", verbose=False)
+        export_onnx(model, path)
         compiled = core.compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1})
         request, x = compiled.create_infer_request(), sample(model, 1)
         runs.append(lambda request=request, x=x: request.infer([x]))
