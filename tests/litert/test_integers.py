@@ -129,7 +129,7 @@ def test_the_layer_of_an_operator_is_found_by_its_name():
 
 
 @pytest.mark.parametrize("accelerator", ["ethos-u55-128", "ethos-u65-256", "ethos-u85-256"])
-def test_zeros_make_the_compiled_file_smaller(files, accelerator):
+def test_zeros_make_the_compiled_file_smaller(files, accelerator, tmp_path):
     pytest.importorskip("ethosu", reason='needs pip install "keras-pruner[ethos-u]"')
     dense, pruned = (done.path for done in files)
     found = kp.litert.ethos_u(pruned, accelerator, dense=dense)
@@ -140,6 +140,10 @@ def test_zeros_make_the_compiled_file_smaller(files, accelerator):
     assert found.speedup > 0.95
     assert found.compiled.seconds > 0
     assert str(found).count("compiler's estimate") >= 2
+    kp.litert.ethos_u(pruned, accelerator, output=tmp_path / "npu.tflite")
+    compiled = kp.litert.inspect(tmp_path / "npu.tflite")
+    assert compiled.headline().endswith("bytes, compiled for an Ethos-U")
+    assert "Vela has encoded the weights" in str(compiled)
     if accelerator == "ethos-u55-128":  # it waits for the weights in flash
         assert found.speedup > 1.2
         assert {layer.bound_by for layer in found.dense.layers} >= {"flash", "computing"}
@@ -153,6 +157,7 @@ def test_a_float_file_stays_on_the_cpu_and_says_what_to_do(tmp_path):
     assert len(found.compiled.on_cpu) == len(found.compiled.layers) > 0
     assert 'activations="int8", samples=x' in str(found)
     assert (tmp_path / "compiled.tflite").stat().st_size == found.compiled.size
+    assert "zeros" in kp.litert.inspect(tmp_path / "m.tflite").headline()
 
 
 @pytest.mark.backend_free

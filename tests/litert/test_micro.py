@@ -235,6 +235,19 @@ def test_a_table_has_at_most_128_values():
 
 
 @pytest.mark.backend_free
+def test_a_file_for_micro_is_not_for_an_npu(tmp_path):
+    pytest.importorskip("ethosu", reason='needs pip install "keras-pruner[ethos-u]"')
+    schema = flatbuffer.schema()
+    content, code = schema.ModelT(), schema.OperatorCodeT()
+    code.customCode = b"TFLM_DECODE"
+    content.version, content.operatorCodes = 3, [code]
+    content.subgraphs, content.buffers = [schema.SubGraphT()], [schema.BufferT()]
+    flatbuffer.write(content, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match=r"export_micro wrote it\. For an NPU compile the file of"):
+        kp.litert.ethos_u(tmp_path / "m.tflite")
+
+
+@pytest.mark.backend_free
 def test_nothing_is_inserted_without_a_choice(tmp_path):
     schema = flatbuffer.schema()
     content = schema.ModelT()
@@ -258,8 +271,9 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
         (np.ones_like(X), "samples of the constant 1"),
         (np.full_like(X, np.nan), "must be finite"),
         (X[:0], "at least 1 of shape"),
+        (X[..., 0], "The first axis numbers"),
     ],
-    ids=["none", "shape", "constant", "nan", "empty"],
+    ids=["none", "shape", "constant", "nan", "empty", "axis"],
 )
 def test_samples_that_give_no_ranges_are_refused(tmp_path, pruned, samples, message):
     with pytest.raises(ValueError, match=message):

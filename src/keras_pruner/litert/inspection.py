@@ -23,6 +23,8 @@ from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_integer
 
+_COMPILED = b"ethos-u"  # the operator of what Vela compiled
+
 
 @dataclasses.dataclass(frozen=True)
 class Contents(Report):
@@ -34,6 +36,7 @@ class Contents(Report):
         weights: each constant of rank 2 or more, with its zeros, encoding and execution.
         xnnpack: whether its convolutions run sparse on ARM and in WebAssembly.
         group: size of the groups of inputs in which non-zero weights were counted.
+        is_compiled: whether Vela has compiled it for an Ethos-U, which hides weights and zeros.
 
     Example:
         >>> weight = StoredWeight("dense", (4, 8), 0.5, "dense", "dense", "", most_in_group=2)
@@ -50,6 +53,7 @@ class Contents(Report):
     weights: tuple[StoredWeight, ...]
     xnnpack: Eligibility
     group: int = 4
+    is_compiled: bool = False
 
     @property
     def sparsity(self) -> float:
@@ -59,6 +63,8 @@ class Contents(Report):
 
     def headline(self) -> str:
         """The size of the file and its sparsity."""
+        if self.is_compiled:
+            return f"{self.path}: {self.size:,} bytes, compiled for an Ethos-U"
         return f"{self.path}: {self.size:,} bytes, {self.sparsity:.1%} zeros"
 
     def tables(self) -> list[Table]:
@@ -67,6 +73,11 @@ class Contents(Report):
 
     def notes(self) -> list[str]:
         """Whether XNNPACK runs the convolutions sparse."""
+        if self.is_compiled:
+            return [
+                "Vela has encoded the weights for the NPU; their zeros cannot be counted here. "
+                "Inspect the file that it compiled."
+            ]
         return [f"XNNPACK: {self.xnnpack}"]
 
 
@@ -97,9 +108,11 @@ def inspect(path: str | os.PathLike[str], *, group: int = 4) -> Contents:
         with np.errstate(invalid="ignore"):  # a damaged file may hold signalling NaNs
             weights = _weights(model, group)
             found = eligibility(model)
+        is_compiled = any(code.customCode == _COMPILED for code in model.operatorCodes or ())
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}. Copy or export it again.") from None
-    return Contents(str(path), Path(path).stat().st_size, tuple(weights), found, group)
+    size = Path(path).stat().st_size
+    return Contents(str(path), size, tuple(weights), found, group, is_compiled)
 
 
 def _weights(model: Any, group: int) -> list[StoredWeight]:

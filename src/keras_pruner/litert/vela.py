@@ -18,6 +18,7 @@ from pathlib import Path
 from keras_pruner.litert import flatbuffer
 from keras_pruner.litert.child_process import IN_UTF_8, READABLE
 from keras_pruner.litert.operators import help_for
+from keras_pruner.litert.tflm_decode import OPERATOR
 from keras_pruner.reporting.report import Report
 from keras_pruner.reporting.tables import Table
 from keras_pruner.validation import check_installed
@@ -220,7 +221,15 @@ def _compile(
     options: tuple[str, ...],
 ) -> tuple[Compiled, str]:
     """Compile a file; returns what Vela reports, and the configuration it compiled for."""
-    flatbuffer.read(path)  # Vela's own message for a damaged file is a stack trace
+    content = flatbuffer.read(path)  # Vela's own message for a damaged file is a stack trace
+    names = [getattr(code, "customCode", None) for code in content.operatorCodes or ()]
+    if OPERATOR.encode() in names:
+        raise ValueError(
+            f"{str(path)!r} has weights that TensorFlow Lite Micro's DECODE unpacks: "
+            "kp.litert.export_micro wrote it. For an NPU compile the file of "
+            'kp.export_litert(model, path, weights="int8", activations="int8", samples=x): Vela '
+            "encodes zeros itself."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         result = _run_vela(path, accelerator, options, scratch)
         (summary,) = _rows(next(Path(scratch).glob("network_summary_*.csv")))
