@@ -147,3 +147,24 @@ def test_the_messages_that_are_explained_exist():
     for heading in set(re.findall(r"^### (.*)$", explained, re.MULTILINE)) - of_keras:
         for message in heading.replace(", `", "…`").split("…"):
             assert message.strip(" :") in tables, heading
+
+
+def is_hidden(path):
+    """Whether a module has the name of a function or class, so that the site would show it."""
+    folder, _, name = path.rpartition(".")
+    folder = importlib.import_module(folder)
+    is_module = inspect.ismodule(getattr(folder, name))
+    return not is_module and hasattr(folder, "__path__") and importlib.util.find_spec(path)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda p: p.stem)
+def test_the_api_shows_functions_whose_name_a_module_has(page):
+    entries = re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for entry in entries:
+        assert not is_hidden(entry), f"write the module of {entry}, and its name"
+        folder, _, name = entry.rpartition(".")
+        shown = getattr(importlib.import_module(folder), name)
+        members = getattr(shown, "__all__", []) if inspect.ismodule(shown) else []
+        for member in (f"{entry}.{each}" for each in members):
+            assert not is_hidden(member) or any(e.startswith(f"{member}.") for e in entries), member
