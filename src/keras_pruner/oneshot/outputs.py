@@ -22,6 +22,22 @@ def outputs_of(model: keras.Model, samples: Samples) -> list[np.ndarray]:
     ]
 
 
+def dense_outputs(model: keras.Model, samples: Samples) -> list[np.ndarray]:
+    """The outputs that others are compared with.
+
+    Raises:
+        ValueError: if some are NaN.
+    """
+    outputs = outputs_of(model, samples)
+    if any(np.isnan(output).any() for output in outputs):
+        raise ValueError(
+            f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
+            "samples for which some of its outputs are NaN. Look for NaN in the model's weights, "
+            "and leave out samples outside the range it was trained on."
+        )
+    return outputs
+
+
 def relative_error(outputs: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -> float:
     """Mean squared difference from the dense outputs, relative to their variance.
 

@@ -16,7 +16,7 @@ from keras_pruner.masks import MaskedWeight, decide
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.listen import Values
-from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.outputs import dense_outputs, outputs_of, relative_error
 from keras_pruner.oneshot.reconstruct import LayerwisePass, Outcome, Recorder, Removal
 from keras_pruner.oneshot.report import (
     Candidate,
@@ -287,13 +287,7 @@ class Reconstruction:
     ) -> "Reconstruction":
         """Read the samples and run the dense model on them."""
         recorder = Recorder.of(model, options.read(model))
-        outputs = outputs_of(model, recorder.held)
-        if any(np.isnan(output).any() for output in outputs):
-            raise ValueError(
-                f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
-                "samples for which some of its outputs are NaN. Look for NaN in the model's "
-                "weights, and leave out samples outside the range it was trained on."
-            )
+        outputs = dense_outputs(model, recorder.held)
         return cls(sparsity, options, recorder, outputs, in_rounds)
 
     @property

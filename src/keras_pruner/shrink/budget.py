@@ -20,17 +20,15 @@ class Budget:
         name: the argument of `shrink` that sets it.
         fraction: the fraction of the present size.
         work: the multiplications or weights to count.
-        fixed: a part of the size that does not depend on the channels.
     """
 
     name: str
     fraction: float
     work: tuple[Work, ...]
-    fixed: int = 0
 
     def size(self, kept: np.ndarray | None = None) -> int:
         """The size of a model with the classes that are kept; None: with all of them."""
-        return self.fixed + sum(work.macs(kept) for work in self.work)
+        return sum(work.macs(kept) for work in self.work)
 
 
 def allocate(

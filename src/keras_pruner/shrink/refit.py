@@ -14,7 +14,7 @@ from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.linear_layers import Linear
 from keras_pruner.oneshot.listen import Values
-from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.outputs import dense_outputs, outputs_of, relative_error
 from keras_pruner.oneshot.reconstruct import LayerwisePass, Recorder
 from keras_pruner.shrink.constants import Cut
 from keras_pruner.shrink.rebuild import rebuild
@@ -52,13 +52,7 @@ class DenseCopy:
         copy = rebuild(form, channels, Cut(np.ones(channels.count, bool)))
         samples = options.read(copy)
         recorder = Recorder.of(copy, samples)
-        held = outputs_of(copy, recorder.held)
-        if any(np.isnan(output).any() for output in held):
-            raise ValueError(
-                f"`calibration` must be inputs on which {model.name!r} gives numbers. Received: "
-                "samples for which some of its outputs are NaN. Look for NaN in the model's "
-                "weights, and leave out samples outside the range it was trained on."
-            )
+        held = dense_outputs(copy, recorder.held)
         epochs = options.distillation_epochs
         teacher = Teacher.of(copy, recorder.fit, epochs) if epochs else None
         found = _with_sizes(channels_of(ModelGraph(copy)), copy, samples.take(slice(1)).inputs)

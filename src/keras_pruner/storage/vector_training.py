@@ -12,7 +12,7 @@ import keras
 
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
-from keras_pruner.oneshot.outputs import outputs_of, relative_error
+from keras_pruner.oneshot.outputs import dense_outputs, outputs_of, relative_error
 from keras_pruner.oneshot.report import Distillation
 from keras_pruner.reporting.console import show_progress
 
@@ -41,7 +41,7 @@ def train_vectors(
     """
     epochs = options.distillation_epochs
     fit, held = options.read(model).split()
-    wanted = outputs_of(model, held)
+    wanted = dense_outputs(model, held)
 
     def error() -> float:
         return relative_error(outputs_of(rounded, held), wanted)
