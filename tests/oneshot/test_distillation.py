@@ -103,7 +103,7 @@ def test_after_an_interruption_the_model_is_dense_again(monkeypatch, error):
 def test_what_makes_the_outputs_worse_is_undone_and_said_so(monkeypatch):
     refitted, model = network(), network()
     relative_error = pruned(refitted).relative_error
-    monkeypatch.setattr(distillation, "RATE", 1e6)
+    monkeypatch.setattr(distillation, "_RATE", 1e6)
     report = pruned(model, 1)
     assert not report.distillation.kept
     assert report.relative_error == relative_error

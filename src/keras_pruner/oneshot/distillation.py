@@ -24,7 +24,7 @@ from keras_pruner.reporting.console import Announce
 from keras_pruner.training.optimizer import keep_zeros
 
 _BATCH = 64
-RATE = 3e-3
+_RATE = 3e-3
 _FOR_BATCH_NORM = 1024  # samples
 _ANSWERS_BYTES = 2**28
 
@@ -61,7 +61,7 @@ class Teacher:
         *,
         plan: Plan | None = None,
         as_in_use: bool = False,
-        rate: float = RATE,
+        rate: float | None = None,
     ) -> "Teacher":
         """Ask the dense model, as it is now, about one set of mixtures for each epoch.
 
@@ -73,7 +73,7 @@ class Teacher:
         size = sum(output.nbytes for output in answers[0])
         sets = min(epochs, max(1, _ANSWERS_BYTES // max(1, size))) if any(mixed) else 1
         answers += [outputs_of(model, mixtures(samples, n, mixed)) for n in range(1, sets)]
-        return cls(samples, mixed, answers, epochs, plan, as_in_use, rate)
+        return cls(samples, mixed, answers, epochs, plan, as_in_use, rate or _RATE)
 
     def mixtures(self, number: int) -> Samples:
         """One of the sets."""
