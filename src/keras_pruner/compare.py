@@ -52,8 +52,8 @@ class Side:
         file_scores: kind of file -> loss and metrics of the model read back from it. A kind is
             missing without data, for a file that Keras cannot load without classes of its own,
             and for LiteRT models with several inputs or outputs.
-        macs: multiply-accumulates of one sample; None if the models have as many weights, or if
-            they cannot be counted.
+        macs: multiply-accumulates of one sample; None if both models have the same number of
+            weights, or if they cannot be counted.
     """
 
     name: str
@@ -158,16 +158,15 @@ class Comparison(Report):
 
     def notes(self) -> list[str]:
         """Differences between the models that make the comparison unfair."""
-        found = []
+        found, narrower = [], len(list(self._narrower()))
         if not self.same_architecture:
-            narrower = len(list(self._narrower()))
             found.append(
                 f"Channels were removed: {narrower} weights have a smaller shape."
                 if narrower and self.dense.layers == self.pruned.layers
                 else "The models do not have the same architecture."
             )
         sizes = [side.report.prunable.size for side in self._sides]
-        if sizes[0] != sizes[1] and not list(self._narrower()):
+        if sizes[0] != sizes[1] and not narrower:
             found.append(
                 f"The models have {sizes[0]:,} and {sizes[1]:,} prunable weights. Quantized "
                 "weights do not count as prunable: kp.quantization.zero_masks(model) finds "
@@ -211,12 +210,12 @@ class Comparison(Report):
         if name := self._metric():
             dense, pruned = (side.scores[name] for side in self._sides)
             yield f"{pruned:.4f}", name, f"dense model: {dense:.4f}"
-        if counts := self._macs():
+        zeros, counts = self.pruned.report.prunable, self._macs()
+        if counts and counts[0] > counts[1]:
             detail = f"{counts[0]:,} dense, {counts[1]:,} pruned"
             yield f"{counts[0] / counts[1]:.2f}x", "fewer multiplications", detail
-        zeros = self.pruned.report.prunable
-        if counts and not zeros.zeros:
-            return
+            if not zeros.zeros:
+                return
         yield (
             f"{zeros.sparsity:.1%}",
             "zeros",

@@ -267,6 +267,11 @@ def test_a_signature_has_every_input(tmp_path, count):
 def test_samples_must_fit(tmp_path):
     with pytest.raises(ValueError, match=r"at least 1 of shape \(6, 6, 32\)"):
         export_litert(model_with_zeros(), tmp_path / "m.tflite", samples=np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"Received: shape \(\)\. The first axis"):
+        export_litert(model_with_zeros(), tmp_path / "m.tflite", samples=np.zeros(()))
+    grey = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)])
+    with pytest.raises(ValueError, match=r"Add the last axis: x\[\.\.\., None\]"):
+        export_litert(grey, tmp_path / "m.tflite", samples=np.zeros((8, 4, 4)))
     inputs = [keras.Input((3,)), keras.Input((3,))]
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()(inputs)))
     with pytest.raises(ValueError, match=r"as many of each input. Received: \[4, 2\]"):

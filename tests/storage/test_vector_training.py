@@ -6,11 +6,12 @@ import pytest
 
 from keras_pruner import model_file
 from keras_pruner.oneshot import Calibration, reestimate_batch_norm
+from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.storage import vector_training
 from keras_pruner.storage.keras_file import save_compressed
 
 
-def network(lagging=False):
+def network(lagging=False, dropout=0.5):
     """Narrow layers with batch norms and dropout, which feel the rounding.
 
     The statistics of lagging batch norms are far from those of the samples.
@@ -22,7 +23,7 @@ def network(lagging=False):
             keras.layers.BatchNormalization(),
             keras.layers.ReLU(),
         ]
-    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(0.5)]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(dropout)]
     model = keras.Sequential([*layers, keras.layers.Dense(5)])
     rng = np.random.default_rng(0)
     for variable in model.weights:
@@ -81,6 +82,36 @@ def test_samples_may_be_a_calibration(tmp_path):
     save_compressed(network(), tmp_path / "b.keras", weights="float8", samples=samples())
     for a, b in zip(one, weights(model_file.load(tmp_path / "b.keras")), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_samples_of_a_calibration_are_those_that_it_asks_for(tmp_path):
+    model, calibration = network(), Calibration(samples(), samples=32)
+    read = calibration.read(model).inputs
+    assert len(read) == 32
+    found = []
+    for name, given in (("a", calibration), ("b", read)):
+        save_compressed(model, tmp_path / f"{name}.keras", weights="shared", samples=given)
+        found.append(weights(model_file.load(tmp_path / f"{name}.keras")))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("lagging", "ways"), [(False, [False]), (True, [False, True])])
+def test_batch_norms_that_lag_are_trained_as_they_are_used(tmp_path, monkeypatch, lagging, ways):
+    if not lagging:  # inputs so much alike that their mixtures have the same statistics
+        alike = samples()[:1] + 0.1 * samples()
+        monkeypatch.setitem(globals(), "samples", lambda: alike)
+    seen, teach = [], Teacher.teach
+
+    def noted(teacher, *args):
+        seen.append(teacher.as_in_use)
+        teach(teacher, *args)
+
+    monkeypatch.setattr(Teacher, "teach", noted)
+    model = network(lagging, dropout=0.0)
+    report, _ = saved(model, tmp_path / "a.keras", 20, weights="shared")
+    assert report.distillation.kept
+    assert seen == ways
 
 
 def test_training_that_makes_it_worse_is_undone(tmp_path, monkeypatch):

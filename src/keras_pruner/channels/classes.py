@@ -225,7 +225,7 @@ class Labels:
             self._parent[max(a, b)] = min(a, b)
 
     def label(self, variable: keras.Variable | None, axis: int, channels: Numbers) -> None:
-        """Note which channels lie along an axis of a weight, and tie them to those noted before."""
+        """Record the channels along an axis of a weight, tied to those recorded earlier."""
         if variable is None:
             return
         axis %= len(variable.shape)

@@ -13,7 +13,7 @@ from keras_pruner.model_graph import Call, ModelGraph
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedAxis:
-    """An axis of a weight, with the unit of each index along it.
+    """An axis of a weight, each index of which belongs to a unit.
 
     The entries of a removed unit are zero.
 

@@ -75,12 +75,13 @@ class MicroExport(Report):
         weights: how each weight is stored, and why.
         operators: the methods that add the file's operators to TFLM's resolver.
         export: how close the file is to the Keras model.
+        ram: the limit of the arena in bytes; None: no limit.
 
     Example:
         >>> weight = MicroWeight("dense", (8, 64), 0.9, "bits and values", 512, 400)
         >>> export = Export("m.tflite", 900, 900, (), 0.01)
         >>> print(MicroExport("m.tflite", 900, 2000, 3000, 2500, 1.1, 16, (weight,), (), export))
-        m.tflite: 900 bytes of flash, 2.2x smaller; arena 3,000 bytes, 1.2x larger; time 1.10x
+        m.tflite: 900 bytes of flash, 2.2x smaller; arena 3,000 bytes, 1.2 times as large; time 1.1x
           weight  shape    zeros  form             plain, bytes  bytes  why
           ─────────────────────────────────────────────────────────────────
           dense   (8, 64)  90.0%  bits and values           512    400
@@ -98,13 +99,14 @@ class MicroExport(Report):
     weights: tuple[MicroWeight, ...]
     operators: tuple[str, ...]
     export: Export
+    ram: int | None = None
 
     def headline(self) -> str:
         """Flash, RAM and time, beside those of the plain file."""
         return (
             f"{self.path}: {self.flash:,} bytes of flash, {self.plain_flash / self.flash:.1f}x "
-            f"smaller; arena {self.arena:,} bytes, {self.arena / self.plain_arena:.1f}x larger; "
-            f"time {self.time_ratio:.2f}x"
+            f"smaller; arena {self.arena:,} bytes, {self.arena / self.plain_arena:.1f} times as "
+            f"large; time {self.time_ratio:.1f}x"
         )
 
     def tables(self) -> list[Table]:
@@ -126,10 +128,10 @@ class MicroExport(Report):
         ]
         if self.operators:
             found.append(f"Operators for the resolver: {', '.join(self.operators)}.")
-        if self.arena > _MUCH * self.plain_arena:
+        if self.ram is None and self.arena > _MUCH * self.plain_arena:
             found.append(
-                "The arena holds each weight while it is unpacked. To limit it pass ram=, in "
-                "bytes; the file is then a little larger."
+                "The arena holds each weight while it is unpacked. Pass ram=, in bytes, to limit "
+                "it; the file is then a little larger."
             )
         if any(weight.form != _PLAIN for weight in self.weights):
             found.append("DECODE needs TensorFlow Lite Micro of 2025-10-23 or later.")
@@ -162,7 +164,7 @@ def export_micro(
     Args:
         model: a built Keras 3 model.
         path: the file to write, ending in ".tflite".
-        samples: typical inputs, as for `export_litert`; about 100. They are needed.
+        samples: typical inputs, as for `export_litert`; about 100 are required.
         activations: "int8" or "int16".
         ram: largest arena, in bytes. Large fully connected layers are then computed in parts, and
             weights whose unpacking does not fit stay plain. None: no limit.
@@ -243,6 +245,7 @@ def export_micro(
         rows,
         operators,
         dataclasses.replace(export, path=str(path)),
+        ram,
     )
 
 

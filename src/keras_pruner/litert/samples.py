@@ -63,16 +63,12 @@ def batches_of(signature: Signature, samples: Any) -> list[list[np.ndarray]]:
     for array, shape, spec in zip(arrays, shapes, signature, strict=True):
         array = np.asarray(array)
         if array.shape[1:] != shape[1:] or len(array) < shape[0]:
-            one = (len(array), *shape[1:]) == (*array.shape, 1)
+            fix = "The first axis numbers the samples; the others must be those of the input."
+            if (*array.shape[1:], 1) == shape[1:]:
+                fix = "Add the last axis: x[..., None]."
             raise ValueError(
                 f"`samples` must hold at least {shape[0]} of shape {shape[1:]} for "
-                f"{spec.name!r}. Received: shape {array.shape}. "
-                + (
-                    "Add the last axis: x[..., None]."
-                    if one
-                    else "The first axis numbers the "
-                    "samples; the others must be those of the input."
-                )
+                f"{spec.name!r}. Received: shape {array.shape}. {fix}"
             )
         whole = array[: len(array) // shape[0] * shape[0]].astype(spec.dtype)
         cut.append(np.split(whole, len(whole) // shape[0]))

@@ -10,6 +10,7 @@ import keras
 from keras_pruner.litert.export import Export, export_litert
 from keras_pruner.litert.micro import MicroExport, export_micro
 from keras_pruner.litert.vela import ACCELERATORS, EthosUReport, ethos_u
+from keras_pruner.validation import check_integer, shown
 
 #: Names of targets: TensorFlow Lite Micro, Ethos-U NPUs, and LiteRT's runtimes.
 TARGETS = ("tflm", *ACCELERATORS, "litert-x86", "litert-arm", "wasm")
@@ -30,10 +31,22 @@ class Shipped:
     largest: str
 
 
-def check_target(target: str, samples: Any) -> None:
-    """Raise for an unknown target, or one that needs samples if there are none."""
+def check_target(target: str, *, ram: int | None = None, header: Path | None = None) -> None:
+    """Raise for an unknown target, or for options of another one."""
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {TARGETS}. Received: target={target!r}.")
+    if ram is not None:
+        check_integer("ram", ram, least=1)
+    for name, value in (("ram", ram), ("header", header)):
+        if value is not None and target != "tflm":
+            raise ValueError(
+                f'`{name}` is for target="tflm". Received: {name}={shown(value)}, '
+                f"target={target!r}. Leave it out."
+            )
+
+
+def _check_samples(target: str, samples: Any) -> None:
+    """Raise for a target that needs samples if there are none."""
     if samples is None and needs_samples(target):
         raise ValueError(
             f"target={target!r} computes in integers and needs `samples`: typical inputs, from "
@@ -70,11 +83,13 @@ def ship(
         progress: whether to show the current step.
 
     Raises:
-        ValueError: for an unknown target, missing samples, or a file that needs more RAM.
+        ValueError: for an unknown target or options of another one, missing samples, or a file
+            that needs more RAM.
         RuntimeError: if the conversion fails or the outputs differ; no file is left at `path`.
         ImportError: without the extra of the target.
     """
-    check_target(target, samples)
+    check_target(target, ram=ram, header=header)
+    _check_samples(target, samples)
     samples = _in_order(model, samples)
     if target == "tflm":
         micro = export_micro(

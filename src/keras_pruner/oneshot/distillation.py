@@ -80,10 +80,21 @@ class Teacher:
         return mixtures(self.samples, number, self.mixed)
 
     def improve(
-        self, model: keras.Model, relative_error: Callable[[], float], announce: Announce
+        self,
+        model: keras.Model,
+        before: float,
+        relative_error: Callable[[], float],
+        announce: Announce,
     ) -> Distillation:
-        """Teach a model, and undo it if that makes its error on held-out samples larger."""
-        before, values = relative_error(), Values.of(model.variables)
+        """Teach a model, and undo it if that makes its error on held-out samples larger.
+
+        Args:
+            model: the model.
+            before: its error now.
+            relative_error: measures it.
+            announce: called as each epoch begins.
+        """
+        values = Values.of(model.variables)
         with values.restored_after_error(), undisturbed(model):
             self.teach(model, announce)
         result = Distillation(self.epochs, before, relative_error())

@@ -406,7 +406,8 @@ def _best(reconstruction: Reconstruction, plans: Mapping[str, Plan]) -> _Result:
         best, errors, outcomes = _keep_best(reconstruction, plans, dense, announce)
         distillation = None
         if teacher is not None:
-            distillation = teacher.improve(model, reconstruction.relative_error, announce)
+            measure = reconstruction.relative_error
+            distillation = teacher.improve(model, errors[best], measure, announce)
     error = distillation.after if distillation and distillation.kept else errors[best]
     tried = tuple(Candidate(name, e, name == best) for name, e in errors.items() if name)
     return _Result(outcomes, error, tried, distillation)

@@ -12,7 +12,7 @@ from keras_pruner.reporting.sparsity import TO_SHIP, summarize
 from keras_pruner.reporting.tables import Table
 
 NOTICEABLE = 0.3
-"""From this relative error of the outputs on, the report explains what it means."""
+"""The report explains a relative error of the outputs that is at least this large."""
 USELESS = 1.0
 """The relative error of a model that gives the same outputs for every sample."""
 _SHARE_OF_EMBEDDINGS = 0.1

@@ -413,13 +413,7 @@ def _check_flash(
     flash: int, ram: int | None, target: str, max_drop: float | None, confidence: float | None
 ) -> None:
     check_integer("flash", flash, least=1)
-    check_target(target, samples=())
-    if ram is not None:
-        check_integer("ram", ram, least=1)
-        if target != "tflm":
-            raise ValueError(
-                f'`ram` is for target="tflm". Received: ram={ram}, target={target!r}. Leave it out.'
-            )
+    check_target(target, ram=ram)
     for name, value in (("max_drop", max_drop), ("confidence", confidence)):
         if value is not None:
             raise ValueError(
@@ -457,12 +451,14 @@ class _FlashTrial:
             high = 0.0
         elif not fits(highest):
             shipped = found[highest][0]
-            ram = "" if self.ram is None else f", ram={self.ram:,}, which limits what is unpacked"
+            ram = more = ""
+            if self.ram is not None:
+                ram, more = f", ram={self.ram:,}", "Allow more `ram`, so that more is encoded. "
             raise ValueError(
                 f"The file for {self.target} does not fit at any sparsity up to {highest:g}: it "
                 f"takes {shipped.flash:,} bytes there. Received: flash={self.flash:,}{ram}. Its "
-                f"largest weight is {shipped.largest}. Remove channels with kp.shrink first, or "
-                "make that layer smaller."
+                f"largest weight is {shipped.largest}. {more}Remove channels with kp.shrink "
+                "first, or make that layer smaller."
             )
         while high - low > tolerance:
             middle = (low + high) / 2
@@ -617,7 +613,7 @@ def _check_options(options: Mapping[str, Any], highest: float) -> None:
     unknown = options.keys() - inspect.signature(prune).parameters.keys()
     if unknown:
         raise TypeError(
-            f"`find_sparsity` and `prune`, which it passes other arguments to, do not take "
+            "`find_sparsity` passes other arguments to `prune`, and neither has these: "
             f"{', '.join(sorted(unknown))}."
         )
     if options.get("copy"):

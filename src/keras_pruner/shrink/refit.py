@@ -94,10 +94,11 @@ class DenseCopy:
         Returns:
             The relative error of the smaller model after it.
         """
+        before = self.relative_error(model)
         if self.teacher is None:
-            return self.relative_error(model)
-        result = self.teacher.improve(model, lambda: self.relative_error(model), announce)
-        return min(result.before, result.after)
+            return before
+        result = self.teacher.improve(model, before, lambda: self.relative_error(model), announce)
+        return min(before, result.after)
 
 
 def _with_sizes(channels: Channels, model: keras.Model, sample: Any) -> Channels:

@@ -153,7 +153,7 @@ def save_compressed(
             A `kp.oneshot.Calibration` with `distillation_epochs` also trains biases and the
             vectors of normalization layers to reproduce the model's outputs, without labels. In a
             network of narrow layers, 20 epochs of 512 samples restore most of what shared values
-            lose.
+            lose. Its `refit` and `batch_norm` have no meaning here.
         optimizer: also store the compile configuration and the state of the optimizer, which
             takes once or twice the size of the weights. Without it, compile the loaded model
             before you evaluate or train it.
@@ -183,15 +183,15 @@ def save_compressed(
     check_model(model)
     _check_choice("weights", weights, (None, "float16", "float8", "shared"))
     _check_choice("compression", compression, ("lzma", "deflate", None))
-    form = _Form(weights, compression, optimizer)
-    options = samples if isinstance(samples, Calibration) else None
-    form.check_training(options)
-    inputs = samples if options is None else options.read(model).inputs
+    form, inputs, epochs = _Form(weights, compression, optimizer), samples, 0
+    if isinstance(samples, Calibration):
+        epochs = samples.distillation_epochs
+        form.check_training(epochs)
+        inputs = samples.read(model).inputs
+        samples = dataclasses.replace(samples, data=inputs)
     with atomic_write(path, ".keras") as unfinished:
-        rounded = form.write(model, unfinished, inputs)
-        distillation = None
-        if options is not None and options.distillation_epochs:
-            distillation = form.train(model, unfinished, dataclasses.replace(options, data=inputs))
+        rounded = form.write(model, unfinished, samples)
+        distillation = form.train(model, unfinished, samples) if epochs else None
         difference = None if inputs is None else _difference(model, unfinished, inputs)
         size = unfinished.stat().st_size
         return SavedFile(str(path), size, tuple(rounded), difference, distillation)
@@ -226,12 +226,12 @@ class _Form:
             _pack(plain, path, self.compression, self.weights)
         return rounded
 
-    def check_training(self, options: Calibration | None) -> None:
+    def check_training(self, epochs: int) -> None:
         """Raise if vectors would be trained although all kernels are exact."""
-        if options is not None and options.distillation_epochs and self.weights is None:
+        if epochs and self.weights is None:
             raise ValueError(
                 "`distillation_epochs` trains biases and normalization beside rounded kernels. "
-                f"Received: distillation_epochs={options.distillation_epochs} with weights=None. "
+                f"Received: distillation_epochs={epochs} with weights=None. "
                 "Choose 'float8' or 'shared', or leave it out."
             )
 
@@ -243,10 +243,10 @@ class _Form:
             for owned in weights_of(rounded)
             if self.weights and _kind(owned, self.weights) not in (None, "bfloat16")
         ]
-        told = train_vectors(model, rounded, kernels, options)
-        if told.kept:
-            self.write(rounded, path)  # values of a grid stay what they are
-        return told
+        result = train_vectors(model, rounded, kernels, options)
+        if result.kept:
+            self.write(rounded, path)  # rounding changes no kernel that is rounded already
+        return result
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

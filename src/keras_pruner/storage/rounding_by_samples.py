@@ -39,7 +39,7 @@ class SampleRounding:
 
 def roundings(model: keras.Model, samples: Any) -> dict[int, SampleRounding]:
     """How to round each kernel by samples, by its id; only kernels where that is possible."""
-    recorder = Recorder.of(model, Calibration(samples, progress=False).read(model))
+    recorder = Recorder.of(model, Calibration.of(samples).read(model))
     nodes = [node for node in recorder.trace.order if isinstance(node, Linear)]
     known = [node for node in nodes if id(node.kernel) not in recorder.trace.reasons]
     return {id(node.kernel): SampleRounding(node, recorder) for node in known}

@@ -54,11 +54,12 @@ def train_vectors(
                 f"Received: {model.name!r}, in which all of them are frozen. Set their layers' "
                 "`trainable` to True, or leave it out."
             )
-        teacher = Teacher.of(model, fit, epochs, rate=_RATE)
-        told = teacher.improve(rounded, error, announce)
-        if told.kept:
-            return told
-        return dataclasses.replace(teacher, as_in_use=True).improve(rounded, error, announce)
+        teacher, before = Teacher.of(model, fit, epochs, rate=_RATE), error()
+        result = teacher.improve(rounded, before, error, announce)
+        if result.kept:
+            return result
+        again = dataclasses.replace(teacher, as_in_use=True)
+        return again.improve(rounded, before, error, announce)
 
 
 @contextlib.contextmanager
