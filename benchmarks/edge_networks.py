@@ -28,7 +28,10 @@ L = keras.layers
 
 
 def resnet():
-    """A small ResNet over 32x32 images, 1.2 M weights."""
+    """A small ResNet over 32x32 images, 1.2 M weights, whose blocks work at 16x16 and below.
+
+    Where pictures are small, a layer's time on an NPU is the time to read its weights.
+    """
 
     def normed(x, filters, size, strides=1):
         x = L.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
@@ -36,7 +39,7 @@ def resnet():
 
     image = keras.Input((32, 32, 3))
     x = L.ReLU()(normed(image, 32, 3))
-    for filters, strides in ((32, 1), (64, 2), (128, 2), (256, 2)):
+    for filters, strides in ((64, 2), (128, 2), (256, 2)):
         y = L.ReLU()(normed(x, filters, 3, strides))
         x = L.ReLU()(L.Add()([normed(x, filters, 1, strides), normed(y, filters, 3)]))
     return keras.Model(image, L.Dense(10)(L.GlobalAveragePooling2D()(x)))

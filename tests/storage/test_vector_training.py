@@ -77,6 +77,25 @@ def test_the_vectors_learn_and_the_kernels_stay(tmp_path, stored, lagging):
     assert abs(report.size - plain.size) < 0.1 * plain.size
 
 
+def test_trained_values_take_less_space(tmp_path):
+    model = network()
+    rng = np.random.default_rng(2)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.gamma.assign(rng.uniform(0.5, 2, layer.gamma.shape))
+            layer.beta.assign(rng.normal(size=layer.beta.shape))
+    before = weights(model)
+    _, trained = saved(model, tmp_path / "a.keras", 20, weights="float8")
+    vectors = [pair for pair in zip(before, trained, strict=True) if pair[0].ndim == 1]
+    moved = [values for untrained, values in vectors if not np.array_equal(untrained, values)]
+    assert len(moved) >= 6  # three gammas and betas
+    for values in moved:
+        np.testing.assert_array_equal(values.view("uint32") & 0xFF, 0)
+    exact, _ = saved(model, tmp_path / "b.keras", 0, weights="float8")
+    shorter, _ = saved(model, tmp_path / "c.keras", 20, weights="float8")
+    assert shorter.size < exact.size
+
+
 def test_samples_may_be_a_calibration(tmp_path):
     _, one = saved(network(), tmp_path / "a.keras", 0, weights="float8")
     save_compressed(network(), tmp_path / "b.keras", weights="float8", samples=samples())

@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 
+from keras_pruner import backends
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
 from keras_pruner.oneshot.outputs import dense_outputs, outputs_of, relative_error
@@ -30,6 +32,8 @@ def train_vectors(
     If that makes the outputs on held-out samples worse, as where the statistics of batch norms lag
     far behind, the model is trained as it is used: with the statistics that it has.
 
+    The values that training has changed keep 16 significant bits, so that they take less space.
+
     Args:
         model: the exact model.
         rounded: the rounded model; unchanged if no training makes these outputs better.
@@ -46,6 +50,7 @@ def train_vectors(
     def error() -> float:
         return relative_error(outputs_of(rounded, held), wanted)
 
+    backend = backends.current()
     title = f"training the vectors of {model.name}"
     with _fixed(kernels), show_progress(title, epochs, shown=options.progress) as announce:
         if not rounded.trainable_variables:
@@ -54,12 +59,26 @@ def train_vectors(
                 f"Received: {model.name!r}, in which all of them are frozen. Set their layers' "
                 "`trainable` to True, or leave it out."
             )
+        untrained = [np.array(backend.to_numpy(variable)) for variable in rounded.variables]
         teacher, before = Teacher.of(model, fit, epochs, rate=_RATE), error()
         result = teacher.improve(rounded, before, error, announce)
-        if result.kept:
+        if not result.kept:
+            again = dataclasses.replace(teacher, as_in_use=True)
+            result = again.improve(rounded, before, error, announce)
+        if not result.kept:
             return result
-        again = dataclasses.replace(teacher, as_in_use=True)
-        return again.improve(rounded, before, error, announce)
+        for variable, values in zip(rounded.variables, untrained, strict=True):
+            _shorten(variable, values)
+        return dataclasses.replace(result, after=error())
+
+
+def _shorten(variable: keras.Variable, untrained: np.ndarray) -> None:
+    """Round to 16 significant bits what differs from its untrained values: by at most 2**-16."""
+    values = backends.current().to_numpy(variable)
+    if values.dtype != np.float32 or np.array_equal(values, untrained):
+        return
+    fraction, exponent = np.frexp(values)
+    variable.assign(np.ldexp(np.round(fraction * 2**16) / 2**16, exponent))
 
 
 @contextlib.contextmanager
