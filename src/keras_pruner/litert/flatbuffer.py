@@ -187,6 +187,16 @@ def name_of(tensor: Any) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
 
 
+def within_model(name: str) -> str:
+    """A tensor's name without that of the model, and without what was merged into its operator.
+
+    Example:
+        >>> within_model("sequential_1/head_1/MatMul;sequential_1/head_1/Relu")
+        'head_1/MatMul'
+    """
+    return name.split(";")[0].partition("/")[2] or name
+
+
 def name_of_type(kind: int) -> str:
     """The name of a tensor's type, such as "FLOAT32"."""
     return _tools().type_to_name(kind)

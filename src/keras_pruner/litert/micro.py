@@ -113,7 +113,7 @@ class MicroExport(Report):
         """How each weight is stored."""
         rows = [
             (
-                w.name, str(w.shape), f"{w.sparsity:.1%}", w.form, f"{w.plain_bytes:,}",
+                _layer(w.name), str(w.shape), f"{w.sparsity:.1%}", w.form, f"{w.plain_bytes:,}",
                 f"{w.stored_bytes:,}", w.reason,
             )
             for w in self.weights
@@ -136,6 +136,12 @@ class MicroExport(Report):
         if any(weight.form != _PLAIN for weight in self.weights):
             found.append("DECODE needs TensorFlow Lite Micro of 2025-10-23 or later.")
         return found
+
+
+def _layer(name: str) -> str:
+    """A tensor's name without those of the model and of the operator, as narrow tables need."""
+    name = flatbuffer.within_model(name)
+    return name.rpartition("/")[0] or name
 
 
 def export_micro(
@@ -390,7 +396,7 @@ class _Trial:
             is_encoded = key in chosen and form is not None
             reason = ""
             if not is_encoded:
-                reason = "no encoding is smaller" if form is None else "left plain by the limits"
+                reason = "plain is smallest" if form is None else "left plain by the limits"
             rows.append(
                 MicroWeight(
                     self._names[key],

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_pruner.litert import flatbuffer
 from keras_pruner.litert.cost_model import BLOCK, LEAST_SPEEDUP, SpeedupTable, speedups_of
-from keras_pruner.litert.flatbuffer import Graph, name_of
+from keras_pruner.litert.flatbuffer import Graph, name_of, within_model
 from keras_pruner.reporting.tables import Table
 
 _SPARSE = 1  # DimensionType.SPARSE_CSR
@@ -170,6 +170,8 @@ def _narrowest(numbers: np.ndarray) -> tuple[int, Any]:
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
 _NO_ZEROS = "no zeros"
+IN_BYTES = "stored dense in int8"
+"""The reason for weights of int8: LiteRT computes sparse ones wrongly, or not at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,8 @@ def table_of(weights: Sequence[StoredWeight], group: int | None = None) -> Table
     """
     heads = ["weight", "shape", ">zeros", "stored", "runs", "why"]
     rows = [
-        [w.name, w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason] for w in weights
+        [within_model(w.name), w.shape, f"{w.sparsity:.1%}", w.encoding, w.execution, w.reason]
+        for w in weights
     ]
     if group is not None:
         heads.insert(3, f">of {group}")
@@ -326,7 +329,7 @@ def _store_best(graph: Graph, index: int, site: _Site) -> StoredWeight:
     if zeros == 0:
         return stored("dense", "dense", _NO_ZEROS)
     if weight.dtype == np.int8:
-        return stored("dense", "dense", "int8: LiteRT computes sparse int8 wrongly, or not at all")
+        return stored("dense", "dense", IN_BYTES)
     if _can_run_sparse(graph, index):
         sparsities = {"block 1x4": 1 - block_density(weight), "csr": zeros}
         rows = _rows(graph, index)

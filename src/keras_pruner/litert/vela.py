@@ -283,8 +283,7 @@ def _layers(path: Path) -> list[NpuLayer]:
     found: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in _rows(path):
         name = re.sub(r"_(softmax|intermediate|broadcasted)(_.*)?$", "", row["Name"])
-        name = name.split(";")[0].partition("/")[2] or name  # without the model's own name
-        found.setdefault((name, row["Original Operator"]), []).append(row)
+        found.setdefault((flatbuffer.within_model(name), row["Original Operator"]), []).append(row)
     return [
         NpuLayer(
             name,
