@@ -69,25 +69,32 @@ def summed_letters(layer: Any) -> str:
 
 
 # Rows of a product. With more columns at once, PyTorch's kernel gets slower for each.
-CHUNK = 64
+CHUNK = 32
 
 
 def to_csr(matrix: np.ndarray) -> Any:
-    """A sparse matrix, without PyTorch's warning that it calls them a beta feature."""
+    """A sparse matrix, without PyTorch's warning that it calls them a beta feature.
+
+    Its indices have 32 bits, as the kernel of oneMKL takes them: PyTorch would convert others in
+    each product.
+    """
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.from_numpy(np.ascontiguousarray(matrix)).to_sparse_csr()
+        made = torch.from_numpy(np.ascontiguousarray(matrix)).to_sparse_csr()
+        indices = (made.crow_indices().int(), made.col_indices().int())
+        return torch.sparse_csr_tensor(*indices, made.values(), made.shape)
 
 
 def product(matrix: Any, rows: Any) -> Any:
-    """`rows @ matrix.T` for a sparse matrix, in chunks of rows."""
+    """`rows @ matrix.T` for a sparse matrix, in equal chunks of rows."""
     import torch
 
-    if len(rows) <= 2 * CHUNK:
+    if len(rows) <= CHUNK:
         return (matrix @ rows.T).T
-    return torch.cat([(matrix @ part.T).T for part in rows.split(CHUNK)])
+    parts = rows.chunk(math.ceil(len(rows) / CHUNK))
+    return torch.cat([(matrix @ part.T).T for part in parts])
 
 
 def time_products(job: dict[str, Any]) -> list[list[float]]:
