@@ -84,7 +84,7 @@ def to_csr(matrix: np.ndarray) -> Any:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         made = torch.from_numpy(np.ascontiguousarray(matrix)).to_sparse_csr()
         indices = (made.crow_indices().int(), made.col_indices().int())
-        return torch.sparse_csr_tensor(*indices, made.values(), made.shape)
+        return torch.sparse_csr_tensor(*indices, made.values(), made.shape, check_invariants=False)
 
 
 def product(matrix: Any, rows: Any) -> Any:
