@@ -143,11 +143,11 @@ def npu(options, scratch):
             bound = entropy_bytes(dense) / entropy_bytes(pruned)
             for accelerator in CONFIGURATIONS:
                 found = kp.litert.ethos_u(pruned, accelerator, dense=dense)
+                flash = found.dense.flash / max(1, found.compiled.flash)
                 print(
                     f"{name:10} {zeros:4} {accelerator:14} estimated time {found.speedup:.2f}x, "
-                    f"file {found.dense.size / found.compiled.size:.2f}x, flash "
-                    f"{found.dense.flash / max(1, found.compiled.flash):.2f}x (entropy of the weights "
-                    f"{bound:.2f}x); int8 accuracy "
+                    f"file {found.dense.size / found.compiled.size:.2f}x, flash {flash:.2f}x "
+                    f"(entropy of the weights {bound:.2f}x); int8 accuracy "
                     f"{files[0]:.4f} -> {files[1]:.4f}",
                     flush=True,
                 )
