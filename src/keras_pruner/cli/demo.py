@@ -70,7 +70,7 @@ class Demo(Report):
         return self.comparison.charts()
 
     def notes(self) -> Sequence[str]:
-        """How both models were trained, where the files are, how to compare them again."""
+        """How both models were trained, and what removing channels gave."""
         epochs = len(self.history["sparsity"])
         before, after = self.shrunk.macs
         return [
@@ -81,9 +81,15 @@ class Demo(Report):
             f"kp.shrink removed channels from the dense model, without labels: {before:,} "
             f"multiplications became {after:,}, test accuracy {self.accuracy_shrunk:.4f} "
             f"({self.folder}/shrunk.keras).",
+        ]
+
+    def _text(self, limit: int | None, width: int | None) -> str:
+        """The text, with the way to the page and the command that compares the files again."""
+        ways = [
             f"Page with plots: {self.report}",
             f"The same from the files: {self._command()}",
         ]
+        return "\n".join([super()._text(limit, width), *ways])
 
     def next_steps(self) -> Mapping[str, str]:
         """How to compare the files again, and to export one."""
