@@ -153,7 +153,7 @@ def save_compressed(
             A `kp.oneshot.Calibration` with `distillation_epochs` also trains biases and the
             vectors of normalization layers to reproduce the model's outputs, without labels. In a
             network of narrow layers, 20 epochs of 512 samples restore most of what shared values
-            lose. What is trained keeps 16 significant bits. Its `refit` and `batch_norm` have no
+            lose. What is trained keeps 12 significant bits. Its `refit` and `batch_norm` have no
             meaning here.
         optimizer: also store the compile configuration and the state of the optimizer, which
             takes once or twice the size of the weights. Without it, compile the loaded model

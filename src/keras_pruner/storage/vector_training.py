@@ -32,7 +32,7 @@ def train_vectors(
     If that makes the outputs on held-out samples worse, as where the statistics of batch norms lag
     far behind, the model is trained as it is used: with the statistics that it has.
 
-    The values that training has changed keep 16 significant bits, so that they take less space.
+    The values that training has changed keep 12 significant bits, so that they take less space.
 
     Args:
         model: the exact model.
@@ -73,12 +73,12 @@ def train_vectors(
 
 
 def _shorten(variable: keras.Variable, untrained: np.ndarray) -> None:
-    """Round to 16 significant bits what differs from its untrained values: by at most 2**-16."""
+    """Round to 12 significant bits what differs from its untrained values: by at most 2**-12."""
     values = backends.current().to_numpy(variable)
     if values.dtype != np.float32 or np.array_equal(values, untrained):
         return
     fraction, exponent = np.frexp(values)
-    variable.assign(np.ldexp(np.round(fraction * 2**16) / 2**16, exponent))
+    variable.assign(np.ldexp(np.round(fraction * 2**12) / 2**12, exponent))
 
 
 @contextlib.contextmanager
