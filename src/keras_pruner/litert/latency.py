@@ -166,7 +166,7 @@ def timing_of(measured: dict[str, Any], batch_size: int) -> Timing:
 # around it, and none.
 _STACKS = ((192, 192, 192, 192), (256, 512, 512, 256), (1024, 2048, 2048, 1024))
 _BATCHES = (1, 8, 64)
-_WIDTHS, _ROWS = (256, 1024, 2048), (1, 8, 64, 512)  # of PyTorch's products
+_WIDTHS, _ROWS = (256, 512, 1024, 2048), (1, 8, 64, 512)  # of PyTorch's products
 _SPARSITIES = {"block 1x4": (0.8, 0.95), "csr": (0.9, 0.98)}
 _MACHINES = {"x86_64": "litert-x86", "amd64": "litert-x86", "aarch64": "litert-arm",
              "arm64": "litert-arm"}  # fmt: skip
