@@ -127,6 +127,18 @@ def test_mutated_tflite_files_of_operators(tmp_path, count, converted):
     assert read_all(tmp_path, converted, count, inspect, sound) > 0.3
 
 
+def test_strides_of_zero_are_refused(tmp_path, converted):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(converted)
+    model = flatbuffer.read(path)
+    options = [operator.builtinOptions for operator in model.subgraphs[0].operators]
+    depthwise = next(each for each in options if hasattr(each, "depthMultiplier"))
+    depthwise.strideH = 0
+    flatbuffer.write(model, path)
+    with pytest.raises(ValueError, match=r"is damaged: .* has strides of \(0, 1\)"):
+        inspect(path)
+
+
 def flatbuffer_operators(tmp_path, content):
     (tmp_path / "m.tflite").write_bytes(content)
     return len(flatbuffer.read(tmp_path / "m.tflite").subgraphs[0].operators)

@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 _DAMAGE = (
-    ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error,
+    ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, struct.error,
     RecursionError,
 )  # fmt: skip
 

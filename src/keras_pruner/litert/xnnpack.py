@@ -444,6 +444,8 @@ class _FileGraph(flatbuffer.Graph):
         image = self.shape(self.inputs_of(source)[0])
         operator.kernel = (*weight[1:3],)
         operator.strides = options.strideH, options.strideW
+        if min(operator.strides) < 1:
+            raise ValueError(f"{operator.name} has strides of {operator.strides}")
         operator.channels = image[-1]
         depthwise = operator.kind == DEPTHWISE
         multiplier = getattr(options, "depthMultiplier", 1) if depthwise else 1
