@@ -154,6 +154,20 @@ def test_a_best_file_from_before_the_zeros_is_told(data, tmp_path):
     assert run(kp.WhenSparse) == pytest.approx(0.8)
 
 
+def test_a_best_file_is_told_where_the_training_stops_before_the_zeros(data, tmp_path):
+    def stop(*callbacks):
+        early = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=0)
+        with pytest.warns() as told:
+            fit(mlp_by_sgd(), data, kp.GradualPruning(0.8), early, *callbacks)
+        return " ".join(str(each.message) for each in told)
+
+    best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "loss", save_best_only=True)
+    assert "wrap its callback in kp.WhenSparse too" in stop(best)
+    alone = stop()
+    assert "was stopped at step" in alone
+    assert "wrap its callback" not in alone
+
+
 def test_when_sparse_that_never_woke_says_so(data):
     schedule = kp.PolynomialDecay(0.8, end_step=99)
     lazy = kp.WhenSparse(keras.callbacks.EarlyStopping("loss"))

@@ -288,7 +288,8 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             end = "" if finished or end_step is None else f" at step {pruner.step} of {end_step}"
             print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
         if not (finished or is_broken or fit.is_short):
-            _warn_of_unfinished(pruner, stopped=model.stop_training)
+            dense_files = any(map(_saves_best, fit.beside))
+            _warn_of_unfinished(pruner, stopped=model.stop_training, dense_files=dense_files)
         if self._goes_on and not is_broken:
             self._say_once(_left_alone(pruner))
             self._say_once(_unmet(pruner) if finished else "")
@@ -540,8 +541,8 @@ def _unmet(pruner: Pruner) -> str:
     return plan.unmet(final, [count_entries(np.asarray, each.mask) for each in masked])
 
 
-def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
-    """Warn of a training that has ended before its schedule."""
+def _warn_of_unfinished(pruner: Pruner, *, stopped: bool, dense_files: bool) -> None:
+    """Warn of a training that has ended before its schedule, and of files of its best epoch."""
     how, advice = "ended", "Should the data have run out, `steps_per_epoch` must be smaller."
     end_step = pruner.state.schedule.end_step
     end = "pruning began" if end_step is None else f"the end of the schedule at step {end_step}"
@@ -549,6 +550,11 @@ def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
         how = "was stopped"
         advice = (
             "Stop only when the model is sparse: kp.WhenSparse(keras.callbacks.EarlyStopping())."
+        )
+    if dense_files:
+        advice += (
+            " The file of the best epoch is of a model that is not sparse yet: wrap its callback "
+            "in kp.WhenSparse too."
         )
     warnings.warn(
         f"The training {how} at step {pruner.step}, at a sparsity of {pruner.sparsity:.4g}, before "
