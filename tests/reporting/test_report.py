@@ -145,6 +145,8 @@ def test_a_mask_is_drawn_as_runs_of_kept_entries():
     shown = html.mask("dense/kernel", kernel)
     assert 'd="M0 0h2v1H0zM1 1h1v1H1z"' in shown
     assert "dense/kernel: 2 outputs (down) by 3 inputs (across). 50% are kept." in shown
+    wide = html.mask("wide", np.ones((300, 70)))
+    assert '<rect width="128" height="64"/>' in wide  # the zeros end where the picture ends
     assert "of 70 by 300" in html.mask("wide", np.ones((300, 70)))
 
 

@@ -222,7 +222,8 @@ def mask(path: str, values: np.ndarray) -> str:
     label = html.escape(f"{sentence} {np.count_nonzero(corner) / corner.size:.0%} are kept.")
     picture = (
         f'<svg class="mask" viewBox="0 0 {width} {height}" preserveAspectRatio="xMinYMin" '
-        f'role="img" aria-label="{label}"><path d="{rects}"/></svg>'
+        f'role="img" aria-label="{label}"><rect width="{width}" height="{height}"/>'
+        f'<path d="{rects}"/></svg>'
     )
     key = _key(("kept", "kept"), ("zero", "zero"))
     return _section("The largest kernel", f"{note(sentence)}{key}{picture}")
