@@ -33,6 +33,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import edge_networks
 import keras
 import numpy as np
+from file_size import entropy
 
 import keras_pruner as kp
 
@@ -123,8 +124,8 @@ def entropy_bytes(path):
         for index in range(len(graph.tensors)):
             values = np.asarray(graph.data(index))
             if len(graph.shape(index)) >= 2 and len(values):
-                shares = np.unique(values, return_counts=True)[1] / len(values)
-                total -= len(values) * float(shares @ np.log2(shares)) / 8
+                counts = np.unique(values, return_counts=True)[1]
+                total += len(values) * entropy(counts) / 8
     return total
 
 

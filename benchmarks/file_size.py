@@ -47,15 +47,15 @@ def entropy_bytes(weight):
     """
     zero = weight == 0
     survivors = weight[~zero]
-    bits = weight.size * _entropy(np.array([zero.sum(), survivors.size]))
+    bits = weight.size * entropy(np.array([zero.sum(), survivors.size]))
     mantissa = {"float16": 10, "bfloat16": 7, "float32": 23}.get(weight.dtype.name, 0)
     raw = np.ascontiguousarray(survivors).view(f"u{weight.dtype.itemsize}")
     counts = np.unique(raw >> mantissa, return_counts=True)[1]
-    bits += survivors.size * (mantissa + _entropy(counts))
+    bits += survivors.size * (mantissa + entropy(counts))
     return float(bits / 8)
 
 
-def _entropy(counts):
+def entropy(counts):
     """Bits for each of some things that occur so often."""
     shares = counts[counts > 0] / max(1, counts.sum())
     return float(-(shares * np.log2(shares)).sum())

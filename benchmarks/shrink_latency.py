@@ -40,7 +40,7 @@ def application(name):
 
 @keras.saving.register_keras_serializable("shrink_latency")
 def gelu(x):
-    """By a hyperbolic tangent: ONNX has no operator for the other one."""
+    """The approximate one: for the exact one, tf2onnx writes an operator that ONNX lacks (Erfc)."""
     return keras.activations.gelu(x, approximate=True)
 
 

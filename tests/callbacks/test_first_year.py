@@ -161,11 +161,14 @@ def test_a_best_file_is_told_where_the_training_stops_before_the_zeros(data, tmp
             fit(mlp_by_sgd(), data, kp.GradualPruning(0.8), early, *callbacks)
         return " ".join(str(each.message) for each in told)
 
-    best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "loss", save_best_only=True)
-    assert "wrap its callback in kp.WhenSparse too" in stop(best)
-    alone = stop()
-    assert "was stopped at step" in alone
-    assert "wrap its callback" not in alone
+    def best(mode):
+        path = tmp_path / f"{mode}.keras"
+        return keras.callbacks.ModelCheckpoint(path, "loss", mode=mode, save_best_only=True)
+
+    told = stop(best("max"))  # the first epoch has the largest loss
+    assert "was stopped at step" in told
+    assert "max.keras') has saved an epoch from before the final sparsity" in told
+    assert "min.keras" not in stop(best("min"))  # the last epoch: the file is the model
 
 
 def test_when_sparse_that_never_woke_says_so(data):

@@ -28,6 +28,8 @@ def test_the_demo_prunes_saves_and_reports(result):
     assert page.count("<svg") == 2  # sparsity and accuracy
     assert "layer by layer" in page
     assert "save_compressed" in page
+    assert "Page with plots" in str(result)
+    assert "Page with plots" not in page
     loaded = keras.saving.load_model(result.folder / "pruned.keras")
     assert kp.summarize(loaded) == pruned.report
 

@@ -48,7 +48,6 @@ def saved_bytes(contents):
     return saved
 
 
-@pytest.mark.one_backend
 @pytest.mark.parametrize("block", [True, False], ids=["blocks", "unstructured"])
 def test_a_float32_file_runs_sparse_and_computes_the_same(tmp_path, block):
     sparsity = 0.95 if block else 0.99
@@ -197,7 +196,6 @@ def test_more_than_ten_outputs_are_compared_in_their_order(tmp_path):
     assert export_litert(model, tmp_path / "m.tflite").difference < 1e-5
 
 
-@pytest.mark.one_backend
 def test_a_subclassed_model_needs_a_signature(tmp_path):
     class Twice(keras.Model):
         def __init__(self):
@@ -219,7 +217,6 @@ def test_a_subclassed_model_needs_a_signature(tmp_path):
             export_litert(model, tmp_path / "m.tflite", input_signature=signature)
 
 
-@pytest.mark.one_backend
 def test_lambdas_and_registered_functions_of_modules_are_converted(tmp_path, monkeypatch):
     (tmp_path / "functions_of_a_user.py").write_text(
         "import keras\n"

@@ -123,7 +123,6 @@ def test_initializers_are_those_of_the_given_model():
                 assert vars(new)[name].get_config() == value.get_config()
 
 
-@pytest.mark.one_backend
 def test_a_smaller_model_opens_without_this_package(tmp_path):
     model = randomise(NETWORKS["residual"]())
     channels = channels_of(ModelGraph(model))

@@ -108,7 +108,6 @@ def test_minus_zeros_take_no_more_than_zeros(tmp_path, weights, optimizer):
     assert not any((np.signbit(w) & (w == 0)).any() for w in loaded)
 
 
-@pytest.mark.one_backend
 def test_keras_needs_no_keras_pruner_to_open_it(tmp_path):
     save_compressed(sparse_model(), tmp_path / "small.keras")
     program = (
@@ -181,7 +180,6 @@ def test_one_byte_a_weight(tmp_path, stored, compression):
     assert 0 < difference < 0.3
 
 
-@pytest.mark.one_backend
 @pytest.mark.parametrize("stored", ["float8", "shared"])
 def test_keras_without_this_package_reads_one_byte_weights(tmp_path, stored):
     save_compressed(sparse_model(), tmp_path / "8.keras", weights=stored)

@@ -51,19 +51,8 @@ def saved(model, path, epochs, **options):
     return report, weights(model_file.load(path))
 
 
-ONCE = pytest.mark.one_backend
-
-
-@pytest.mark.parametrize(
-    ("stored", "lagging"),
-    [
-        ("float8", False),
-        pytest.param("float8", True, marks=ONCE),
-        pytest.param("float16", False, marks=ONCE),
-        pytest.param("shared", False, marks=ONCE),
-        pytest.param("shared", True, marks=ONCE),
-    ],
-)
+@pytest.mark.parametrize("lagging", [False, True])
+@pytest.mark.parametrize("stored", ["float16", "float8", "shared"])
 def test_the_vectors_learn_and_the_kernels_stay(tmp_path, stored, lagging):
     model = network(lagging)
     before = weights(model)

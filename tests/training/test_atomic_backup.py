@@ -137,7 +137,6 @@ def test_a_kill_at_any_moment_of_a_backup_leaves_a_complete_one(data, tmp_path):
         assert epochs == sorted(epochs)
 
 
-@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("double", "pruned"), [(True, True), (True, False), (False, False)], ids=repr
 )

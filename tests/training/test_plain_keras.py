@@ -84,7 +84,6 @@ def test_law_18_files_of_every_callback_open_with_the_optimizers_state(data, tmp
             np.testing.assert_array_equal(np.array(a, b.dtype), b)
 
 
-@pytest.mark.one_backend
 @pytest.mark.filterwarnings("ignore:The training is too short")
 def test_law_18_other_optimizers_of_keras_open_too(data, tmp_path):
     kinds = ["SGD", "AdamW", "Muon", "LossScaleOptimizer"]

@@ -280,7 +280,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             pruner.update()
         masked = pruner.pruning.masked
         if not _warn_if_denser(masked):
-            check = functools.partial(self._check_at_last, fit, masked, pruner.finished)
+            check = functools.partial(self._check_at_last, fit, masked, pruner.sparsity)
             _when_all_have_ended(model, check)
         finished, state = pruner.finished, pruner.state
         if (self.params or {}).get("verbose") or is_broken:
@@ -288,8 +288,7 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             end = "" if finished or end_step is None else f" at step {pruner.step} of {end_step}"
             print(f"Pruned to a sparsity of {pruner.sparsity:.4g}{end}.")
         if not (finished or is_broken or fit.is_short):
-            dense_files = any(map(_saves_best, fit.beside))
-            _warn_of_unfinished(pruner, stopped=model.stop_training, dense_files=dense_files)
+            _warn_of_unfinished(pruner, stopped=model.stop_training)
         if self._goes_on and not is_broken:
             self._say_once(_left_alone(pruner))
             self._say_once(_unmet(pruner) if finished else "")
@@ -363,10 +362,10 @@ class PruningCallback(keras.callbacks.Callback, abc.ABC):
             )
 
     @staticmethod
-    def _check_at_last(fit: "_Fit", masked: Sequence[MaskedWeight], finished: bool) -> None:
+    def _check_at_last(fit: "_Fit", masked: Sequence[MaskedWeight], sparsity: float) -> None:
         """Check the model and its files after the callbacks behind this one have ended."""
         _warn_if_denser(masked)
-        if finished:
+        if sparsity:
             fit.warn_of_dense_files()
 
 
@@ -541,8 +540,8 @@ def _unmet(pruner: Pruner) -> str:
     return plan.unmet(final, [count_entries(np.asarray, each.mask) for each in masked])
 
 
-def _warn_of_unfinished(pruner: Pruner, *, stopped: bool, dense_files: bool) -> None:
-    """Warn of a training that has ended before its schedule, and of files of its best epoch."""
+def _warn_of_unfinished(pruner: Pruner, *, stopped: bool) -> None:
+    """Warn of a training that has ended before its schedule."""
     how, advice = "ended", "Should the data have run out, `steps_per_epoch` must be smaller."
     end_step = pruner.state.schedule.end_step
     end = "pruning began" if end_step is None else f"the end of the schedule at step {end_step}"
@@ -550,11 +549,6 @@ def _warn_of_unfinished(pruner: Pruner, *, stopped: bool, dense_files: bool) -> 
         how = "was stopped"
         advice = (
             "Stop only when the model is sparse: kp.WhenSparse(keras.callbacks.EarlyStopping())."
-        )
-    if dense_files:
-        advice += (
-            " The file of the best epoch is of a model that is not sparse yet: wrap its callback "
-            "in kp.WhenSparse too."
         )
     warnings.warn(
         f"The training {how} at step {pruner.step}, at a sparsity of {pruner.sparsity:.4g}, before "

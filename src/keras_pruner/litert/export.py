@@ -15,7 +15,7 @@ from keras_pruner.litert.convert import Types, convert
 from keras_pruner.litert.cost_model import RUNTIMES, SpeedupTable
 from keras_pruner.litert.operators import missing_in_micro
 from keras_pruner.litert.samples import Signature, batches_of, random_batch, signature_of
-from keras_pruner.litert.sparse_tensors import IN_BYTES, StoredWeight, store_sparse, table_of
+from keras_pruner.litert.sparse_tensors import DENSE_INT8, StoredWeight, store_sparse, table_of
 from keras_pruner.model_file import atomic_write
 from keras_pruner.model_weights import check_model, weights_of
 from keras_pruner.reporting.console import Announce, show_progress
@@ -90,7 +90,7 @@ class Export(Report):
                 f"Zero weights: {self.zeros[0]:,} in the model, {self.zeros[1]:,} here. "
                 "`kp.litert.ethos_u` and `kp.litert.export_micro` make use of them."
             )
-        elif any(weight.reason == IN_BYTES for weight in self.weights):
+        elif any(weight.reason == DENSE_INT8 for weight in self.weights):
             found.append("LiteRT computes sparse int8 wrongly, or not at all: all is stored dense.")
         return [*found, *self.hints]
 

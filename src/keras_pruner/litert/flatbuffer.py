@@ -39,15 +39,16 @@ def read(path: str | os.PathLike[str]) -> Any:
         _Lengths(len(content)).check(schema().Model.GetRootAs(content, 0))
         model = _tools().convert_bytearray_to_object(content)
         _check_indices(model)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
     return model
 
 
-_DAMAGE = (
+DAMAGE = (
     ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, struct.error,
     RecursionError,
 )  # fmt: skip
+"""What reading a damaged file raises."""
 
 
 def write(model: Any, path: str | os.PathLike[str]) -> None:

@@ -109,7 +109,7 @@ def inspect(path: str | os.PathLike[str], *, group: int = 4) -> Contents:
             weights = _weights(model, group)
             found = eligibility(model)
         is_compiled = any(code.customCode == _COMPILED for code in model.operatorCodes or ())
-    except (ValueError, TypeError, IndexError, AttributeError, KeyError, ArithmeticError) as error:
+    except flatbuffer.DAMAGE as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}. Copy or export it again.") from None
     size = Path(path).stat().st_size
     return Contents(str(path), size, tuple(weights), found, group, is_compiled)

@@ -29,8 +29,8 @@ class Npu:
     Attributes:
         macs: multiplications per cycle.
         unit: pixels (height, width) that are computed together.
-        least: number of units that a smaller layer is counted as: where it computes one pixel,
-            and where it computes more.
+        least: number of units that a smaller layer is counted as.
+        least_of_one: the same for a layer of a single unit, such as Dense.
         bandwidth: bytes of weights read per cycle.
         output: cycles per output value of a convolution.
         added: cycles per value of an elementwise layer.
@@ -40,7 +40,8 @@ class Npu:
 
     macs: int
     unit: tuple[int, int]
-    least: tuple[float, float]
+    least: float
+    least_of_one: float
     bandwidth: float
     output: float
     added: float
@@ -59,10 +60,10 @@ def npu_of(accelerator: str) -> Npu:
     count = int(macs)
     unit = {32: (1, 1), 64: (1, 1), 128: (1, 2), 256: (2, 2), 512: (2, 4)}.get(count, (4, 4))
     if family == "u55":
-        return Npu(count, unit, (8, 8), 1.0, 68 / count, 192 / count, 1.03, halves=False)
+        return Npu(count, unit, 8, 8, 1.0, 68 / count, 192 / count, 1.03, halves=False)
     if family == "u65":
-        return Npu(count, unit, (8, 8), 12.0, 72 / count, 192 / count, 1.04, halves=False)
-    return Npu(count, unit, (5, 8.8), 2.95, 140 / count, 0.0, 1.38, halves=True)
+        return Npu(count, unit, 8, 8, 12.0, 72 / count, 192 / count, 1.04, halves=False)
+    return Npu(count, unit, 8.8, 5, 2.95, 140 / count, 0.0, 1.38, halves=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _product(call: Call, made: tuple[int, ...], npu: Npu) -> NpuWork:
         part_kernel_first = math.ceil(taps / 4) * math.ceil(inputs / 8)  # 8 channels of 4 taps
         steps = min(depth_first, part_kernel_first)
         depth = groups * math.ceil(outputs / 8)
-    cycles = 4 * max(npu.least[units > 1], units) * steps * depth * npu.overhead
+    least = npu.least if units > 1 else npu.least_of_one
+    cycles = 4 * max(least, units) * steps * depth * npu.overhead
     written = npu.output * math.prod(made)
     return NpuWork(call.name, layer, cycles, written, weights, _BIAS * made[-1], in_fours)
 

@@ -170,7 +170,7 @@ def _narrowest(numbers: np.ndarray) -> tuple[int, Any]:
 # A sparse tensor must be this much smaller to be worth a DENSIFY operator.
 _SMALLER = 0.95
 _NO_ZEROS = "no zeros"
-IN_BYTES = "stored dense in int8"
+DENSE_INT8 = "stored dense in int8"
 """The reason for weights of int8: LiteRT computes sparse ones wrongly, or not at all."""
 
 
@@ -329,7 +329,7 @@ def _store_best(graph: Graph, index: int, site: _Site) -> StoredWeight:
     if zeros == 0:
         return stored("dense", "dense", _NO_ZEROS)
     if weight.dtype == np.int8:
-        return stored("dense", "dense", IN_BYTES)
+        return stored("dense", "dense", DENSE_INT8)
     if _can_run_sparse(graph, index):
         sparsities = {"block 1x4": 1 - block_density(weight), "csr": zeros}
         rows = _rows(graph, index)

@@ -14,6 +14,7 @@ import numpy as np
 from keras_pruner import backends
 from keras_pruner.oneshot.calibration import Calibration
 from keras_pruner.oneshot.distillation import Teacher
+from keras_pruner.oneshot.listen import Values
 from keras_pruner.oneshot.outputs import dense_outputs, outputs_of, relative_error
 from keras_pruner.oneshot.report import Distillation
 from keras_pruner.reporting.console import show_progress
@@ -50,7 +51,6 @@ def train_vectors(
     def error() -> float:
         return relative_error(outputs_of(rounded, held), wanted)
 
-    backend = backends.current()
     title = f"training the vectors of {model.name}"
     with _fixed(kernels), show_progress(title, epochs, shown=options.progress) as announce:
         if not rounded.trainable_variables:
@@ -59,7 +59,7 @@ def train_vectors(
                 f"Received: {model.name!r}, in which all of them are frozen. Set their layers' "
                 "`trainable` to True, or leave it out."
             )
-        untrained = [np.array(backend.to_numpy(variable)) for variable in rounded.variables]
+        untrained = Values.of(rounded.variables)
         teacher, before = Teacher.of(model, fit, epochs, rate=_RATE), error()
         result = teacher.improve(rounded, before, error, announce)
         if not result.kept:
@@ -67,18 +67,17 @@ def train_vectors(
             result = again.improve(rounded, before, error, announce)
         if not result.kept:
             return result
-        for variable, values in zip(rounded.variables, untrained, strict=True):
-            _shorten(variable, values)
+        _shorten_changed(untrained)
         return dataclasses.replace(result, after=error())
 
 
-def _shorten(variable: keras.Variable, untrained: np.ndarray) -> None:
-    """Round to 12 significant bits what differs from its untrained values: by at most 2**-12."""
-    values = backends.current().to_numpy(variable)
-    if values.dtype != np.float32 or np.array_equal(values, untrained):
-        return
-    fraction, exponent = np.frexp(values)
-    variable.assign(np.ldexp(np.round(fraction * 2**12) / 2**12, exponent))
+def _shorten_changed(untrained: Values) -> None:
+    """Round the variables that have changed to 12 significant bits: by at most 1/4096."""
+    for variable, before in zip(untrained.variables, untrained.arrays, strict=True):
+        values = backends.current().to_numpy(variable)
+        if values.dtype == np.float32 and not np.array_equal(values, before):
+            fraction, exponent = np.frexp(values)
+            variable.assign(np.ldexp(np.round(fraction * 2**12) / 2**12, exponent))
 
 
 @contextlib.contextmanager
